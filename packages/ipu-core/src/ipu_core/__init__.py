@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hugging Face models, pipelined over several devices and equal to the plain model.
+
+::
+
+    from ipu_core import IPUConfig, to_pipelined, training_model
+
+    model = to_pipelined(model, IPUConfig(layers_per_ipu=[1, 2, 2, 1], gradient_accumulation_steps=4))
+    executor = training_model(model, torch.optim.AdamW(model.parameters()))
+    loss = executor(**batch).loss
+
+Importing this package imports neither torch nor transformers: names are loaded when they are used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .config import ExecutionConfig, IPUConfig, split_encoder_decoder_ipu_config
+    from .engine.executor import Executor, inference_model, plan, training_model
+    from .errors import IncompatibleIPUConfigError, IPUError
+    from .modeling import PipelineMixin, to_pipelined
+    from .planning import Plan, Stage
+    from .plugins.family import Family
+    from .plugins.hookspecs import hookimpl
+
+_HOMES = {
+    "ExecutionConfig": "config",
+    "Executor": "engine.executor",
+    "Family": "plugins.family",
+    "IPUConfig": "config",
+    "IPUError": "errors",
+    "IncompatibleIPUConfigError": "errors",
+    "PipelineMixin": "modeling",
+    "Plan": "planning",
+    "Stage": "planning",
+    "hookimpl": "plugins.hookspecs",
+    "inference_model": "engine.executor",
+    "plan": "engine.executor",
+    "split_encoder_decoder_ipu_config": "config",
+    "to_pipelined": "modeling",
+    "training_model": "engine.executor",
+}
+
+__all__ = [
+    "ExecutionConfig",
+    "Executor",
+    "Family",
+    "IPUConfig",
+    "IPUError",
+    "IncompatibleIPUConfigError",
+    "PipelineMixin",
+    "Plan",
+    "Stage",
+    "hookimpl",
+    "inference_model",
+    "plan",
+    "split_encoder_decoder_ipu_config",
+    "to_pipelined",
+    "training_model",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module `ipu_core` has no attribute `{name}`")
+    value = globals()[name] = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

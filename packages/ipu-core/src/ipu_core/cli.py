@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command `ipu`: what is installed, what would sit where, what can run here."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import IPUError, nearest
+from .plugins.registry import describe, installed
+
+if TYPE_CHECKING:
+    from .config import IPUConfig
+    from .modeling import PipelineMixin
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command `ipu`; returns its exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        status: int = options.run(options)
+    except (IPUError, ValueError, TypeError, OSError) as error:
+        print(f"ipu {options.command}: {error}", file=sys.stderr)
+        return 2
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="ipu", description="Hugging Face models, pipelined over several devices.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    plugins = commands.add_parser("plugins", help="list the installed plugins, their state and what they declare")
+    plugins.add_argument("--json", action="store_true", help="print JSON")
+    plugins.add_argument("--traceback", action="store_true", help="print where a broken plugin raised")
+    plugins.set_defaults(run=_plugins)
+
+    doctor = commands.add_parser("doctor", help="say which engines can run here, and why the others cannot")
+    doctor.set_defaults(run=_doctor)
+
+    plan = commands.add_parser("plan", help="say which modules would sit on which IPU, without weights or a run")
+    source = plan.add_mutually_exclusive_group(required=True)
+    source.add_argument("--family", metavar="TYPE", help="a model type, such as bert, in its default size")
+    source.add_argument("--model", metavar="DIR", type=Path, help="a directory with a transformers config.json")
+    plan.add_argument(
+        "--class", dest="class_name", metavar="NAME", help="transformers class; the first declared one by default"
+    )
+    plan.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], help="change a value of the model's configuration"
+    )
+    plan.add_argument("--config", metavar="FILE", type=Path, help="an ipu_config.json, or a directory that has one")
+    plan.add_argument("--layers-per-ipu", metavar="N,N,...", help="layers on each IPU; -1 is a wildcard")
+    plan.add_argument("--accumulation", metavar="N", type=int, help="gradient accumulation steps")
+    plan.add_argument("--replicas", metavar="N", type=int, help="replication factor")
+    plan.add_argument("--batch", metavar="ROWS", type=int, default=1, help="rows of a micro-batch (default 1)")
+    plan.add_argument("--length", metavar="TOKENS", type=int, default=128, help="tokens of a row (default 128)")
+    plan.add_argument("--inference", action="store_true", help="plan for inference rather than training")
+    plan.add_argument("--json", action="store_true", help="print JSON")
+    plan.set_defaults(run=_plan)
+    return parser
+
+
+def _plugins(options: argparse.Namespace) -> int:
+    registry = installed()
+    conflicts = registry.conflicts()
+    if options.json:
+        plugins = [{**asdict(p), "families": [_plain(f) for f in p.families]} for p in registry.plugins]
+        print(json.dumps({"plugins": plugins, "conflicts": conflicts}, indent=2))
+    else:
+        print(describe(registry.plugins))
+        for name, owners in conflicts.items():
+            print(f"conflict: {name} is claimed by {' and '.join(owners)}")
+        if options.traceback:
+            print("".join(plugin.traceback for plugin in registry.plugins), end="")
+    return 1 if conflicts or any(plugin.state == "broken" for plugin in registry.plugins) else 0
+
+
+def _plain(family: Any) -> dict[str, Any]:
+    return {"model_type": family.model_type, "layout": family.layout, "models": dict(family.models)}
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from .engine.engines import engines
+
+    for package in ("ipu-core", "torch", "transformers", "optimum"):
+        print(f"{package:<14}{importlib.metadata.version(package)}")
+    print()
+    for engine in engines().values():
+        print(f"{engine.name:<14}{'usable' if engine.is_usable else 'not usable'}: {engine.obstacle or engine.meaning}")
+    return 0
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from .config import IPUConfig
+    from .engine.executor import plan
+    from .samples import sample_batch
+
+    ipu_config = IPUConfig.from_pretrained(options.config) if options.config else IPUConfig()
+    changes = {
+        "layers_per_ipu": options.layers_per_ipu and [int(n) for n in options.layers_per_ipu.split(",")],
+        "gradient_accumulation_steps": options.accumulation,
+        "replication_factor": options.replicas,
+    }
+    ipu_config = ipu_config.replace(**{name: value for name, value in changes.items() if value is not None})
+    model = _empty_model(options, ipu_config)
+    rows = options.batch * ipu_config.batch_size_factor(options.inference)
+    batch = sample_batch(model, batch_size=rows, length=options.length, labels=not options.inference)
+    made = plan(model, {name: tensor.to("meta") for name, tensor in batch.items()}, for_inference=options.inference)
+    print(made.to_json() if options.json else made)
+    return 0
+
+
+def _empty_model(options: argparse.Namespace, ipu_config: IPUConfig) -> PipelineMixin:
+    """Make the model on the meta device: it has shapes and no weights."""
+    import torch
+    import transformers
+
+    from .modeling import to_pipelined
+
+    values = dict(_key_value(text) for text in options.set)
+    if options.model is not None:
+        if not (options.model / "config.json").is_file():
+            raise OSError(f"`{options.model}` is not a directory with a config.json")
+        config = transformers.AutoConfig.from_pretrained(options.model, local_files_only=True, **values)
+        name = options.class_name or (config.architectures or [""])[0]
+    else:
+        family = installed().family(options.family)
+        if family is None:
+            known = [f.model_type for plugin in installed().plugins for f in plugin.families]
+            raise ValueError(
+                f"no plugin declares the family `{options.family}`{nearest(options.family, known)}; declared: "
+                f"{', '.join(known) or 'none'} (see `ipu plugins`)"
+            )
+        layers = ipu_config.inference_layers_per_ipu if options.inference else ipu_config.layers_per_ipu
+        if -1 not in layers:
+            values.setdefault("num_hidden_layers", sum(layers))
+        config = transformers.AutoConfig.for_model(options.family, **values)
+        name = options.class_name or next(iter(family.models))
+    cls = getattr(transformers, name, None)
+    if cls is None:
+        raise ValueError(f"transformers has no class `{name}`: give one with --class")
+    with torch.device("meta"):
+        model = cls(config)
+    pipelined: PipelineMixin = to_pipelined(model, ipu_config)
+    return pipelined
+
+
+def _key_value(text: str) -> tuple[str, Any]:
+    key, separator, value = text.partition("=")
+    if not separator:
+        raise ValueError(f"`--set {text}` is not KEY=VALUE")
+    try:
+        return key, json.loads(value)
+    except json.JSONDecodeError:
+        return key, value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

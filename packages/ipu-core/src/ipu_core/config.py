@@ -1,0 +1,339 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`IPUConfig`, what a user writes down, and `ExecutionConfig`, the frozen view of it that one kind of run reads."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from optimum.configuration_utils import BaseConfig
+
+from .errors import IncompatibleIPUConfigError, nearest
+from .options import (
+    ATTRIBUTES,
+    DEFAULT_MATMUL_PROPORTION,
+    HARDWARE_HINTS,
+    KINDS,
+    OPTIONS,
+    attribute_option,
+    known_options,
+)
+from .partition import encoder_decoder_cut, expand_layers_per_ipu
+
+logger = logging.getLogger(__name__)
+
+IPU_CONFIG_NAME = "ipu_config.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExecutionConfig:
+    """What one kind of run, training or inference, reads from an `IPUConfig`: frozen, every fall-back resolved.
+
+    Get it from `IPUConfig.for_training()` or `IPUConfig.for_inference()`; change it with `dataclasses.replace`.
+    `gradient_accumulation_steps` is 1 and `output_mode` is "all" for inference.
+    """
+
+    inference: bool
+    layers_per_ipu: tuple[int, ...]
+    ipus_per_replica: int
+    replication_factor: int = 1
+    gradient_accumulation_steps: int = 1
+    device_iterations: int = 1
+    matmul_proportion: tuple[float, ...] = ()
+    embedding_serialization_factor: int = 1
+    serialized_embedding_splits_per_ipu: tuple[int, ...] | None = None
+    projection_serialization_factor: int = 1
+    serialized_projection_splits_per_ipu: tuple[int, ...] | None = None
+    recompute_checkpoint_every_layer: bool = False
+    output_mode: str = "all"
+    seed: int | None = None
+    hints: Mapping[str, Any] = field(default_factory=dict)
+    """Options that only hardware reads, by name."""
+
+    @property
+    def batch_size_factor(self) -> int:
+        """Micro-batches in a combined batch: replication x gradient accumulation x device iterations."""
+        return self.replication_factor * self.gradient_accumulation_steps * self.device_iterations
+
+    @property
+    def num_ipus(self) -> int:
+        """IPUs that all replicas use together."""
+        return self.ipus_per_replica * self.replication_factor
+
+    def attribute(self, name: str) -> str:
+        """Name the `IPUConfig` attribute that option `name` was read from, for messages."""
+        return f"inference_{name}" if self.inference and OPTIONS[name].managed else name
+
+    def expand_layers(self, num_layers: int) -> tuple[int, ...]:
+        """Give the number of layers on each IPU for a model of `num_layers` layers; see `expand_layers_per_ipu`."""
+        return expand_layers_per_ipu(
+            self.layers_per_ipu,
+            num_ipus=self.ipus_per_replica,
+            num_layers=num_layers,
+            name=self.attribute("layers_per_ipu"),
+        )
+
+
+class IPUConfig(BaseConfig):
+    """How a model runs as a pipeline: which layers sit where, and how a batch is cut.
+
+    ::
+
+        ipu_config = IPUConfig(layers_per_ipu=[1, 2, 2, 1], gradient_accumulation_steps=4)
+        ipu_config.save_pretrained("checkpoint")           # writes ipu_config.json
+        ipu_config.for_training().batch_size_factor        # 4
+        ipu_config.for_inference().batch_size_factor       # 1
+
+    Options and their meanings are in `ipu_core.options.OPTIONS`; those marked `managed` also exist as
+    `inference_<name>`, which falls back to the training value. An attribute is checked whenever it is set; setting one
+    leaves the others as they are, `replace` works the fall-backs out again. Any `ipu_config.json` written by
+    optimum-graphcore is read unchanged.
+
+    Raises:
+        TypeError: a value of the wrong type.
+        ValueError: a value out of range, or an unknown option (the nearest known one is named).
+        IncompatibleIPUConfigError: options that contradict one another.
+    """
+
+    CONFIG_NAME = IPU_CONFIG_NAME
+    FULL_CONFIGURATION_FILE = IPU_CONFIG_NAME
+    model_type = ""
+
+    def __init__(self, **options: Any) -> None:
+        self._given: dict[str, Any] = {}
+        super().__init__()
+        given = known_options(options)
+        for name in ATTRIBUTES:
+            option = attribute_option(name)
+            assert option is not None
+            setattr(self, name, given.get(name, copy.copy(option.default)))
+        self._fall_back(given)
+        self._given = given
+        self._check()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        option = attribute_option(name)
+        if option is not None:
+            value = self._given[name] = option.check(name, value)
+        super().__setattr__(name, value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, IPUConfig) and self._options() == other._options()
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"IPUConfig({', '.join(f'{name}={value!r}' for name, value in self._given.items())})"
+
+    def __str__(self) -> str:
+        return repr(self)
+
+    def for_training(self) -> ExecutionConfig:
+        """Give the frozen view that training reads."""
+        return self._view(inference=False)
+
+    def for_inference(self) -> ExecutionConfig:
+        """Give the frozen view that inference reads."""
+        return self._view(inference=True)
+
+    def batch_size_factor(self, for_inference: bool = False) -> int:
+        """Give the number of micro-batches in a combined batch."""
+        return self._view(inference=for_inference).batch_size_factor
+
+    def replace(self, **options: Any) -> IPUConfig:
+        """Give a copy with other values for some options; the fall-backs are worked out again.
+
+        >>> IPUConfig(layers_per_ipu=[2, 2]).replace(layers_per_ipu=[1, 1, 1, 1]).ipus_per_replica
+        4
+        """
+        return IPUConfig(**{**self._given, **options})
+
+    def update_from_string(self, update_str: str) -> None:
+        """Set options from text such as ``"layers_per_ipu=[1 2 2 1],seed=0"``, each read as its own type.
+
+        The fall-backs are worked out again, as if the options had been given to the constructor.
+
+        Raises:
+            ValueError: an unknown option, or a value that cannot be read as the option's type.
+        """
+        given = dict(self._given)
+        for pair in _split_outside_brackets(update_str):
+            name, separator, text = (part.strip() for part in pair.partition("="))
+            option = attribute_option(name)
+            if not separator or option is None:
+                raise ValueError(f"`{pair}` is not `option=value` of IPUConfig{nearest(name, ATTRIBUTES)}")
+            try:
+                given[name] = None if text == "None" and option.optional else KINDS[option.kind][0](text)
+            except ValueError as error:
+                raise ValueError(f"`{name}={text}` cannot be read as {option.kind}: {error}") from error
+        self.__dict__.update(IPUConfig(**given).__dict__)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give every option, and the versions that wrote it."""
+        versions = {k: v for k, v in super().to_dict().items() if k in ("optimum_version", "transformers_version")}
+        return {**copy.deepcopy(self._options()), **versions}
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """Give the same as `to_dict`: a saved configuration keeps its meaning when a default changes."""
+        return self.to_dict()
+
+    def _options(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ATTRIBUTES}
+
+    def _fall_back(self, given: Mapping[str, Any]) -> None:
+        if not given.get("inference_layers_per_ipu"):
+            self.inference_layers_per_ipu = list(self.layers_per_ipu)
+        if not given.get("ipus_per_replica"):
+            self.ipus_per_replica = len(self.layers_per_ipu)
+        if not given.get("inference_ipus_per_replica"):
+            follows = self.ipus_per_replica == len(self.layers_per_ipu) or self.inference_layers_per_ipu != [-1]
+            self.inference_ipus_per_replica = len(self.inference_layers_per_ipu) if follows else self.ipus_per_replica
+        if given.get("inference_matmul_proportion") is None:
+            own = self.matmul_proportion
+            fits = not isinstance(own, list) or len(own) == self.inference_ipus_per_replica
+            self.inference_matmul_proportion = copy.copy(own) if fits else DEFAULT_MATMUL_PROPORTION
+        for prefix in ("", "inference_"):
+            for layer in ("embedding", "projection"):
+                factor = f"{prefix}{layer}_serialization_factor"
+                splits = f"{prefix}serialized_{layer}_splits_per_ipu"
+                if getattr(self, factor) is None and getattr(self, splits) is None:
+                    setattr(self, factor, 1)
+
+    def _check(self) -> None:
+        if self.replicated_tensor_sharding and self.replication_factor == 1:
+            logger.warning("`replicated_tensor_sharding=True` has no effect with `replication_factor=1`")
+        for prefix in ("", "inference_"):
+            num_ipus = getattr(self, f"{prefix}ipus_per_replica")
+            layers = getattr(self, f"{prefix}layers_per_ipu")
+            if -1 not in layers:
+                self._check_length(f"{prefix}layers_per_ipu", layers, prefix, num_ipus)
+            proportion = getattr(self, f"{prefix}matmul_proportion")
+            if isinstance(proportion, list):
+                self._check_length(f"{prefix}matmul_proportion", proportion, prefix, num_ipus)
+            for layer in ("embedding", "projection"):
+                factor = f"{prefix}{layer}_serialization_factor"
+                splits = f"{prefix}serialized_{layer}_splits_per_ipu"
+                if getattr(self, splits) is None:
+                    continue
+                if getattr(self, factor) is not None:
+                    raise IncompatibleIPUConfigError(
+                        f"Only one of `{factor}={getattr(self, factor)}` and `{splits}={getattr(self, splits)}` "
+                        f"can be used: set one of them to None"
+                    )
+                self._check_length(splits, getattr(self, splits), prefix, num_ipus)
+
+    @staticmethod
+    def _check_length(name: str, values: list[Any], prefix: str, num_ipus: int) -> None:
+        if len(values) != num_ipus:
+            raise IncompatibleIPUConfigError(
+                f"`{name}={values}` has {len(values)} values and `{prefix}ipus_per_replica={num_ipus}`: "
+                f"give one value an IPU"
+            )
+
+    def _view(self, *, inference: bool) -> ExecutionConfig:
+        self._check()
+
+        def read(name: str) -> Any:
+            return getattr(self, f"inference_{name}" if inference and OPTIONS[name].managed else name)
+
+        num_ipus = read("ipus_per_replica")
+        proportion = read("matmul_proportion")
+        embedding_splits = read("serialized_embedding_splits_per_ipu")
+        projection_splits = read("serialized_projection_splits_per_ipu")
+        return ExecutionConfig(
+            inference=inference,
+            layers_per_ipu=tuple(read("layers_per_ipu")),
+            ipus_per_replica=num_ipus,
+            replication_factor=read("replication_factor"),
+            gradient_accumulation_steps=1 if inference else self.gradient_accumulation_steps,
+            device_iterations=read("device_iterations"),
+            matmul_proportion=tuple(proportion) if isinstance(proportion, list) else (float(proportion),) * num_ipus,
+            embedding_serialization_factor=read("embedding_serialization_factor") or 1,
+            serialized_embedding_splits_per_ipu=tuple(embedding_splits) if embedding_splits else None,
+            projection_serialization_factor=read("projection_serialization_factor") or 1,
+            serialized_projection_splits_per_ipu=tuple(projection_splits) if projection_splits else None,
+            recompute_checkpoint_every_layer=not inference and self.recompute_checkpoint_every_layer,
+            output_mode=_output_mode(self.output_mode, inference=inference),
+            seed=self.seed,
+            hints={name: getattr(self, name) for name in HARDWARE_HINTS},
+        )
+
+
+def _output_mode(mode: str, *, inference: bool) -> str:
+    if inference:
+        return "all"
+    return "final" if mode == "default" else mode
+
+
+def _split_outside_brackets(text: str) -> list[str]:
+    pairs, depth = [""], 0
+    for character in text:
+        depth += (character == "[") - (character == "]")
+        if character == "," and depth == 0:
+            pairs.append("")
+        else:
+            pairs[-1] += character
+    return [pair for pair in pairs if pair.strip()]
+
+
+def split_encoder_decoder_ipu_config(
+    ipu_config: IPUConfig, num_encoder_layers: int, num_decoder_layers: int, *, for_inference: bool = False
+) -> tuple[IPUConfig, IPUConfig]:
+    """Split a configuration into one for the encoder and one for the decoder, each on its own IPUs.
+
+    >>> encoder, decoder = split_encoder_decoder_ipu_config(IPUConfig(layers_per_ipu=[3, 3, 6, 0]), 6, 6)
+    >>> encoder.layers_per_ipu, decoder.layers_per_ipu
+    ([3, 3], [6, 0])
+
+    Splits of the embedding must lie on the encoder's IPUs, and those of the projection on the decoder's.
+
+    Raises:
+        IncompatibleIPUConfigError: one IPU only, or no cut that leaves each side a power of two of IPUs.
+        ValueError: splits on the wrong side.
+    """
+    view = ipu_config.for_inference() if for_inference else ipu_config.for_training()
+    prefix = "inference_" if for_inference else ""
+    if view.ipus_per_replica < 2:
+        raise IncompatibleIPUConfigError(
+            f"`{prefix}ipus_per_replica={view.ipus_per_replica}`: an encoder and a decoder need at least 2 IPUs"
+        )
+    layers = view.expand_layers(num_encoder_layers + num_decoder_layers)
+    cut = encoder_decoder_cut(layers, num_encoder_layers=num_encoder_layers, name=f"{prefix}layers_per_ipu")
+    encoder: dict[str, Any] = {f"{prefix}serialized_projection_splits_per_ipu": None}
+    decoder: dict[str, Any] = {f"{prefix}serialized_embedding_splits_per_ipu": None}
+    for side, part in ((encoder, slice(0, cut)), (decoder, slice(cut, None))):
+        side[f"{prefix}layers_per_ipu"] = list(layers[part])
+        side[f"{prefix}ipus_per_replica"] = len(layers[part])
+        side[f"{prefix}matmul_proportion"] = list(view.matmul_proportion[part])
+    _give_splits(view, "embedding", encoder, decoder, slice(0, cut), slice(cut, None), prefix)
+    _give_splits(view, "projection", decoder, encoder, slice(cut, None), slice(0, cut), prefix)
+    return _side(ipu_config, encoder, prefix), _side(ipu_config, decoder, prefix)
+
+
+def _give_splits(
+    view: ExecutionConfig,
+    layer: str,
+    owner: dict[str, Any],
+    other: dict[str, Any],
+    own: slice,
+    foreign: slice,
+    prefix: str,
+) -> None:
+    name = f"serialized_{layer}_splits_per_ipu"
+    splits = getattr(view, name)
+    if splits is None:
+        return
+    if any(splits[foreign]):
+        side = "encoder" if layer == "embedding" else "decoder"
+        raise ValueError(f"`{prefix}{name}={list(splits)}` must lie on the {side}'s IPUs, {own.start}:{own.stop}")
+    owner[f"{prefix}{name}"] = list(splits[own])
+    other[f"{prefix}{layer}_serialization_factor"] = None
+
+
+def _side(ipu_config: IPUConfig, changes: dict[str, Any], prefix: str) -> IPUConfig:
+    # The other mode's options describe the undivided model: they must not veto this side's lengths.
+    options = {name: value for name, value in ipu_config._options().items() if name not in changes}
+    return IPUConfig(**{**options, **changes})

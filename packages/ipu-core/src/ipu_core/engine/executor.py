@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Executor`: what a user calls instead of the model, for inference or for training."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from ..config import ExecutionConfig
+from ..errors import BatchError, IncompatibleIPUConfigError, NotCompiledError, nearest
+from ..graph.capture import Capture, capture
+from ..graph.cut import Segment
+from ..graph.split import split
+from ..layout import layout
+from ..planning import Plan, make_plan
+from .batch import BatchSpec, combine, micro_batch_size, micro_batches
+from .engines import Engine, usable_engine
+from .host import HostProgram
+
+if TYPE_CHECKING:
+    from ..modeling import PipelineMixin
+
+logger = logging.getLogger(__name__)
+
+
+class Executor:
+    """A pipelined model as a function: a combined batch in, what the model returns out.
+
+    ::
+
+        executor = training_model(model, optimizer)
+        outputs = executor(input_ids=..., attention_mask=..., labels=...)   # compiles at the first call
+        print(executor.plan)
+
+    Made by `inference_model` and `training_model`. The first call compiles for the names, shapes and dtypes of its
+    batch; they are fixed from then on. The executor reads the model's own parameters at every call.
+
+    Without an optimizer a training executor adds the averaged gradients of the batch to the parameters' gradients, as
+    ``loss.backward()`` does; with one it clears them, and steps once for every device iteration.
+
+    Several executors of one model can share one `captured` graph, made for their micro-batch.
+
+    Raises:
+        BatchSizeError: rows that do not divide into micro-batches.
+        BatchMismatchError: a batch, or a model, other than the compiled one.
+        CaptureError, LayoutError, IncompatibleIPUConfigError: when compiling.
+    """
+
+    def __init__(
+        self,
+        model: PipelineMixin,
+        config: ExecutionConfig,
+        engine: Engine,
+        *,
+        optimizer: torch.optim.Optimizer | None = None,
+        outputs: Collection[str] | None = None,
+        captured: Capture | None = None,
+    ) -> None:
+        self._model = model
+        self._captured = captured
+        self._config = config
+        self._engine = engine
+        self._optimizer = optimizer
+        self._selected = outputs
+        self._compiled: _Compiled | None = None
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether shapes are fixed already."""
+        return self._compiled is not None
+
+    @property
+    def plan(self) -> Plan:
+        """Which modules sit on which IPU.
+
+        Raises:
+            NotCompiledError: before the first call or `compile`.
+        """
+        if self._compiled is None:
+            raise NotCompiledError("the executor has no plan yet: call `compile(**batch)` first")
+        return self._compiled.plan
+
+    def compile(self, **batch: Any) -> Executor:
+        """Capture, plan and split the model for batches like this one, without running it; returns the executor.
+
+        Raises:
+            BatchMismatchError: it is compiled already, for other batches.
+        """
+        if self._compiled is not None:
+            self._compiled.spec.check(batch)
+            return self
+        started = time.perf_counter()
+        size = micro_batch_size(batch, self._config)
+        micro_batch = next(micro_batches(batch, self._config))
+        captured = self._captured or capture_model(self._model, self._config, micro_batch)
+        plan, segments = _plan(self._model, self._config, captured, micro_batch_size=size)
+        program = HostProgram(captured, split(captured, segments), self._model)
+        names = _leaf_names(captured)
+        self._compiled = _Compiled(
+            spec=BatchSpec.of(batch),
+            plan=plan,
+            program=program,
+            output_spec=captured.output_spec,
+            kept=_selection(captured, names, self._selected),
+            loss=None if self._config.inference else _loss_index(captured, names),
+        )
+        if self._config.seed is not None:
+            torch.manual_seed(self._config.seed)
+        seconds = time.perf_counter() - started
+        logger.info("compiled %s for the %s engine in %.1f s", captured.model_name, self._engine.name, seconds)
+        return self
+
+    def __call__(self, **batch: Any) -> Any:
+        """Run one combined batch; returns what the model returns, its micro-batches joined as `output_mode` says."""
+        self.compile(**batch)
+        assert self._compiled is not None
+        if self._config.inference:
+            outputs = [self._compiled.keep(self._compiled.program.infer(b)) for b in micro_batches(batch, self._config)]
+        else:
+            outputs = self._train(self._compiled, batch)
+        return pytree.tree_unflatten(combine(outputs, self._config), self._compiled.output_spec)
+
+    def _train(self, compiled: _Compiled, batch: Mapping[str, Any]) -> list[list[Any]]:
+        per_update = self._config.replication_factor * self._config.gradient_accumulation_steps
+        outputs: list[list[Any]] = []
+        assert compiled.loss is not None
+        for i, micro_batch in enumerate(micro_batches(batch, self._config)):
+            if self._optimizer is not None and i % per_update == 0:
+                self._optimizer.zero_grad()
+            leaves = compiled.program.train(micro_batch, loss=compiled.loss, weight=1 / per_update)
+            outputs.append(compiled.keep(leaves))
+            if self._config.output_mode == "final":
+                del outputs[: -self._config.replication_factor]
+            if self._optimizer is not None and (i + 1) % per_update == 0:
+                self._optimizer.step()
+        return outputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Compiled:
+    """What compiling fixes."""
+
+    spec: BatchSpec
+    plan: Plan
+    program: HostProgram
+    output_spec: pytree.TreeSpec
+    kept: frozenset[int]
+    loss: int | None
+
+    def keep(self, leaves: list[Any]) -> list[Any]:
+        """Drop the outputs nobody asked for, so that their memory is free before the next micro-batch."""
+        return [leaf if i in self.kept else None for i, leaf in enumerate(leaves)]
+
+
+def capture_model(model: PipelineMixin, config: ExecutionConfig, micro_batch: Mapping[str, Any]) -> Capture:
+    """Capture a pipelined model as it is when parallelized for this kind of run."""
+    with model.parallelized(for_inference=config.inference):
+        return capture(model, micro_batch, training=not config.inference)
+
+
+def _plan(
+    model: PipelineMixin, config: ExecutionConfig, captured: Capture, *, micro_batch_size: int
+) -> tuple[Plan, tuple[Segment, ...]]:
+    model_layout = layout(model, model.layout_patterns, captured)
+    return make_plan(captured, model_layout, config, model, micro_batch_size=micro_batch_size)
+
+
+def inference_model(
+    model: PipelineMixin, engine: str | None = None, *, outputs: Collection[str] | None = None
+) -> Executor:
+    """Make an executor that runs a pipelined model without gradients.
+
+    ::
+
+        executor = inference_model(to_pipelined(model, ipu_config))
+        logits = executor(input_ids=input_ids, attention_mask=attention_mask).logits
+
+    Args:
+        model: made by `to_pipelined`.
+        engine: "host" (the default), or another engine `ipu doctor` calls usable.
+        outputs: names of the outputs to return, "loss" among them whatever the model calls it; all by default.
+
+    Raises:
+        EngineNotAvailableError: the engine is not usable here.
+        TypeError: `model` is not pipelined.
+    """
+    return Executor(model, _ipu_config(model).for_inference(), usable_engine(engine), outputs=outputs)
+
+
+def training_model(
+    model: PipelineMixin,
+    optimizer: torch.optim.Optimizer | None = None,
+    engine: str | None = None,
+    *,
+    outputs: Collection[str] | None = None,
+) -> Executor:
+    """Make an executor that runs a pipelined model forward and backward.
+
+    ::
+
+        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4)
+        executor = training_model(model, optimizer)
+        loss = executor(input_ids=input_ids, labels=labels).loss
+
+    Args:
+        model: made by `to_pipelined`.
+        optimizer: steps after every `gradient_accumulation_steps` x `replication_factor` micro-batches. Without one
+            the averaged gradients are left on the parameters.
+        engine: "host" (the default), or another engine `ipu doctor` calls usable.
+        outputs: names of the outputs to return, "loss" among them whatever the model calls it; all by default.
+
+    Raises:
+        EngineNotAvailableError: the engine is not usable here.
+        IncompatibleIPUConfigError: several device iterations, and no optimizer to step between them.
+        TypeError: `model` is not pipelined.
+        ValueError: the optimizer has none of the model's parameters.
+    """
+    config = _ipu_config(model).for_training()
+    if optimizer is None and config.device_iterations > 1:
+        raise IncompatibleIPUConfigError(
+            f"`device_iterations={config.device_iterations}` needs an optimizer to step between the iterations: "
+            "pass one to `training_model`, or set `device_iterations=1`"
+        )
+    if optimizer is not None:
+        owned = {id(parameter) for parameter in model.parameters()}
+        if not any(id(p) in owned for group in optimizer.param_groups for p in group["params"]):
+            raise ValueError("the optimizer has none of the model's parameters: make it from `model.parameters()`")
+    return Executor(model, config, usable_engine(engine), optimizer=optimizer, outputs=outputs)
+
+
+def plan(model: PipelineMixin, inputs: Mapping[str, Any], for_inference: bool = False) -> Plan:
+    """Say which modules sit on which IPU, before anything runs.
+
+    ::
+
+        print(plan(model, batch))
+
+    Args:
+        model: made by `to_pipelined`; it may be on the meta device.
+        inputs: a combined batch, of which only names, shapes and dtypes are read.
+        for_inference: read the inference options of the configuration.
+    """
+    view = _ipu_config(model)
+    config = view.for_inference() if for_inference else view.for_training()
+    size = micro_batch_size(inputs, config)
+    captured = capture_model(model, config, next(micro_batches(inputs, config)))
+    return _plan(model, config, captured, micro_batch_size=size)[0]
+
+
+def _ipu_config(model: Any) -> Any:
+    if not hasattr(type(model), "parallelized"):
+        raise TypeError(f"`{type(model).__name__}` is not pipelined: call `to_pipelined(model, ipu_config)` first")
+    return model.ipu_config
+
+
+def _leaf_names(captured: Capture) -> dict[str, list[int]]:
+    """Give the indices of the output leaves under each name; a bare tensor or tuple has the names "0", "1", ..."""
+    structure = pytree.tree_unflatten(list(range(len(captured.outputs))), captured.output_spec)
+    if isinstance(structure, Mapping):
+        return {str(name): pytree.tree_leaves(value) for name, value in structure.items()}
+    parts = structure if isinstance(structure, (tuple, list)) else (structure,)
+    return {str(i): pytree.tree_leaves(value) for i, value in enumerate(parts)}
+
+
+def _selection(captured: Capture, names: Mapping[str, list[int]], selected: Collection[str] | None) -> frozenset[int]:
+    if "loss" in (selected or ()) and "loss" not in names:
+        names = {**names, "loss": [_loss_index(captured, names)]}
+    for name in selected or ():
+        if name not in names:
+            raise BatchError(
+                f"`{captured.model_name}` returns {list(names)} for this batch, and `outputs` names "
+                f"`{name}`{nearest(name, names)}"
+            )
+    return frozenset(i for name, leaves in names.items() if selected is None or name in selected for i in leaves)
+
+
+def _loss_index(captured: Capture, names: Mapping[str, list[int]]) -> int:
+    """Find the loss: the output called `loss`, or the first one; a scalar."""
+    values = {node.name: node.meta.get("val") for node in captured.graph.nodes}
+    candidates = names.get("loss") or names.get("0") or []
+    for index in candidates[:1]:
+        name = captured.outputs[index]
+        value = values.get(name) if isinstance(name, str) else None
+        if isinstance(value, torch.Tensor) and value.ndim == 0 and value.is_floating_point():
+            return index
+    raise BatchError(
+        f"`{captured.model_name}` returns no loss for this batch, it returns {list(names)}: pass its labels "
+        "(a loss is the output `loss`, or the first one, and a scalar)"
+    )

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every error this project raises on purpose, in one tree.
+
+::
+
+    IPUError
+    ├── IncompatibleIPUConfigError (ValueError)   options that contradict each other or the model
+    ├── BatchError (ValueError)                   a batch the executor cannot take
+    │   ├── BatchSizeError                        rows that do not divide into micro-batches
+    │   └── BatchMismatchError                    other names, shapes or dtypes than compiled
+    ├── LayoutError (ValueError)                  a model whose modules cannot be laid out
+    ├── CaptureError (RuntimeError)               a forward that is not one static graph
+    ├── EngineNotAvailableError (RuntimeError)    an engine that is not here
+    ├── NotCompiledError (RuntimeError)           a plan asked of an executor that has none yet
+    └── PluginError (RuntimeError)                a plugin that cannot be used
+        ├── BrokenPluginError                     it raised while being loaded
+        └── PluginConflictError                   two plugins claim one class
+
+A message says what is wrong with the numbers, what is there, and what to change.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class IPUError(Exception):
+    """Base of every error this project raises on purpose."""
+
+
+class IncompatibleIPUConfigError(IPUError, ValueError):
+    """Options that contradict each other, or do not fit the model they are used with."""
+
+
+class BatchError(IPUError, ValueError):
+    """A batch the executor cannot take."""
+
+
+class BatchSizeError(BatchError):
+    """A number of rows that does not divide into micro-batches."""
+
+
+class BatchMismatchError(BatchError):
+    """Names, shapes, dtypes or constants that differ from the compiled ones."""
+
+
+class LayoutError(IPUError, ValueError):
+    """A model whose modules cannot be laid out in run order."""
+
+
+class CaptureError(IPUError, RuntimeError):
+    """A forward that cannot be captured as one static graph."""
+
+
+class EngineNotAvailableError(IPUError, RuntimeError):
+    """An engine that was named and cannot run here."""
+
+
+class NotCompiledError(IPUError, RuntimeError):
+    """Something only a compiled executor has."""
+
+
+class PluginError(IPUError, RuntimeError):
+    """A plugin that cannot be used."""
+
+
+class BrokenPluginError(PluginError):
+    """A plugin that raised while it was being loaded."""
+
+
+class PluginConflictError(PluginError):
+    """Two plugins that claim one class, neither declaring that it overrides the other."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return ``, did you mean `x`?`` for the known name closest to `name`, or an empty string.
+
+    >>> nearest("layer_per_ipu", ["seed", "layers_per_ipu"])
+    ', did you mean `layers_per_ipu`?'
+    """
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f", did you mean `{matches[0]}`?" if matches else ""

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model's forward as one static graph, for given shapes and one mode, with every value traced to where it comes from.
+
+The graph's placeholders are parameters, buffers, constants and the batch; nothing is copied, so a parameter in the
+graph is the model's own parameter, found by its name when the graph runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import re
+import time
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from logging import getLogger
+from typing import Any
+
+import torch
+from torch.export.graph_signature import InputKind
+from torch.utils import _pytree as pytree
+
+from ..errors import CaptureError
+
+logger = getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where a placeholder's value comes from: `kind` "parameter", "buffer", "constant" or "input", and its name."""
+
+    kind: str
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capture:
+    """The forward of one model as one static graph.
+
+    Attributes:
+        model_name: the class of the captured model.
+        training: whether dropout and the like are on in the graph.
+        graph_module: holds the graph and the sub-graphs it calls.
+        sources: placeholder name -> where its value comes from. Inputs are named by path: ``input_ids``,
+            ``past[0]``.
+        constants: tensors made while tracing.
+        outputs: for each leaf of the output, the name of the graph value, or the constant itself.
+        output_spec: how the leaves make up what the model returns.
+    """
+
+    model_name: str
+    training: bool
+    graph_module: torch.fx.GraphModule
+    sources: Mapping[str, Source]
+    constants: Mapping[str, torch.Tensor]
+    outputs: tuple[Any, ...]
+    output_spec: pytree.TreeSpec
+
+    @property
+    def graph(self) -> torch.fx.Graph:
+        """The static graph."""
+        return self.graph_module.graph
+
+
+def capture(model: torch.nn.Module, batch: Mapping[str, Any], *, training: bool) -> Capture:
+    """Capture `model.forward(**batch)` for the shapes of `batch`, a micro-batch, without running it.
+
+    The model's training flags are put back afterwards, and no random number is drawn.
+
+    Raises:
+        CaptureError: the forward looks at values, or does something else one graph cannot hold.
+    """
+    started = time.perf_counter()
+    name = type(model).__name__
+    with _mode(model, training=training), torch.random.fork_rng(devices=[]):
+        try:
+            program = torch.export.export(model, (), _without_cache(model, batch), strict=False)
+        except Exception as error:
+            raise CaptureError(_explain(name, error)) from error
+    captured = _read(name, program, training=training)
+    seconds = time.perf_counter() - started
+    logger.info(
+        "captured %s for %s: %d operations in %.1f s", name, _mode_name(training), len(captured.graph.nodes), seconds
+    )
+    return captured
+
+
+def input_leaves(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Flatten a batch into named leaves: ``{"past": [a, b]}`` becomes ``{"past[0]": a, "past[1]": b}``."""
+    leaves: dict[str, Any] = {}
+    for key, value in batch.items():
+        for path, leaf in pytree.tree_flatten_with_path(value)[0]:
+            leaves[key + pytree.keystr(path)] = leaf
+    return leaves
+
+
+def node_entry(node: torch.fx.Node, paths: Collection[str]) -> str | None:
+    """Give the path among `paths` that an operation runs in."""
+    for path, _ in (node.meta.get("nn_module_stack") or {}).values():
+        # A second call of one module is written `path@1`.
+        if (name := re.sub(r"@\d+", "", path)) in paths:
+            return name
+    return None
+
+
+def _read(name: str, program: torch.export.ExportedProgram, *, training: bool) -> Capture:
+    graph_module = program.graph_module
+    for node in list(graph_module.graph.nodes):
+        # Checks of what is static anyway; they would tie the graph to one device.
+        if node.target is torch.ops.aten._assert_tensor_metadata.default:
+            graph_module.graph.erase_node(node)
+    graph_module.graph.eliminate_dead_code()
+    kinds = {InputKind.PARAMETER: "parameter", InputKind.BUFFER: "buffer", InputKind.CONSTANT_TENSOR: "constant"}
+    paths = iter(_input_paths(program.call_spec.in_spec))
+    sources, constants = {}, {}
+    for spec in program.graph_signature.input_specs:
+        if spec.kind is InputKind.USER_INPUT:
+            sources[spec.arg.name] = Source(kind="input", name=next(paths))
+        elif spec.kind in kinds and spec.target is not None:
+            sources[spec.arg.name] = Source(kind=kinds[spec.kind], name=spec.target)
+            if spec.kind is InputKind.CONSTANT_TENSOR:
+                constants[spec.target] = program.constants[spec.target]
+        else:
+            raise CaptureError(f"`{name}` takes a value of kind {spec.kind.name}, which a stage cannot be handed")
+    output_node = next(iter(reversed(graph_module.graph.nodes)))
+    outputs = tuple(n.name if isinstance(n, torch.fx.Node) else n for n in output_node.args[0])
+    # Mutated buffers, were there any, come first; the model's own outputs are the last ones.
+    outputs = outputs[len(outputs) - program.call_spec.out_spec.num_leaves :]
+    return Capture(
+        model_name=name,
+        training=training,
+        graph_module=graph_module,
+        sources=sources,
+        constants=constants,
+        outputs=outputs,
+        output_spec=program.call_spec.out_spec,
+    )
+
+
+def _input_paths(in_spec: pytree.TreeSpec) -> list[str]:
+    _, batch = pytree.tree_unflatten([object()] * in_spec.num_leaves, in_spec)
+    return list(input_leaves(batch))
+
+
+@contextlib.contextmanager
+def _mode(model: torch.nn.Module, *, training: bool) -> Iterator[None]:
+    """Put the model in training or inference mode; a model that is in it already keeps what its user froze."""
+    flags = {module: module.training for module in model.modules()}
+    try:
+        if model.training is not training:
+            model.train(training)
+        yield
+    finally:
+        for module, flag in flags.items():
+            module.training = flag
+
+
+def _without_cache(model: torch.nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Add ``use_cache=False``: a cache that grows has no place in a static graph; generation brings its own."""
+    config = getattr(model, "config", None)
+    parameters = inspect.signature(model.forward).parameters
+    named = "use_cache" in parameters or "kwargs" in parameters
+    if getattr(config, "use_cache", False) and named and "use_cache" not in batch:
+        return {**batch, "use_cache": False}
+    return dict(batch)
+
+
+def _mode_name(training: bool) -> str:
+    return "training" if training else "inference"
+
+
+def _explain(name: str, error: Exception) -> str:
+    text = str(error).strip()
+    first = text.splitlines()[0] if text else type(error).__name__
+    where = [line.strip() for line in text.splitlines() if 'File "' in line or ".py:" in line]
+    place = f" at {where[-1]}" if where else ""
+    return (
+        f"`{name}` cannot be captured as one static graph: {type(error).__name__}: {first}{place}; "
+        "a forward may not branch on the values of tensors, and every call must have the shapes of the first"
+    )

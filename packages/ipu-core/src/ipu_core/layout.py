@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The modules of a model in the order they run, repeated layers marked: declared by a family, or discovered.
+
+Patterns say *what* counts as a layer; the captured graph says in *which order* modules run, so no declaration can get
+the order wrong without being told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from .errors import LayoutError
+from .graph.capture import Capture, node_entry
+
+REPEATED = ".*"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One module of a layout: its path in the model, whether it is one of the repeated layers, and what it holds."""
+
+    path: str
+    repeated: bool
+    parameters: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """The modules of a model that hold parameters, in the order they run."""
+
+    model_name: str
+    entries: tuple[Entry, ...]
+
+    @property
+    def num_layers(self) -> int:
+        """The number of repeated layers: what `layers_per_ipu` adds up to."""
+        return sum(entry.repeated for entry in self.entries)
+
+
+def layout(model: torch.nn.Module, patterns: Sequence[str] | None, captured: Capture) -> Layout:
+    """Lay a captured model out.
+
+    Args:
+        model: the captured model.
+        patterns: a family's `layout`, or None to discover it.
+        captured: its graph.
+
+    Raises:
+        LayoutError: a parameter that no entry holds, or no list of layers that could be discovered.
+    """
+    entries = module_entries(model, patterns)
+    declared = [entry.path for entry in entries]
+    first_run = {path: i for i, path in reversed(list(enumerate(entry_visits(captured, declared))))}
+    order = [first_run.get(path, -1) for path in declared]
+    for i, position in enumerate(order):
+        if position < 0:  # never runs: it stays beside its predecessor
+            order[i] = order[i - 1] if i else 0
+    ordered = sorted(range(len(entries)), key=lambda i: (order[i], i))
+    return Layout(model_name=type(model).__name__, entries=tuple(entries[i] for i in ordered))
+
+
+def module_entries(model: torch.nn.Module, patterns: Sequence[str] | None) -> tuple[Entry, ...]:
+    """Give the entries of a model in declared order, without running it: what `layers_per_ipu` is checked against."""
+    paths = list(_discover(model)) if patterns is None else list(_declared(model, patterns))
+    entries = []
+    for path, repeated in paths:
+        held = tuple(f"{path}.{name}" for name, _ in model.get_submodule(path).named_parameters())
+        if held or repeated:
+            entries.append(Entry(path=path, repeated=repeated, parameters=held))
+    _refuse_gaps(model, entries)
+    return tuple(entries)
+
+
+def count_layers(model: torch.nn.Module, patterns: Sequence[str] | None) -> int:
+    """Give the number of repeated layers of a model."""
+    return sum(entry.repeated for entry in module_entries(model, patterns))
+
+
+def entry_visits(captured: Capture, paths: Iterable[str]) -> Iterator[str]:
+    """Give the entry each operation of the graph runs in, where it runs in one."""
+    known = set(paths)
+    for node in captured.graph.nodes:
+        if (entry := node_entry(node, known)) is not None:
+            yield entry
+
+
+def _declared(model: torch.nn.Module, patterns: Sequence[str]) -> Iterator[tuple[str, bool]]:
+    prefix = _base_prefix(model)
+    base = model.get_submodule(prefix) if prefix else model
+    dot = f"{prefix}." if prefix else ""
+    for pattern in patterns:
+        parent = _submodule(base, pattern.removesuffix(REPEATED))
+        if parent is None:
+            continue
+        if pattern.endswith(REPEATED):
+            stem = f"{dot}{pattern.removesuffix(REPEATED)}"
+            yield from ((f"{stem}.{name}", True) for name, _ in parent.named_children())
+        else:
+            yield f"{dot}{pattern}", False
+    if prefix:
+        yield from ((name, False) for name, _ in model.named_children() if name != prefix)
+
+
+def _base_prefix(model: torch.nn.Module) -> str:
+    prefix = getattr(model, "base_model_prefix", "")
+    return prefix if prefix and isinstance(getattr(model, prefix, None), torch.nn.Module) else ""
+
+
+def _submodule(module: torch.nn.Module, path: str) -> torch.nn.Module | None:
+    try:
+        return module.get_submodule(path)
+    except AttributeError:
+        return None
+
+
+def _discover(model: torch.nn.Module, prefix: str = "") -> Iterator[tuple[str, bool]]:
+    """Descend to the lists of layers; every module beside the way down is an entry of its own."""
+    if not any(_is_layer_list(module) for module in model.modules()):
+        if not prefix:
+            raise LayoutError(
+                f"`{type(model).__name__}` has no list of layers (a ModuleList or Sequential of modules of one class) "
+                "to cut at: declare a Family with its layout"
+            )
+        yield prefix, False
+        return
+    for name, child in model.named_children():
+        path = f"{prefix}.{name}" if prefix else name
+        if _is_layer_list(child):
+            yield from ((f"{path}.{layer}", True) for layer, _ in child.named_children())
+        else:
+            yield from _discover(child, path)
+
+
+def _is_layer_list(module: torch.nn.Module) -> bool:
+    """A list of layers holds modules of one class that are made of modules themselves."""
+    layers = list(module.children())
+    return (
+        isinstance(module, (torch.nn.ModuleList, torch.nn.Sequential))
+        and len({type(layer) for layer in layers}) == 1
+        and all(any(True for _ in layer.children()) for layer in layers)
+    )
+
+
+def _refuse_gaps(model: torch.nn.Module, entries: Sequence[Entry]) -> None:
+    held = {id(model.get_parameter(name)) for entry in entries for name in entry.parameters}
+    missing = [name for name, parameter in model.named_parameters() if id(parameter) not in held]
+    direct = {name for name in missing if "." not in name}
+    if set(missing) - direct:
+        modules = sorted({name.rpartition(".")[0] for name in missing if name not in direct})
+        raise LayoutError(
+            f"the layout of `{type(model).__name__}` leaves {len(modules)} modules with parameters out: "
+            f"{', '.join(modules[:5])}; it has {', '.join(entry.path for entry in entries[:8])}: add what is missing"
+        )

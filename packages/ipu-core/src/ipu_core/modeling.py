@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`to_pipelined` and `PipelineMixin`: a transformers model that knows its layout and its `IPUConfig`.
+
+A pipelined model is a *view* of the user's model: another object of another class over the same modules and the same
+tensors. The user's model is not touched, and the view back to the plain class is made the same way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import logging
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+import torch
+from transformers import PreTrainedModel
+from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
+
+from .config import IPU_CONFIG_NAME, IPUConfig
+from .errors import LayoutError
+from .layout import count_layers
+from .partition import layer_ipus
+from .plugins.family import Family
+from .plugins.registry import Claim, installed
+
+logger = logging.getLogger(__name__)
+ModuleT = TypeVar("ModuleT", bound=torch.nn.Module)
+
+if TYPE_CHECKING:
+
+    class _MixinBase(PreTrainedModel):
+        """What the class a `PipelineMixin` is mixed into offers."""
+else:
+    _MixinBase = object
+
+
+class PipelineMixin(_MixinBase):
+    """Makes a model class pipelined; list it before the transformers class it is mixed into.
+
+    ::
+
+        class PipelinedBertForMaskedLM(PipelineMixin, BertForMaskedLM):
+            pass
+
+        model = PipelinedBertForMaskedLM.from_pretrained_transformers("checkpoint", ipu_config)
+        with model.parallelized():
+            ...
+    """
+
+    _ipu_config: IPUConfig | None = None
+    _family: Family | None = None
+    _changes: contextlib.ExitStack | None = None
+    _parallelized_for_inference: bool | None = None
+
+    @classmethod
+    def from_transformers(cls, model: torch.nn.Module, ipu_config: IPUConfig) -> Self:
+        """Make a pipelined model that shares every module and tensor of `model`."""
+        pipelined = _view(model, cls)
+        pipelined.ipu_config = ipu_config
+        pipelined._family = _family_of(model)
+        return pipelined
+
+    @classmethod
+    def from_pretrained_transformers(
+        cls, model_name_or_path: str | os.PathLike[str], ipu_config: IPUConfig, *args: Any, **kwargs: Any
+    ) -> Self:
+        """Load a transformers checkpoint as a pipelined model; the arguments are those of `from_pretrained`."""
+        return cls.from_transformers(cls.plain_class().from_pretrained(model_name_or_path, *args, **kwargs), ipu_config)
+
+    @classmethod
+    def plain_class(cls) -> type[Any]:
+        """Give the class this one is mixed into."""
+        return next(base for base in cls.__mro__ if not issubclass(base, PipelineMixin))
+
+    @property
+    def ipu_config(self) -> IPUConfig:
+        """How the model runs as a pipeline.
+
+        Raises:
+            AttributeError: none was set.
+            TypeError: it is set to something that is not an `IPUConfig`.
+        """
+        if self._ipu_config is None:
+            raise AttributeError  # torch asks `__getattr__`, which has the message
+        return self._ipu_config
+
+    @ipu_config.setter
+    def ipu_config(self, value: IPUConfig) -> None:
+        if not isinstance(value, IPUConfig):
+            raise TypeError(f"`ipu_config` is a {type(value).__name__}: give an IPUConfig")
+        self._ipu_config = value
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "ipu_config":
+            raise AttributeError(
+                f"`{type(self).__name__}` has no `ipu_config` yet: set `model.ipu_config = IPUConfig(...)`"
+            )
+        return super().__getattr__(name)
+
+    @property
+    def family(self) -> Family | None:
+        """What a plugin declares about this architecture; None when its layout is discovered."""
+        return self._family if self._family is not None else _family_of(self)
+
+    @property
+    def layout_patterns(self) -> tuple[str, ...] | None:
+        """The declared layout, None when it is to be discovered."""
+        return self.family.layout if self.family else None
+
+    @property
+    def is_parallelized(self) -> bool:
+        """Whether the changes of `parallelize` are in place."""
+        return self._changes is not None
+
+    def parallelize(self, *, for_inference: bool = False) -> Self:
+        """Check the configuration against the model, and make the changes its family and the configuration ask for.
+
+        Executors do this by themselves while they compile. `deparallelize` takes every change back.
+
+        Raises:
+            IncompatibleIPUConfigError: `layers_per_ipu` does not add up to the model's layers.
+        """
+        self.deparallelize()
+        config = self.ipu_config.for_inference() if for_inference else self.ipu_config.for_training()
+        layers = config.expand_layers(count_layers(self, self.layout_patterns))
+        with contextlib.ExitStack() as changes:
+            for target in self.family.rewrites if self.family else ():
+                changes.enter_context(_load(target)(self, config))
+            self._changes = changes.pop_all()
+        self._parallelized_for_inference = for_inference
+        logger.info("%s: layers on IPUs %s", type(self).__name__, list(layer_ipus(layers)))
+        return self
+
+    def deparallelize(self) -> Self:
+        """Take back what `parallelize` changed; harmless when nothing is."""
+        changes, self._changes = self._changes, None
+        self._parallelized_for_inference = None
+        if changes is not None:
+            changes.close()
+        return self
+
+    @contextlib.contextmanager
+    def parallelized(self, *, for_inference: bool = False) -> Iterator[Self]:
+        """Be parallelized inside the block, and afterwards as before."""
+        before = self._parallelized_for_inference
+        if before is for_inference:
+            yield self
+            return
+        self.parallelize(for_inference=for_inference)
+        try:
+            yield self
+        finally:
+            self.deparallelize()
+            if before is not None:
+                self.parallelize(for_inference=before)
+
+    def to_transformers(self) -> Any:
+        """Give a view of the plain transformers class over the same modules and tensors."""
+        return _view(self, self.plain_class())
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+        """Write a plain transformers checkpoint, and `ipu_config.json` beside it; `kwargs` are upstream's."""
+        with self._plain():
+            self.to_transformers().save_pretrained(save_directory, **kwargs)
+        if kwargs.get("is_main_process", True) and self._ipu_config is not None:
+            self._ipu_config.save_pretrained(save_directory)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load a checkpoint as transformers does; `ipu_config.json` is read where a local checkpoint has one.
+
+        Pass ``ipu_config=`` to use another.
+        """
+        ipu_config = kwargs.pop("ipu_config", None)
+        if ipu_config is None and os.path.isfile(os.path.join(str(pretrained_model_name_or_path), IPU_CONFIG_NAME)):
+            ipu_config = IPUConfig.from_pretrained(pretrained_model_name_or_path)
+        loaded = cls.plain_class().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model, *info = loaded if isinstance(loaded, tuple) else (loaded,)
+        pipelined = _view(model, cls)
+        if ipu_config is not None:
+            pipelined.ipu_config = ipu_config
+        return (pipelined, *info) if info else pipelined
+
+    @contextlib.contextmanager
+    def _plain(self) -> Iterator[None]:
+        """Be deparallelized inside the block, and afterwards as before."""
+        before = self._parallelized_for_inference
+        self.deparallelize()
+        try:
+            yield
+        finally:
+            if before is not None:
+                self.parallelize(for_inference=before)
+
+
+def to_pipelined(model: ModuleT, ipu_config: IPUConfig, *, family: Family | None = None) -> Any:
+    """Give a pipelined model that shares every module and tensor of `model`; `model` itself is not touched.
+
+    ::
+
+        model = to_pipelined(BertForMaskedLM.from_pretrained("checkpoint"), IPUConfig(layers_per_ipu=[1, 2, 2, 1]))
+
+    The class is the one a plugin declares for the model's class, or one made for it. The layout is the family's, or
+    discovered when no plugin declares the architecture (the log says which).
+
+    Args:
+        model: a transformers model, or any module with a list of layers.
+        ipu_config: how it runs as a pipeline.
+        family: use this declaration rather than a plugin's.
+
+    Raises:
+        TypeError: the arguments are not a module and an `IPUConfig`.
+        PluginConflictError: two plugins claim the model's class.
+        LayoutError: no plugin declares the model, and it has no list of layers to cut at.
+    """
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"`model` is a {type(model).__name__}: give a transformers model or another torch module")
+    if isinstance(model, PipelineMixin):
+        plain = model.to_transformers()
+        return to_pipelined(plain, ipu_config, family=family or model._family)
+    pipelined = pipelined_class(type(model)).from_transformers(model, ipu_config)
+    pipelined._family = family or pipelined._family
+    if pipelined.family is None:
+        num_layers = count_layers(pipelined, None)
+        if num_layers == 0:
+            raise LayoutError(f"`{type(model).__name__}` has no layers to cut at: pass a `family` with its layout")
+        logger.info("no plugin declares %s: its layout is discovered, %d layers", type(model).__name__, num_layers)
+    return pipelined
+
+
+def pipelined_class(plain: type[Any]) -> type[PipelineMixin]:
+    """Give the pipelined class of a model class: the one a plugin declares, or one made for it."""
+    claim = installed().claim(plain.__name__)
+    if claim is not None:
+        declared = _load_class(claim)
+        if declared.plain_class() is plain:
+            return declared
+    return _made_class(plain)
+
+
+@functools.cache
+def _made_class(plain: type[Any]) -> type[PipelineMixin]:
+    return type(f"Pipelined{plain.__name__}", (PipelineMixin, plain), {"__module__": plain.__module__})
+
+
+def _load_class(claim: Claim) -> type[PipelineMixin]:
+    found = _load(claim.target)
+    if not (isinstance(found, type) and issubclass(found, PipelineMixin)):
+        raise TypeError(f"plugin `{claim.plugin}` names `{claim.target}`, which is not a PipelineMixin class")
+    return found
+
+
+def _load(target: str) -> Any:
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _family_of(model: torch.nn.Module) -> Family | None:
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    return installed().family(model_type) if model_type else None
+
+
+def _view(model: torch.nn.Module, cls: type[Any]) -> Any:
+    """Give an object of class `cls` over the modules, parameters and buffers of `model`."""
+    view: Any = cls.__new__(cls)  # type: ignore[call-overload]
+    state = {name: value for name, value in vars(model).items() if name not in vars(PipelineMixin)}
+    # Containers are copied so that registering something on the view leaves the model as it is.
+    view.__dict__.update({k: v.copy() if isinstance(v, (dict, set)) else v for k, v in state.items()})
+    if isinstance(view, PreTrainedModel):
+        # The constructor did this for the original class; it makes `output_hidden_states` work.
+        _CAN_RECORD_REGISTRY[view] = view._can_record_outputs
+    return view

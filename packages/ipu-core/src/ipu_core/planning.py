@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Plan`: which modules sit on which IPU, the batch arithmetic, what each IPU holds; made before anything runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .config import ExecutionConfig
+from .graph.capture import Capture
+from .graph.cut import Segment, cut
+from .layout import Layout
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One stage of a plan.
+
+    Attributes:
+        ipu: the IPU it sits on.
+        modules: paths of the modules it runs, in run order.
+        num_layers: how many of them are repeated layers.
+        num_parameters: elements it holds; a tied parameter is counted where it is first used.
+        parameter_bytes: bytes of those.
+        received_bytes: bytes of the values other stages hand it for one micro-batch.
+    """
+
+    ipu: int
+    modules: tuple[str, ...]
+    num_layers: int
+    num_parameters: int
+    parameter_bytes: int
+    received_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Which modules sit on which IPU, and how a combined batch is cut; `print(plan)` is a table."""
+
+    model: str
+    for_inference: bool
+    micro_batch_size: int
+    replication_factor: int
+    gradient_accumulation_steps: int
+    device_iterations: int
+    ipus_per_replica: int
+    stages: tuple[Stage, ...]
+
+    @property
+    def num_parameters(self) -> int:
+        """Elements of all parameters of one replica, tied ones once."""
+        return sum(stage.num_parameters for stage in self.stages)
+
+    @property
+    def combined_batch_size(self) -> int:
+        """Rows one call of an executor takes."""
+        factors = (self.replication_factor, self.gradient_accumulation_steps, self.device_iterations)
+        return self.micro_batch_size * math.prod(factors)
+
+    def to_json(self) -> str:
+        """Give the plan as JSON text."""
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """Read the text `to_json` wrote."""
+        values = json.loads(text)
+        stages = tuple(Stage(**{**stage, "modules": tuple(stage["modules"])}) for stage in values.pop("stages"))
+        return cls(**values, stages=stages)
+
+    def __str__(self) -> str:
+        return "\n".join((self._title(), self._batch(), "", *_table(self._rows())))
+
+    def _title(self) -> str:
+        mode = "inference" if self.for_inference else "training"
+        ipus = f"{self.ipus_per_replica} IPU{'s' if self.ipus_per_replica > 1 else ''}"
+        replicas = f" x {self.replication_factor} replicas" if self.replication_factor > 1 else ""
+        return f"{self.model} for {mode} on {ipus}{replicas}: {self.num_parameters:,} parameters"
+
+    def _batch(self) -> str:
+        factors = [
+            f"{self.micro_batch_size} rows a micro-batch",
+            *(
+                f"{n} {name}"
+                for n, name in (
+                    (self.gradient_accumulation_steps, "accumulation steps"),
+                    (self.replication_factor, "replicas"),
+                    (self.device_iterations, "device iterations"),
+                )
+                if n > 1
+            ),
+        ]
+        return f"batch: {' x '.join(factors)} = {self.combined_batch_size} rows a call"
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        rows: list[tuple[str, ...]] = [("stage", "IPU", "modules", "layers", "parameters", "MiB", "receives KiB")]
+        for i, stage in enumerate(self.stages):
+            rows.append(
+                (
+                    str(i),
+                    str(stage.ipu),
+                    ", ".join(_abbreviate(stage.modules)),
+                    str(stage.num_layers),
+                    f"{stage.num_parameters:,}",
+                    f"{stage.parameter_bytes / 2**20:.1f}",
+                    f"{stage.received_bytes / 2**10:.1f}",
+                )
+            )
+        return rows
+
+
+def make_plan(
+    captured: Capture, model_layout: Layout, config: ExecutionConfig, model: torch.nn.Module, *, micro_batch_size: int
+) -> tuple[Plan, tuple[Segment, ...]]:
+    """Place a layout as `config` says, and cut the captured graph accordingly.
+
+    Raises:
+        IncompatibleIPUConfigError: `layers_per_ipu` does not add up to the model's layers.
+    """
+    segments = cut(captured, place(model_layout, config, model))
+    return Plan(
+        model=model_layout.model_name,
+        for_inference=config.inference,
+        micro_batch_size=micro_batch_size,
+        replication_factor=config.replication_factor,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        device_iterations=config.device_iterations,
+        ipus_per_replica=config.ipus_per_replica,
+        stages=_stages(captured, model_layout, segments, model),
+    ), segments
+
+
+def place(model_layout: Layout, config: ExecutionConfig, model: torch.nn.Module) -> dict[str, int]:
+    """Give the IPU of each entry.
+
+    Layers go where `layers_per_ipu` says. A module that shares a parameter with one that ran before it goes to the same
+    IPU (a tied head sits with its embedding). Of the others, those before the first layer go to the first IPU, those
+    after the last layer to the last, and those in between to the IPU of the layer before them.
+    """
+    layers = iter([ipu for ipu, n in enumerate(config.expand_layers(model_layout.num_layers)) for _ in range(n)])
+    remaining, current = model_layout.num_layers, 0
+    homes: dict[int, int] = {}
+    placed: dict[str, int] = {}
+    for entry in model_layout.entries:
+        parameters = [id(model.get_parameter(name)) for name in entry.parameters]
+        shared = [homes[p] for p in parameters if p in homes]
+        if entry.repeated:
+            current = next(layers)
+            remaining -= 1
+            ipu = current
+        elif shared:
+            ipu = shared[0]
+        else:
+            ipu = current if remaining else config.ipus_per_replica - 1
+        placed[entry.path] = ipu
+        homes.update({p: ipu for p in parameters if p not in homes})
+    return placed
+
+
+def _stages(
+    captured: Capture, model_layout: Layout, segments: tuple[Segment, ...], model: torch.nn.Module
+) -> tuple[Stage, ...]:
+    entries = {entry.path: entry for entry in model_layout.entries}
+    homes: dict[int, int] = {}
+    for i, segment in enumerate(segments):
+        for path in segment.entries:
+            for name in entries[path].parameters:
+                homes.setdefault(id(model.get_parameter(name)), i)
+    # Parameters no stage reads, of unused modules say, are held by the last stage.
+    held: list[list[torch.nn.Parameter]] = [[] for _ in segments]
+    for parameter in model.parameters():
+        held[homes.get(id(parameter), len(segments) - 1)].append(parameter)
+    sizes = {node.name: _bytes(node.meta.get("val")) for node in captured.graph.nodes}
+    return tuple(
+        Stage(
+            ipu=segment.ipu,
+            modules=segment.entries,
+            num_layers=sum(entries[path].repeated for path in segment.entries),
+            num_parameters=sum(p.numel() for p in parameters),
+            parameter_bytes=sum(p.numel() * p.element_size() for p in parameters),
+            received_bytes=sum(sizes[name] for name in segment.receives),
+        )
+        for segment, parameters in zip(segments, held, strict=True)
+    )
+
+
+def _bytes(value: Any) -> int:
+    return value.numel() * value.element_size() if isinstance(value, torch.Tensor) else 0
+
+
+def _abbreviate(paths: tuple[str, ...]) -> list[str]:
+    """Write runs of numbered modules as a range: ``layer.0, layer.1, layer.2`` becomes ``layer.0-2``."""
+    groups: list[tuple[str, list[str]]] = []
+    for path in paths:
+        stem, _, last = path.rpartition(".")
+        key = stem if last.isdigit() else path
+        if groups and last.isdigit() and groups[-1][0] == key:
+            groups[-1][1].append(last)
+        else:
+            groups.append((key, [last] if last.isdigit() else []))
+    return [
+        stem if not numbers else f"{stem}.{numbers[0]}" + (f"-{numbers[-1]}" if len(numbers) > 1 else "")
+        for stem, numbers in groups
+    ]
+
+
+def _table(rows: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    left = rows[0].index("modules")
+
+    def line(row: tuple[str, ...]) -> str:
+        cells = (c.ljust(w) if i == left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+        return "  ".join(cells).rstrip()
+
+    return [line(row) for row in rows]

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Looks up families and classes among the loaded plugins: who declares a class, and who wins."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from ..errors import PluginConflictError
+from .family import Family
+from .manager import Plugin, load_plugins
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """One plugin's declaration of one transformers class."""
+
+    plugin: str
+    family: Family
+    class_name: str
+    target: str
+
+
+@dataclass(frozen=True)
+class Registry:
+    """Everything the loaded plugins declare; a value, made from a list of plugins."""
+
+    plugins: tuple[Plugin, ...]
+
+    def claims(self) -> Iterator[Claim]:
+        """Give every declaration of every plugin, overridden ones left out."""
+        for plugin, family in self._in_force():
+            for class_name, target in family.models.items():
+                yield Claim(plugin=plugin, family=family, class_name=class_name, target=target)
+
+    def claim(self, class_name: str) -> Claim | None:
+        """Give the one declaration of `class_name`, if there is one.
+
+        Raises:
+            PluginConflictError: two plugins declare it.
+        """
+        claims = [claim for claim in self.claims() if claim.class_name == class_name]
+        if len(claims) > 1:
+            raise _conflict(f"`{class_name}`", tuple(claim.plugin for claim in claims))
+        return claims[0] if claims else None
+
+    def family(self, model_type: str) -> Family | None:
+        """Give the family of a transformers `model_type`, if a plugin declares it.
+
+        Raises:
+            PluginConflictError: two plugins declare it.
+        """
+        found = {plugin: family for plugin, family in self._in_force() if family.model_type == model_type}
+        if len({family.layout for family in found.values()}) > 1:
+            raise _conflict(f"the layout of {model_type}", tuple(found))
+        return next(iter(found.values()), None)
+
+    def conflicts(self) -> dict[str, tuple[str, ...]]:
+        """Give the plugins that claim each contested class."""
+        owners: dict[str, tuple[str, ...]] = {}
+        for claim in self.claims():
+            owners[claim.class_name] = (*owners.get(claim.class_name, ()), claim.plugin)
+        return {name: plugins for name, plugins in owners.items() if len(plugins) > 1}
+
+    def _in_force(self) -> Iterator[tuple[str, Family]]:
+        """Give each family with its plugin's name, those another plugin overrides left out."""
+        pairs = [(plugin.name, family) for plugin in self.plugins for family in plugin.families]
+        overridden = {(family.model_type, name) for _, family in pairs for name in family.overrides}
+        return ((name, family) for name, family in pairs if (family.model_type, name) not in overridden)
+
+
+def _conflict(what: str, plugins: tuple[str, ...]) -> PluginConflictError:
+    names = " and ".join(f"`{name}`" for name in plugins)
+    return PluginConflictError(
+        f"{what} is claimed by {len(plugins)} plugins, {names}: uninstall one, choose with "
+        f"IPU_PLUGINS=-{plugins[-1]}, or let one name the other in `Family.overrides`"
+    )
+
+
+@functools.cache
+def installed() -> Registry:
+    """Give the registry of the installed plugins, loaded once a process."""
+    return Registry(load_plugins())
+
+
+def describe(plugins: Iterable[Plugin]) -> str:
+    """Give the table `ipu plugins` prints."""
+    lines = []
+    for plugin in plugins:
+        declares = "" if plugin.families or plugin.state != "ok" else "  declares nothing yet"
+        reason = f"  {plugin.reason}" if plugin.reason else ""
+        lines.append(f"{plugin.name:<12} {plugin.version:<10} {plugin.state}{declares}{reason}")
+        for family in plugin.families:
+            lines.append(f"  {family.model_type}")
+            lines += [f"    {name}  {target}" for name, target in family.models.items()]
+    return "\n".join(lines) or "no plugin is installed: pip install ipu-models-bert"

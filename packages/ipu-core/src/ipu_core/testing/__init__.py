@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The conformance kit: what must hold for any pipelined model, for the tests of plugins and of users.
+
+::
+
+    def test_training_equals_plain_on_every_split():
+        model = MyModel(tiny_config)
+        batch = sample_batch(model, batch_size=4, length=16, padded=True)
+        splits = [IPUConfig(layers_per_ipu=split) for split in compositions(model.config.num_hidden_layers)]
+        assert_training_equals_plain(model, splits, batch, atol=1e-5)
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from ..config import IPUConfig
+from ..engine.batch import micro_batches
+from ..engine.engines import usable_engine
+from ..engine.executor import Executor, capture_model
+from ..modeling import to_pipelined
+from ..samples import sample_batch
+
+
+def compositions(total: int) -> list[list[int]]:
+    """Give every split of `total` layers over IPUs that hold at least one each.
+
+    >>> compositions(3)
+    [[3], [1, 2], [2, 1], [1, 1, 1]]
+    """
+
+    def parts(left: int, count: int) -> Iterator[list[int]]:
+        if count == 1:
+            yield [left]
+            return
+        for first in range(1, left - count + 2):
+            yield from ([first, *rest] for rest in parts(left - first, count - 1))
+
+    return [split for count in range(1, total + 1) for split in parts(total, count)]
+
+
+def assert_inference_equals_plain(
+    model: torch.nn.Module, ipu_configs: IPUConfig | Sequence[IPUConfig], batch: Mapping[str, Any], *, atol: float
+) -> None:
+    """Assert that every output of the pipelined model is the plain model's, to `atol`, for each configuration."""
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        expected = model(**batch, **_no_cache(model))
+    model.train(was_training)
+    for ipu_config, executor in _executors(model, ipu_configs, batch, inference=True):
+        with _naming(ipu_config):
+            _assert_same_outputs(executor(**batch), expected, atol=atol)
+
+
+def assert_training_equals_plain(
+    model: torch.nn.Module,
+    ipu_configs: IPUConfig | Sequence[IPUConfig],
+    batch: Mapping[str, Any],
+    *,
+    atol: float,
+    seed: int = 0,
+) -> None:
+    """Assert that outputs, loss and every gradient are the plain model's, to `atol`, for each configuration.
+
+    Dropout stays on: with one micro-batch the pipelined model draws the same random numbers as the plain one.
+    """
+    model.train()
+    model.zero_grad()
+    torch.manual_seed(seed)
+    expected = model(**batch, **_no_cache(model))
+    _loss(expected).backward()
+    gradients = {name: p.grad for name, p in model.named_parameters()}
+    for ipu_config, executor in _executors(model, ipu_configs, batch, inference=False):
+        model.zero_grad()
+        torch.manual_seed(seed)
+        with _naming(ipu_config):
+            _assert_same_outputs(executor(**batch), expected, atol=atol)
+            for name, parameter in model.named_parameters():
+                _assert_close(f"the gradient of {name}", parameter.grad, gradients[name], atol=atol)
+    model.zero_grad()
+
+
+def _executors(
+    model: torch.nn.Module, ipu_configs: IPUConfig | Sequence[IPUConfig], batch: Mapping[str, Any], *, inference: bool
+) -> Iterator[tuple[IPUConfig, Executor]]:
+    """Make a compiled executor for each configuration, all on one captured graph: they differ in where it is cut."""
+    captured = None
+    for ipu_config in [ipu_configs] if isinstance(ipu_configs, IPUConfig) else ipu_configs:
+        pipelined = to_pipelined(model, ipu_config)
+        config = ipu_config.for_inference() if inference else ipu_config.for_training()
+        if captured is None:
+            captured = capture_model(pipelined, config, next(micro_batches(batch, config)))
+        yield ipu_config, Executor(pipelined, config, usable_engine(None), captured=captured).compile(**batch)
+
+
+@contextlib.contextmanager
+def _naming(ipu_config: IPUConfig) -> Iterator[None]:
+    try:
+        yield
+    except AssertionError as error:
+        raise AssertionError(f"{error} (with {ipu_config})") from None
+
+
+def assert_round_trip(model: torch.nn.Module, ipu_config: IPUConfig) -> None:
+    """Assert that `parallelize` and `deparallelize` leave module types, state-dict keys and storages as they were."""
+
+    def inventory(m: torch.nn.Module) -> tuple[Any, ...]:
+        types = [(name, type(module)) for name, module in m.named_modules() if name]
+        tensors = [(name, t.data_ptr(), t.dtype, t.shape) for name, t in m.state_dict(keep_vars=True).items()]
+        return types, tensors, [module.training for module in m.modules()]
+
+    before = inventory(model)
+    pipelined = to_pipelined(model, ipu_config)
+    assert inventory(pipelined) == before, "to_pipelined changed the model"
+    for _ in range(2):
+        assert pipelined.parallelize() is pipelined
+        assert pipelined.is_parallelized
+        assert pipelined.deparallelize() is pipelined
+        assert not pipelined.is_parallelized
+    assert inventory(pipelined) == before, "parallelize and deparallelize changed the pipelined model"
+    assert inventory(model) == before, "parallelize and deparallelize changed the user's model"
+
+
+def _no_cache(model: torch.nn.Module) -> dict[str, bool]:
+    return {"use_cache": False} if getattr(getattr(model, "config", None), "use_cache", False) else {}
+
+
+def _loss(outputs: Any) -> torch.Tensor:
+    loss: torch.Tensor = outputs.loss if hasattr(outputs, "loss") else pytree.tree_leaves(outputs)[0]
+    return loss
+
+
+def _assert_same_outputs(outputs: Any, expected: Any, *, atol: float) -> None:
+    assert type(outputs) is type(expected), f"returned {type(outputs)}, the plain model {type(expected)}"
+    names = list(expected.keys()) if hasattr(expected, "keys") else []
+    assert not names or list(outputs.keys()) == names, f"returned {list(outputs.keys())}, the plain model {names}"
+    ours, theirs = pytree.tree_leaves(outputs), pytree.tree_leaves(expected)
+    assert len(ours) == len(theirs), f"{len(ours)} outputs, the plain model has {len(theirs)}"
+    for i, (our, their) in enumerate(zip(ours, theirs, strict=True)):
+        _assert_close(names[i] if len(names) == len(ours) else f"output {i}", our, their, atol=atol)
+
+
+def _assert_close(what: str, ours: torch.Tensor | None, theirs: torch.Tensor | None, *, atol: float) -> None:
+    if theirs is None or ours is None:
+        assert ours is theirs, f"{what} is {'missing' if ours is None else 'there'}, and is not in the plain model"
+        return
+    assert ours.shape == theirs.shape, f"{what} has shape {list(ours.shape)}, the plain model's {list(theirs.shape)}"
+    difference = (ours.detach() - theirs.detach()).abs().max().item() if ours.numel() else 0.0
+    assert difference <= atol, f"{what} differs by {difference:.2e} from the plain model's, more than {atol:.0e}"
+
+
+__all__ = [
+    "assert_inference_equals_plain",
+    "assert_round_trip",
+    "assert_training_equals_plain",
+    "compositions",
+    "sample_batch",
+]

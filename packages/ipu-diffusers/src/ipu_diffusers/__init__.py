@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Diffusion pipelines for ipu-core: this version declares nothing yet."""

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What this package declares to ipu-core."""
+
+from __future__ import annotations
+
+from ipu_core import Family, hookimpl
+
+BERT = Family(
+    model_type="bert",
+    layout=("embeddings", "encoder.layer.*", "pooler"),
+    models={
+        f"Bert{head}": f"ipu_models_bert.bert:PipelinedBert{head}"
+        for head in (
+            "Model",
+            "ForPreTraining",
+            "ForMaskedLM",
+            "LMHeadModel",
+            "ForNextSentencePrediction",
+            "ForSequenceClassification",
+            "ForMultipleChoice",
+            "ForTokenClassification",
+            "ForQuestionAnswering",
+        )
+    },
+    tiny={
+        "hidden_size": 32,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "vocab_size": 99,
+        "max_position_embeddings": 64,
+    },
+)
+
+
+@hookimpl
+def ipu_model_families() -> tuple[Family, ...]:
+    """Declare the families of this package."""
+    return (BERT,)

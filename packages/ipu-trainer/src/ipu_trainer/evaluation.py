@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Evaluates any number of rows exactly: whole combined batches, then the rest in pieces of their own size."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from ipu_core import Executor, PipelineMixin
+from ipu_core.engine.batch import rows_of
+from ipu_core.engine.engines import usable_engine
+from ipu_core.engine.executor import capture_model
+from ipu_core.graph.capture import Capture
+from torch.utils import _pytree as pytree
+
+
+class Evaluator:
+    """A pipelined model as a function of a batch with any number of rows, for evaluation and prediction.
+
+    The loss it returns is the mean, over rows, of the losses of their micro-batches.
+    """
+
+    def __init__(self, model: PipelineMixin, *, micro_batch_size: int) -> None:
+        self._model = model
+        self._config = model.ipu_config.for_inference()
+        self._micro_batch_size = micro_batch_size
+        self._executors: dict[tuple[Any, ...], Executor] = {}
+        self._captures: dict[tuple[Any, ...], Capture] = {}
+
+    def __call__(self, **batch: Any) -> Any:
+        """Return what the model returns for the batch."""
+        num_rows = next(value.shape[0] for value in batch.values() if isinstance(value, torch.Tensor))
+        outputs, micro_sizes = [], []
+        start = 0
+        for micro_size, count in self._pieces(num_rows):
+            stop = start + micro_size * count
+            piece = rows_of(batch, start, stop)
+            outputs.append(self._executor(micro_size, count, piece)(**piece))
+            micro_sizes += [micro_size] * count
+            start = stop
+        return _joined(outputs, torch.tensor(micro_sizes))
+
+    def _pieces(self, num_rows: int) -> Iterator[tuple[int, int]]:
+        """Give (rows of a micro-batch, micro-batches) of each call: whole combined batches first, then the rest."""
+        factor = self._config.batch_size_factor
+        whole, rest = divmod(num_rows, self._micro_batch_size * factor)
+        yield from [(self._micro_batch_size, factor)] * whole
+        count, rows = divmod(rest, self._micro_batch_size)
+        if count:
+            yield self._micro_batch_size, count
+        if rows:
+            yield rows, 1
+
+    def _executor(self, micro_size: int, count: int, piece: Mapping[str, Any]) -> Executor:
+        key = (micro_size, count, *sorted(piece))
+        if key not in self._executors:
+            config = self._config
+            if count != config.batch_size_factor:
+                config = dataclasses.replace(config, replication_factor=1, device_iterations=count)
+            shapes = (micro_size, *sorted(piece))
+            if shapes not in self._captures:
+                self._captures[shapes] = capture_model(self._model, config, rows_of(piece, 0, micro_size))
+            self._executors[key] = Executor(self._model, config, usable_engine(None), captured=self._captures[shapes])
+        return self._executors[key]
+
+
+def _joined(outputs: list[Any], micro_sizes: torch.Tensor) -> Any:
+    """Join the outputs of several calls: losses as a mean weighted by rows, everything else row after row."""
+    leaves, spec = zip(*(pytree.tree_flatten(output) for output in outputs), strict=True)
+    losses = _loss_leaf(outputs[0])
+    joined: list[Any] = []
+    for i, parts in enumerate(zip(*leaves, strict=True)):
+        if i == losses:
+            each = torch.cat([part.reshape(-1) for part in parts])
+            joined.append((each * micro_sizes.to(each)).sum() / micro_sizes.sum())
+        else:
+            joined.append(torch.cat(parts) if isinstance(parts[0], torch.Tensor) else parts[0])
+    return pytree.tree_unflatten(joined, spec[0])
+
+
+def _loss_leaf(output: Any) -> int | None:
+    """Give the position of the loss among the leaves of an output."""
+    names = list(output) if isinstance(output, Mapping) else []
+    if "loss" not in names:
+        return None
+    before = names[: names.index("loss")]
+    return sum(len(pytree.tree_leaves(output[name])) for name in before)
