@@ -84,7 +84,7 @@ class Plan:
 
     def _batch(self) -> str:
         factors = [
-            f"{self.micro_batch_size} rows a micro-batch",
+            f"{self.micro_batch_size} row{'s' if self.micro_batch_size > 1 else ''} a micro-batch",
             *(
                 f"{n} {name}"
                 for n, name in (

@@ -173,7 +173,7 @@ def _explain(name: str, error: Exception) -> str:
     text = str(error).strip()
     first = text.splitlines()[0] if text else type(error).__name__
     where = [line.strip() for line in text.splitlines() if 'File "' in line or ".py:" in line]
-    place = f" at {where[-1]}" if where else ""
+    place = f" at {where[-1].removeprefix('File ')}" if where else ""
     return (
         f"`{name}` cannot be captured as one static graph: {type(error).__name__}: {first}{place}; "
         "a forward may not branch on the values of tensors, and every call must have the shapes of the first"

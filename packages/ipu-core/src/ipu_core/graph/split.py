@@ -7,7 +7,7 @@ graph can share one program.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,9 +45,8 @@ def _stage(captured: Capture, segment: Segment, nodes: Mapping[str, torch.fx.Nod
     values: dict[torch.fx.Node, torch.fx.Node] = {}
     for source in outer:
         values[source] = graph.placeholder(source.name)
-    for source in _changed_in_place(own, set(segment.receives)):
+    for source in _changed_in_place(captured, own, set(segment.receives)):
         # A received value is a leaf of autograd's graph, which an in-place operation may not change.
-        _refuse_later_readers(captured, source, inside)
         values[source] = graph.call_function(torch.ops.aten.clone.default, (values[source],))
     for node in own:
         for source in node.all_input_nodes:
@@ -59,29 +58,58 @@ def _stage(captured: Capture, segment: Segment, nodes: Mapping[str, torch.fx.Nod
     return StageGraph(ipu=segment.ipu, program=program, inputs=tuple(n.name for n in outer), outputs=segment.sends)
 
 
-def _changed_in_place(own: Sequence[torch.fx.Node], received: set[str]) -> list[torch.fx.Node]:
+def _changed_in_place(captured: Capture, own: Sequence[torch.fx.Node], received: set[str]) -> list[torch.fx.Node]:
     """Give the received values that an operation of this stage changes in place, itself or through a view."""
-    base: dict[torch.fx.Node, torch.fx.Node] = {}
+    aliases = _aliases(own)
     changed: dict[torch.fx.Node, None] = {}
     for node in own:
-        schema = getattr(node.target, "_schema", None)
-        if schema is None:
-            continue
-        for argument, value in zip(schema.arguments, node.args, strict=False):
-            if argument.alias_info is None or not isinstance(value, torch.fx.Node):
-                continue
-            root = base.get(value, value)
-            base[node] = root
-            if argument.alias_info.is_write and root.name in received:
+        for value in _written(node):
+            root = aliases.get(value, value)
+            if root.name in received:
+                _refuse_other_readers(captured, root, node)
                 changed[root] = None
     return list(changed)
 
 
-def _refuse_later_readers(captured: Capture, source: torch.fx.Node, inside: set[torch.fx.Node]) -> None:
-    order = {node: i for i, node in enumerate(captured.graph.nodes)}
-    last = max(order[node] for node in inside)
-    if any(order[user] > last for user in source.users) or source.name in captured.outputs:
-        raise CaptureError(
-            f"`{captured.model_name}` changes the value `{source.name}` in place in one stage and reads it again in a "
-            "later one: keep the modules that share it on one IPU"
-        )
+def _aliases(nodes: Iterable[torch.fx.Node]) -> dict[torch.fx.Node, torch.fx.Node]:
+    """Give, for each value that shares memory with an earlier one, the earliest of them."""
+    roots: dict[torch.fx.Node, torch.fx.Node] = {}
+    for node in nodes:
+        for value, _ in _shared(node):
+            roots[node] = roots.get(value, value)
+    return roots
+
+
+def _written(node: torch.fx.Node) -> list[torch.fx.Node]:
+    return [value for value, is_write in _shared(node) if is_write]
+
+
+def _shared(node: torch.fx.Node) -> list[tuple[torch.fx.Node, bool]]:
+    """Give the arguments whose memory an operation's result shares, and whether it writes to it: its schema says so."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        return []
+    return [
+        (value, argument.alias_info.is_write)
+        for argument, value in zip(schema.arguments, node.args, strict=False)
+        if argument.alias_info is not None and isinstance(value, torch.fx.Node)
+    ]
+
+
+def _refuse_other_readers(captured: Capture, value: torch.fx.Node, writer: torch.fx.Node) -> None:
+    """Refuse a write to a received value that is read afterwards under another name than the write's own result."""
+    roots = _aliases(captured.graph.nodes)
+    root = roots.get(value, value)
+    results = {writer}
+    is_later = False
+    for node in captured.graph.nodes:
+        if is_later:
+            through = [source for source in node.all_input_nodes if roots.get(source, source) is root]
+            if any(source not in results for source in through):
+                raise CaptureError(
+                    f"`{captured.model_name}` changes the value `{value.name}` in place in one stage and reads it "
+                    f"again, as `{through[0].name}`, in `{node.name}`: keep the modules that share it on one IPU"
+                )
+            if any(source in results for source, _ in _shared(node)):
+                results.add(node)
+        is_later = is_later or node is writer

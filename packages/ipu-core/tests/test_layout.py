@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layouts: declared or discovered, in the order modules run, without gaps."""
+
+import pytest
+import transformers
+from ipu_core.errors import LayoutError
+from ipu_core.graph.capture import capture
+from ipu_core.layout import count_layers, layout, module_entries
+from ipu_core.samples import sample_batch
+from models import Backwards, Chain, Flat, Unused, batch, make
+
+TINY_GPT2 = {"n_embd": 32, "n_layer": 3, "n_head": 2, "vocab_size": 99, "n_positions": 64}
+
+
+def laid_out(model, patterns=None, inputs=None):
+    found = layout(model, patterns, capture(model, inputs or batch(), training=True))
+    return [(entry.path, entry.repeated) for entry in found.entries]
+
+
+def test_a_list_of_layers_is_discovered_with_the_modules_beside_it():
+    assert laid_out(make(Chain)) == [
+        ("inner", False),
+        ("layers.0", True),
+        ("layers.1", True),
+        ("layers.2", True),
+        ("head", False),
+    ]
+
+
+def test_entries_are_in_the_order_they_run():
+    assert [path for path, _ in laid_out(make(Backwards))] == ["inner", "layers.2", "layers.1", "layers.0", "head"]
+
+
+def test_a_module_that_never_runs_stays_beside_its_predecessor():
+    assert [path for path, _ in laid_out(make(Unused))][-2:] == ["head", "spare"]
+
+
+def test_nested_stacks_of_a_transformers_model_are_discovered():
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**TINY_GPT2))
+    inputs = sample_batch(model, batch_size=2, length=6)
+    assert [path for path, _ in laid_out(model, inputs=inputs)] == [
+        "transformer.wte",
+        "transformer.wpe",
+        "transformer.h.0",
+        "transformer.h.1",
+        "transformer.h.2",
+        "transformer.ln_f",
+        "lm_head",
+    ]
+
+
+def test_encoder_and_decoder_layers_are_counted_together():
+    config = transformers.T5Config(d_model=32, num_layers=2, num_decoder_layers=3, num_heads=2, d_ff=64, d_kv=16)
+    assert count_layers(transformers.T5ForConditionalGeneration(config), None) == 5
+
+
+def test_a_declaration_is_relative_to_the_base_model_and_heads_follow():
+    config = transformers.GPT2Config(**TINY_GPT2, num_labels=2, pad_token_id=0)
+    declared = ("wte", "wpe", "h.*", "ln_f", "absent")
+    for cls in (transformers.GPT2Model, transformers.GPT2ForTokenClassification):
+        entries = module_entries(cls(config), declared)
+        assert sum(entry.repeated for entry in entries) == 3
+    assert entries[-1].path == "classifier"
+
+
+def test_a_gap_is_refused_with_the_modules_it_leaves_out():
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**TINY_GPT2))
+    with pytest.raises(
+        LayoutError, match="leaves 1 modules with parameters out: transformer.wpe; it has transformer.wte"
+    ):
+        module_entries(model, ("wte", "h.*", "ln_f"))
+
+
+def test_a_model_without_layers_is_refused():
+    with pytest.raises(LayoutError, match="`Flat` has no list of layers .*: declare a Family"):
+        module_entries(make(Flat), None)

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plans: where modules go, what stages hold, and how a plan reads."""
+
+import pytest
+import torch
+from ipu_core import IPUConfig, Plan, plan, to_pipelined
+from models import Chain, Tied, Unused, batch, make
+
+pytestmark = pytest.mark.usefixtures("no_plugins")
+
+
+def planned(cls, inputs=None, **options):
+    return plan(to_pipelined(make(cls), IPUConfig(**options)), inputs or batch())
+
+
+def test_the_table():
+    table = str(planned(Chain, layers_per_ipu=[1, 2], gradient_accumulation_steps=4, replication_factor=2))
+    assert table == "\n".join(
+        (
+            "PipelinedChain for training on 2 IPUs x 2 replicas: 81 parameters",
+            "batch: 1 row a micro-batch x 4 accumulation steps x 2 replicas = 8 rows a call",
+            "",
+            "stage  IPU  modules           layers  parameters  MiB  receives KiB",
+            "    0    0  inner, layers.0        1          36  0.0           0.0",
+            "    1    1  layers.1-2, head       2          45  0.0           0.0",
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("layers_per_ipu", "stages"),
+    [
+        ([3], [(0, ("inner", "layers.0", "layers.1", "layers.2", "head"))]),
+        ([0, 3], [(0, ("inner",)), (1, ("layers.0", "layers.1", "layers.2", "head"))]),
+        ([3, 0], [(0, ("inner", "layers.0", "layers.1", "layers.2")), (1, ("head",))]),
+        ([-1, 1], [(0, ("inner", "layers.0", "layers.1")), (1, ("layers.2", "head"))]),
+    ],
+)
+def test_modules_before_the_layers_go_first_and_those_after_go_last(layers_per_ipu, stages):
+    made = planned(Chain, layers_per_ipu=layers_per_ipu)
+    assert [(stage.ipu, stage.modules) for stage in made.stages] == stages
+
+
+def test_a_module_that_shares_a_parameter_goes_where_the_parameter_lives():
+    made = planned(Tied, layers_per_ipu=[1, 2])
+    assert [(stage.ipu, stage.modules) for stage in made.stages] == [
+        (0, ("inner", "layers.0")),
+        (1, ("layers.1", "layers.2")),
+        (0, ("head",)),
+    ]
+    assert made.stages[-1].num_parameters == 0
+
+
+@pytest.mark.parametrize("cls", [Chain, Tied, Unused])
+def test_every_parameter_is_counted_once(cls):
+    made = planned(cls, layers_per_ipu=[1, 1, 1])
+    assert made.num_parameters == sum(p.numel() for p in make(cls).parameters())
+    assert sum(stage.parameter_bytes for stage in made.stages) == 4 * made.num_parameters
+
+
+def test_received_bytes_are_those_of_the_values_that_cross():
+    made = planned(Chain, layers_per_ipu=[1, 2], gradient_accumulation_steps=2)
+    assert [stage.received_bytes for stage in made.stages] == [0, 4 * 4 * 4]  # 4 rows of 4 float32
+
+
+def test_a_plan_is_a_value_that_goes_through_json():
+    made = planned(Chain, layers_per_ipu=[1, 2])
+    assert Plan.from_json(made.to_json()) == made
+    assert hash(made) == hash(Plan.from_json(made.to_json()))
+
+
+def test_inference_reads_its_own_options():
+    model = to_pipelined(make(Chain), IPUConfig(layers_per_ipu=[1, 2], inference_layers_per_ipu=[3]))
+    assert len(plan(model, batch()).stages) == 2
+    made = plan(model, batch(), for_inference=True)
+    assert len(made.stages) == 1
+    assert "for inference on 1 IPU:" in str(made)
+
+
+def test_a_model_on_the_meta_device_is_planned_without_memory():
+    with torch.device("meta"):
+        model = Chain(num_layers=2, width=20_000)
+    made = plan(to_pipelined(model, IPUConfig(layers_per_ipu=[1, 1])), {n: t.to("meta") for n, t in batch().items()})
+    assert made.num_parameters > 800_000_000
