@@ -12,7 +12,7 @@ import functools
 import importlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import torch
@@ -231,7 +231,7 @@ def to_pipelined(model: ModuleT, ipu_config: IPUConfig, *, family: Family | None
     return pipelined
 
 
-def pipelined_class(plain: type[Any]) -> type[PipelineMixin]:
+def pipelined_class(plain: Any) -> type[PipelineMixin]:
     """Give the pipelined class of a model class: the one a plugin declares, or one made for it."""
     claim = installed().claim(plain.__name__)
     if claim is not None:
@@ -242,7 +242,8 @@ def pipelined_class(plain: type[Any]) -> type[PipelineMixin]:
 
 
 @functools.cache
-def _made_class(plain: type[Any]) -> type[PipelineMixin]:
+def _made_class(plain: Hashable) -> type[PipelineMixin]:
+    assert isinstance(plain, type)
     return type(f"Pipelined{plain.__name__}", (PipelineMixin, plain), {"__module__": plain.__module__})
 
 
