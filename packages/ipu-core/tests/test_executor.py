@@ -278,6 +278,27 @@ def test_an_engine_that_is_not_there_is_refused(engine, message):
             make_executor(to_pipelined(make(Chain), IPUConfig()), engine=engine)
 
 
+def test_options_the_engine_gives_no_effect_to_are_named_once(caplog):
+    config = IPUConfig(
+        layers_per_ipu=[1, 2],
+        recompute_checkpoint_every_layer=True,
+        embedding_serialization_factor=1,
+        inference_matmul_proportion=0.3,
+        seed=0,
+    )
+    training_model(to_pipelined(make(Chain), config))
+    inference_model(to_pipelined(make(Chain), config))
+    assert [record.getMessage() for record in caplog.records] == [
+        "the host engine gives no effect to recompute_checkpoint_every_layer=True",
+        "the host engine gives no effect to inference_matmul_proportion=0.3",
+    ]
+
+
+def test_options_with_an_effect_are_not_named(caplog):
+    training_model(to_pipelined(make(Chain), IPUConfig(layers_per_ipu=[1, 2], seed=3, output_mode="all")))
+    assert not caplog.records
+
+
 def test_the_engine_is_named_in_the_log(caplog):
     with caplog.at_level(logging.INFO, logger="ipu_core"):
         inference_model(to_pipelined(make(Chain), IPUConfig())).compile(x=batch()["x"])

@@ -92,6 +92,8 @@ def _doctor(options: argparse.Namespace) -> int:
     print()
     for engine in engines().values():
         print(f"{engine.name:<14}{'usable' if engine.is_usable else 'not usable'}: {engine.obstacle or engine.meaning}")
+        if engine.inert:
+            print(f"{'':<14}no effect: {', '.join(engine.inert)}")
     return 0
 
 

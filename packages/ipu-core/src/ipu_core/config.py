@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -142,6 +142,17 @@ class IPUConfig(BaseConfig):
     def batch_size_factor(self, for_inference: bool = False) -> int:
         """Give the number of micro-batches in a combined batch."""
         return self._view(inference=for_inference).batch_size_factor
+
+    def changed(self, options: Iterable[str], *, for_inference: bool = False) -> dict[str, Any]:
+        """Give those of some options that were given another value than their default, by attribute name."""
+        changed = {}
+        for name in options:
+            option = OPTIONS[name]
+            attribute = f"inference_{name}" if for_inference and option.managed else name
+            neutral = (option.default, 1 if option.name.endswith("serialization_factor") else None)
+            if self._given.get(attribute, option.default) not in neutral:
+                changed[attribute] = self._given[attribute]
+        return changed
 
     def replace(self, **options: Any) -> IPUConfig:
         """Give a copy with other values for some options; the fall-backs are worked out again.

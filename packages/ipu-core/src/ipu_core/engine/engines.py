@@ -7,15 +7,28 @@ import importlib.util
 from dataclasses import dataclass
 
 from ..errors import EngineNotAvailableError, nearest
+from ..options import HARDWARE_HINTS
+
+# Hints about memory and hardware: nothing in this process reads them.
+HOST_INERT = (
+    "matmul_proportion",
+    "embedding_serialization_factor",
+    "serialized_embedding_splits_per_ipu",
+    "projection_serialization_factor",
+    "serialized_projection_splits_per_ipu",
+    "recompute_checkpoint_every_layer",
+    *HARDWARE_HINTS,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
-    """One engine, and why it cannot run here, if it cannot."""
+    """One engine, why it cannot run here, if it cannot, and the options of `IPUConfig` it gives no effect to."""
 
     name: str
     meaning: str
     obstacle: str = ""
+    inert: tuple[str, ...] = ()
 
     @property
     def is_usable(self) -> bool:
@@ -26,7 +39,7 @@ class Engine:
 def engines() -> dict[str, Engine]:
     """Give every engine by name."""
     known = (
-        Engine(name="host", meaning="this process, on the device the model is on"),
+        Engine(name="host", meaning="this process, on the device the model is on", inert=HOST_INERT),
         Engine(
             name="distributed",
             meaning="one process a stage, with torch.distributed",

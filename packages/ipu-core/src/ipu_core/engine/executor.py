@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils import _pytree as pytree
 
-from ..config import ExecutionConfig
+from ..config import ExecutionConfig, IPUConfig
 from ..errors import BatchError, IncompatibleIPUConfigError, NotCompiledError, nearest
 from ..graph.capture import Capture, capture
 from ..graph.cut import Segment
@@ -190,7 +190,9 @@ def inference_model(
         EngineNotAvailableError: the engine is not usable here.
         TypeError: `model` is not pipelined.
     """
-    return Executor(model, _ipu_config(model).for_inference(), usable_engine(engine), outputs=outputs)
+    ipu_config, chosen = _ipu_config(model), usable_engine(engine)
+    _say_what_is_inert(ipu_config, chosen, inference=True)
+    return Executor(model, ipu_config.for_inference(), chosen, outputs=outputs)
 
 
 def training_model(
@@ -221,7 +223,9 @@ def training_model(
         TypeError: `model` is not pipelined.
         ValueError: the optimizer has none of the model's parameters.
     """
-    config = _ipu_config(model).for_training()
+    ipu_config, chosen = _ipu_config(model), usable_engine(engine)
+    _say_what_is_inert(ipu_config, chosen, inference=False)
+    config = ipu_config.for_training()
     if optimizer is None and config.device_iterations > 1:
         raise IncompatibleIPUConfigError(
             f"`device_iterations={config.device_iterations}` needs an optimizer to step between the iterations: "
@@ -231,7 +235,7 @@ def training_model(
         owned = {id(parameter) for parameter in model.parameters()}
         if not any(id(p) in owned for group in optimizer.param_groups for p in group["params"]):
             raise ValueError("the optimizer has none of the model's parameters: make it from `model.parameters()`")
-    return Executor(model, config, usable_engine(engine), optimizer=optimizer, outputs=outputs)
+    return Executor(model, config, chosen, optimizer=optimizer, outputs=outputs)
 
 
 def plan(model: PipelineMixin, inputs: Mapping[str, Any], for_inference: bool = False) -> Plan:
@@ -253,10 +257,17 @@ def plan(model: PipelineMixin, inputs: Mapping[str, Any], for_inference: bool = 
     return _plan(model, config, captured, micro_batch_size=size)[0]
 
 
-def _ipu_config(model: Any) -> Any:
+def _say_what_is_inert(ipu_config: IPUConfig, engine: Engine, *, inference: bool) -> None:
+    if changed := ipu_config.changed(engine.inert, for_inference=inference):
+        options = ", ".join(f"{name}={value}" for name, value in changed.items())
+        logger.warning("the %s engine gives no effect to %s", engine.name, options)
+
+
+def _ipu_config(model: Any) -> IPUConfig:
     if not hasattr(type(model), "parallelized"):
         raise TypeError(f"`{type(model).__name__}` is not pipelined: call `to_pipelined(model, ipu_config)` first")
-    return model.ipu_config
+    ipu_config: IPUConfig = model.ipu_config
+    return ipu_config
 
 
 def _leaf_names(captured: Capture) -> dict[str, list[int]]:
