@@ -173,6 +173,15 @@ def test_saved_and_loaded_it_is_equal(tmp_path):
     assert config != IPUConfig(layers_per_ipu=[2, 1])
 
 
+def test_a_loaded_configuration_follows_changes_as_the_written_one_does(tmp_path):
+    IPUConfig(layers_per_ipu=[1, 2, 2, 1], gradient_accumulation_steps=4).save_pretrained(tmp_path)
+    loaded = IPUConfig.from_pretrained(tmp_path)
+    assert repr(loaded) == "IPUConfig(gradient_accumulation_steps=4, layers_per_ipu=[1, 2, 2, 1])"
+    changed = loaded.replace(layers_per_ipu=[3, 3])
+    assert (changed.ipus_per_replica, changed.inference_layers_per_ipu) == (2, [3, 3])
+    assert loaded.layers_per_ipu == [1, 2, 2, 1]
+
+
 OLD_FILES = {
     "0.6.1": {
         "auto_loss_scaling": False,

@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from optimum.configuration_utils import BaseConfig
@@ -15,7 +15,6 @@ from .errors import IncompatibleIPUConfigError, nearest
 from .options import (
     ATTRIBUTES,
     DEFAULT_MATMUL_PROPORTION,
-    HARDWARE_HINTS,
     KINDS,
     OPTIONS,
     attribute_option,
@@ -26,6 +25,7 @@ from .partition import encoder_decoder_cut, expand_layers_per_ipu
 logger = logging.getLogger(__name__)
 
 IPU_CONFIG_NAME = "ipu_config.json"
+HOME_OF_SPLITS = {"embedding": "the encoder's IPUs", "projection": "the decoder's IPUs"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +50,6 @@ class ExecutionConfig:
     recompute_checkpoint_every_layer: bool = False
     output_mode: str = "all"
     seed: int | None = None
-    hints: Mapping[str, Any] = field(default_factory=dict)
-    """Options that only hardware reads, by name."""
 
     @property
     def batch_size_factor(self) -> int:
@@ -105,13 +103,16 @@ class IPUConfig(BaseConfig):
     def __init__(self, **options: Any) -> None:
         self._given: dict[str, Any] = {}
         super().__init__()
-        given = known_options(options)
-        for name in ATTRIBUTES:
-            option = attribute_option(name)
-            assert option is not None
-            setattr(self, name, given.get(name, copy.copy(option.default)))
-        self._fall_back(given)
-        self._given = given
+        for name, value in known_options(options).items():
+            setattr(self, name, value)
+        resolved = _resolve(self._given)
+        for name, value in resolved.items():
+            super().__setattr__(name, value)
+        # What equals its fall-back follows it: a saved file, which has every option, loads as it was written down.
+        for name in list(self._given):
+            without = {other: value for other, value in self._given.items() if other != name}
+            if _resolve(without)[name] == resolved[name]:
+                self._given = without
         self._check()
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -148,6 +149,8 @@ class IPUConfig(BaseConfig):
         changed = {}
         for name in options:
             option = OPTIONS[name]
+            if for_inference and option.training_only:
+                continue
             attribute = f"inference_{name}" if for_inference and option.managed else name
             neutral = (option.default, 1 if option.name.endswith("serialization_factor") else None)
             if self._given.get(attribute, option.default) not in neutral:
@@ -193,25 +196,6 @@ class IPUConfig(BaseConfig):
 
     def _options(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ATTRIBUTES}
-
-    def _fall_back(self, given: Mapping[str, Any]) -> None:
-        if not given.get("inference_layers_per_ipu"):
-            self.inference_layers_per_ipu = list(self.layers_per_ipu)
-        if not given.get("ipus_per_replica"):
-            self.ipus_per_replica = len(self.layers_per_ipu)
-        if not given.get("inference_ipus_per_replica"):
-            follows = self.ipus_per_replica == len(self.layers_per_ipu) or self.inference_layers_per_ipu != [-1]
-            self.inference_ipus_per_replica = len(self.inference_layers_per_ipu) if follows else self.ipus_per_replica
-        if given.get("inference_matmul_proportion") is None:
-            own = self.matmul_proportion
-            fits = not isinstance(own, list) or len(own) == self.inference_ipus_per_replica
-            self.inference_matmul_proportion = copy.copy(own) if fits else DEFAULT_MATMUL_PROPORTION
-        for prefix in ("", "inference_"):
-            for layer in ("embedding", "projection"):
-                factor = f"{prefix}{layer}_serialization_factor"
-                splits = f"{prefix}serialized_{layer}_splits_per_ipu"
-                if getattr(self, factor) is None and getattr(self, splits) is None:
-                    setattr(self, factor, 1)
 
     def _check(self) -> None:
         if self.replicated_tensor_sharding and self.replication_factor == 1:
@@ -269,8 +253,27 @@ class IPUConfig(BaseConfig):
             recompute_checkpoint_every_layer=not inference and self.recompute_checkpoint_every_layer,
             output_mode=_output_mode(self.output_mode, inference=inference),
             seed=self.seed,
-            hints={name: getattr(self, name) for name in HARDWARE_HINTS},
         )
+
+
+def _resolve(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Give every attribute its value: the given one, its fall-back, or the default."""
+    values = {name: copy.copy(OPTIONS[name.removeprefix("inference_")].default) for name in ATTRIBUTES} | dict(given)
+    layers = values["layers_per_ipu"]
+    inference_layers = values["inference_layers_per_ipu"] = list(given.get("inference_layers_per_ipu") or layers)
+    num_ipus = values["ipus_per_replica"] = given.get("ipus_per_replica") or len(layers)
+    follows_layers = num_ipus == len(layers) or inference_layers != [-1]
+    num_inference_ipus = len(inference_layers) if follows_layers else num_ipus
+    values["inference_ipus_per_replica"] = given.get("inference_ipus_per_replica") or num_inference_ipus
+    if "inference_matmul_proportion" not in given:
+        own = values["matmul_proportion"]
+        fits = not isinstance(own, list) or len(own) == values["inference_ipus_per_replica"]
+        values["inference_matmul_proportion"] = copy.copy(own) if fits else DEFAULT_MATMUL_PROPORTION
+    for prefix in ("", "inference_"):
+        for kind in ("embedding", "projection"):
+            if values[f"{prefix}serialized_{kind}_splits_per_ipu"] is None:
+                values[f"{prefix}{kind}_serialization_factor"] = values[f"{prefix}{kind}_serialization_factor"] or 1
+    return values
 
 
 def _output_mode(mode: str, *, inference: bool) -> str:
@@ -338,8 +341,7 @@ def _give_splits(
     if splits is None:
         return
     if any(splits[foreign]):
-        side = "encoder" if layer == "embedding" else "decoder"
-        raise ValueError(f"`{prefix}{name}={list(splits)}` must lie on the {side}'s IPUs, {own.start}:{own.stop}")
+        raise ValueError(f"`{prefix}{name}={list(splits)}` must lie on {HOME_OF_SPLITS[layer]}, {own.start}:{own.stop}")
     owner[f"{prefix}{name}"] = list(splits[own])
     other[f"{prefix}{layer}_serialization_factor"] = None
 

@@ -19,7 +19,10 @@ DEFAULT_MATMUL_PROPORTION = 0.2
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
-    """One option of `IPUConfig`: its name, its default, what it accepts, and whether inference has its own value."""
+    """One option of `IPUConfig`: its name, its default, what it accepts, and which modes read it.
+
+    A `managed` option has a value of its own for inference, `inference_<name>`; a `training_only` one is not read there.
+    """
 
     name: str
     default: Any
@@ -27,6 +30,7 @@ class Option:
     minimum: float | None = None
     optional: bool = False
     managed: bool = False
+    training_only: bool = False
     meaning: str
 
     def check(self, name: str, value: Any) -> Any:
@@ -132,6 +136,7 @@ OPTIONS: dict[str, Option] = {
             default=1,
             kind=_INT,
             minimum=1,
+            training_only=True,
             meaning="micro-batches an optimiser update, in training",
         ),
         Option(
@@ -190,12 +195,14 @@ OPTIONS: dict[str, Option] = {
             name="optimizer_state_offchip",
             default=False,
             kind=_BOOL,
+            training_only=True,
             meaning="keep the optimiser state in streaming memory",
         ),
         Option(
             name="replicated_tensor_sharding",
             default=False,
             kind=_BOOL,
+            training_only=True,
             meaning="shard the optimiser state between replicas",
         ),
         Option(name="enable_half_partials", default=True, kind=_BOOL, meaning="float16 partial sums on hardware"),
@@ -203,12 +210,14 @@ OPTIONS: dict[str, Option] = {
             name="recompute_checkpoint_every_layer",
             default=False,
             kind=_BOOL,
+            training_only=True,
             meaning="keep only the activations between layers, and compute the rest again for the backward pass",
         ),
         Option(
             name="output_mode",
             default="final",
             kind=OUTPUT_MODE,
+            training_only=True,
             meaning="what a training executor returns: every micro-batch, their sum, or the last",
         ),
         Option(
@@ -218,7 +227,13 @@ OPTIONS: dict[str, Option] = {
             optional=True,
             meaning="seeds torch's generators when an executor compiles; 0 is a seed like any other",
         ),
-        Option(name="auto_loss_scaling", default=False, kind=_BOOL, meaning="scale a float16 loss automatically"),
+        Option(
+            name="auto_loss_scaling",
+            default=False,
+            kind=_BOOL,
+            training_only=True,
+            meaning="scale a float16 loss automatically",
+        ),
         Option(
             name="executable_cache_dir", default="", kind=_STR, meaning='directory of compiled programs; "" is none'
         ),
