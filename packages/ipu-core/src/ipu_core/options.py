@@ -21,7 +21,7 @@ DEFAULT_MATMUL_PROPORTION = 0.2
 class Option:
     """One option of `IPUConfig`: its name, its default, what it accepts, and which modes read it.
 
-    A `managed` option has a value of its own for inference, `inference_<name>`; a `training_only` one is not read there.
+    A `managed` option has a value of its own for inference, `inference_<name>`; inference reads no `training_only` one.
     """
 
     name: str
