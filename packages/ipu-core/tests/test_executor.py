@@ -281,7 +281,7 @@ def test_an_engine_that_is_not_there_is_refused(engine, message):
 def test_options_the_engine_gives_no_effect_to_are_named_once(caplog):
     config = IPUConfig(
         layers_per_ipu=[1, 2],
-        recompute_checkpoint_every_layer=True,
+        optimizer_state_offchip=True,
         embedding_serialization_factor=1,
         inference_matmul_proportion=0.3,
         seed=0,
@@ -289,7 +289,7 @@ def test_options_the_engine_gives_no_effect_to_are_named_once(caplog):
     training_model(to_pipelined(make(Chain), config))
     inference_model(to_pipelined(make(Chain), config))
     assert [record.getMessage() for record in caplog.records] == [
-        "the host engine gives no effect to recompute_checkpoint_every_layer=True",
+        "the host engine gives no effect to optimizer_state_offchip=True",
         "the host engine gives no effect to inference_matmul_proportion=0.3",
     ]
 
@@ -327,3 +327,131 @@ def test_a_capture_can_be_shared():
         for n in (1, 2)
     ]
     assert [output.shape[0] for output in outputs] == [4, 8]
+
+
+SCHEDULED = [
+    (name, split, rounds)
+    for name in ("sequential", "gpipe", "1f1b", "interleaved")
+    for split in ([6], [3, 3], [2, 2, 2], [1] * 6)
+    for rounds in (1, 2)
+    if rounds == 1 or split == [3, 3]
+]
+
+
+@pytest.mark.parametrize(("name", "split", "rounds"), SCHEDULED)
+@pytest.mark.parametrize("recompute", [False, True], ids=["keep", "recompute"])
+def test_every_schedule_gives_the_plain_models_outputs_and_gradients(name, split, rounds, recompute):
+    """For 1 to 12 micro-batches, on one captured graph."""
+    from ipu_core.engine.engines import usable_engine
+    from ipu_core.engine.executor import Executor, capture_model
+
+    model = make(Skip, num_layers=6).double()
+    captured = None
+    for count in (1, 2, 3, 5, 8, 12):
+        inputs = doubles(batch(2 * count))
+        model.zero_grad()
+        expected = model(**inputs)
+        expected["loss"].backward()
+        wanted = gradients(model)
+        model.zero_grad()
+        ipu_config = IPUConfig(
+            layers_per_ipu=split,
+            schedule=name,
+            stages_per_ipu=rounds,
+            gradient_accumulation_steps=count,
+            recompute_checkpoint_every_layer=recompute,
+            output_mode="all",
+        )
+        pipelined = to_pipelined(model, ipu_config)
+        config = ipu_config.for_training()
+        captured = captured or capture_model(pipelined, config, {n: t[:2] for n, t in inputs.items()})
+        outputs = Executor(pipelined, config, usable_engine(None), captured=captured)(**inputs)
+        torch.testing.assert_close(outputs["loss"].mean(), expected["loss"], atol=1e-13, rtol=0)
+        torch.testing.assert_close(outputs["prediction"], expected["prediction"], atol=1e-13, rtol=0)
+        for parameter, gradient in gradients(model).items():
+            torch.testing.assert_close(gradient, wanted[parameter], atol=1e-13, rtol=0, msg=parameter)
+
+
+def test_layers_go_round_the_ipus_when_an_ipu_holds_several_stages():
+    model = to_pipelined(make(Chain, num_layers=6), IPUConfig(layers_per_ipu=[4, 2], stages_per_ipu=2))
+    made = plan(model, batch())
+    assert [(stage.ipu, stage.num_layers) for stage in made.stages] == [(0, 2), (1, 1), (0, 2), (1, 1)]
+
+
+@pytest.mark.parametrize("cls", [Chain, Skip, Tied, InPlace, Unused])
+def test_recomputation_draws_the_same_dropout_and_gives_equal_gradients(cls):
+    configs = [IPUConfig(layers_per_ipu=s, recompute_checkpoint_every_layer=True) for s in ([3], [1, 2])]
+    options = {"dropout": 0.5} if cls is Chain else {}
+    assert_training_equals_plain(make(cls, **options).double(), configs, doubles(batch()), atol=1e-12)
+
+
+def test_recomputation_leaves_the_generator_where_the_plain_model_leaves_it():
+    states = []
+    for recompute in (False, True):
+        config = IPUConfig(layers_per_ipu=[1, 2], recompute_checkpoint_every_layer=recompute)
+        executor = training_model(to_pipelined(make(Chain, dropout=0.5), config)).compile(**batch())
+        torch.manual_seed(0)
+        for _ in range(2):
+            executor(**batch())
+        states.append(torch.get_rng_state())
+    assert torch.equal(*states)
+
+
+def test_recomputation_keeps_less(monkeypatch):
+    """Counted by autograd itself: bytes it saves for backward passes, at the last forward pass of GPipe."""
+    saved = {}
+    for recompute in (False, True):
+        model = make(Chain, num_layers=6, width=32)
+        config = IPUConfig(layers_per_ipu=[3, 3], schedule="gpipe", gradient_accumulation_steps=4)
+        config = config.replace(recompute_checkpoint_every_layer=recompute)
+        executor = training_model(to_pipelined(model, config))
+        executor(**batch(64))  # the first run finds out what carries gradients
+        live: set[int] = set()
+        peak = 0
+
+        def pack(tensor, live=live):
+            nonlocal peak
+            token = object()
+            live.add(id(token))
+            peak = max(peak, len(live))
+            return _Held(token, tensor, live)
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda held: held.tensor):
+            executor(**batch(64))
+        saved[recompute] = peak
+    assert saved[True] < saved[False] / 3
+
+
+class _Held:
+    def __init__(self, token, tensor, live):
+        self.token, self.tensor, self.live = token, tensor, live
+
+    def __del__(self):
+        self.live.discard(id(self.token))
+
+
+def test_segments_that_update_buffers_are_not_run_twice():
+    plain, model = make(Normed).train(), make(Normed).train()
+    plain(**batch())
+    config = IPUConfig(layers_per_ipu=[1, 1], recompute_checkpoint_every_layer=True)
+    executor = training_model(to_pipelined(model, config))
+    executor(**batch())
+    assert model.norm.num_batches_tracked == 1
+    assert torch.equal(model.norm.running_mean, plain.norm.running_mean)
+
+
+def test_freezing_between_calls_is_noticed():
+    config = IPUConfig(layers_per_ipu=[1, 2], recompute_checkpoint_every_layer=True)
+    model, plain = make(Chain), make(Chain)
+    executor = training_model(to_pipelined(model, config))
+    for frozen in (True, False):
+        for m in (model, plain):
+            m.zero_grad()
+            m.inner.requires_grad_(not frozen)
+            m.layers[0].requires_grad_(not frozen)
+        executor(**batch())
+        plain(**batch())[0].backward()
+        expected = gradients(plain)
+        assert gradients(model).keys() == expected.keys()
+        for name, gradient in gradients(model).items():
+            torch.testing.assert_close(gradient, expected[name])

@@ -50,10 +50,11 @@ def test_a_wrong_output_is_found_and_the_split_named():
 
 def test_a_wrong_gradient_is_found(monkeypatch):
     train = HostProgram.train
-    # Gradients twice as large, outputs right.
-    monkeypatch.setattr(
-        HostProgram, "train", lambda self, b, *, loss, weight: train(self, b, loss=loss, weight=2 * weight)
-    )
+
+    def twice(self, *arguments, weight, **options):
+        return train(self, *arguments, weight=2 * weight, **options)
+
+    monkeypatch.setattr(HostProgram, "train", twice)  # gradients twice as large, outputs right
     with pytest.raises(AssertionError, match="the gradient of .* differs"):
         assert_training_equals_plain(make(Chain), CONFIG, batch(), atol=1e-6)
 

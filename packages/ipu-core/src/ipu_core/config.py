@@ -48,6 +48,8 @@ class ExecutionConfig:
     projection_serialization_factor: int = 1
     serialized_projection_splits_per_ipu: tuple[int, ...] | None = None
     recompute_checkpoint_every_layer: bool = False
+    schedule: str = "sequential"
+    stages_per_ipu: int = 1
     output_mode: str = "all"
     seed: int | None = None
 
@@ -251,6 +253,8 @@ class IPUConfig(BaseConfig):
             projection_serialization_factor=read("projection_serialization_factor") or 1,
             serialized_projection_splits_per_ipu=tuple(projection_splits) if projection_splits else None,
             recompute_checkpoint_every_layer=not inference and self.recompute_checkpoint_every_layer,
+            schedule=self.schedule,
+            stages_per_ipu=read("stages_per_ipu"),
             output_mode=_output_mode(self.output_mode, inference=inference),
             seed=self.seed,
         )

@@ -8,6 +8,7 @@
     ├── BatchError (ValueError)                   a batch the executor cannot take
     │   ├── BatchSizeError                        rows that do not divide into micro-batches
     │   └── BatchMismatchError                    other names, shapes or dtypes than compiled
+    ├── ScheduleError (ValueError)                a schedule that does not end, or text that is none
     ├── LayoutError (ValueError)                  a model whose modules cannot be laid out
     ├── CaptureError (RuntimeError)               a forward that is not one static graph
     ├── EngineNotAvailableError (RuntimeError)    an engine that is not here
@@ -43,6 +44,10 @@ class BatchSizeError(BatchError):
 
 class BatchMismatchError(BatchError):
     """Names, shapes, dtypes or constants that differ from the compiled ones."""
+
+
+class ScheduleError(IPUError, ValueError):
+    """A schedule that does not end, or text that is no schedule."""
 
 
 class LayoutError(IPUError, ValueError):

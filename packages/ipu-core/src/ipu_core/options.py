@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .engine.schedule import SCHEDULES
 from .errors import IncompatibleIPUConfigError, nearest
 
 logger = logging.getLogger(__name__)
@@ -44,8 +45,9 @@ class Option:
         for element in value if isinstance(value, (list, tuple)) else (value,):
             if self.minimum is not None and element < self.minimum:
                 raise ValueError(f"`{name}` must be >= {self.minimum}, and `{name}={value!r}` has {element!r}")
-        if self.kind == OUTPUT_MODE and value not in OUTPUT_MODES:
-            raise ValueError(f"`{name}={value!r}` is not one of {OUTPUT_MODES}{nearest(value, OUTPUT_MODES)}")
+        choices = CHOICES.get(self.kind)
+        if choices and value not in choices:
+            raise ValueError(f"`{name}={value!r}` is not one of {choices}{nearest(value, choices)}")
         if self.name.endswith("splits_per_ipu"):
             _check_splits(name, value)
         return list(value) if isinstance(value, tuple) else value
@@ -88,6 +90,8 @@ def _proportion_from_text(text: str) -> Any:
 
 
 OUTPUT_MODE = "an output mode"
+SCHEDULE = "a schedule"
+CHOICES = {OUTPUT_MODE: OUTPUT_MODES, SCHEDULE: SCHEDULES}
 # kind -> (how `update_from_string` reads it, what an attribute accepts)
 KINDS: dict[str, tuple[Callable[[str], Any], Callable[[Any], bool]]] = {
     "an int": (int, _is_int),
@@ -99,6 +103,7 @@ KINDS: dict[str, tuple[Callable[[str], Any], Callable[[Any], bool]]] = {
         lambda value: _is_number(value) or _is_list_of(_is_number)(value),
     ),
     OUTPUT_MODE: (str, lambda value: isinstance(value, str)),
+    SCHEDULE: (str, lambda value: isinstance(value, str)),
 }
 
 _INT, _BOOL, _STR, _INTS, _PROPORTION = list(KINDS)[:5]
@@ -219,6 +224,21 @@ OPTIONS: dict[str, Option] = {
             kind=OUTPUT_MODE,
             training_only=True,
             meaning="what a training executor returns: every micro-batch, their sum, or the last",
+        ),
+        Option(
+            name="schedule",
+            default="sequential",
+            kind=SCHEDULE,
+            training_only=True,
+            meaning="the order in which stages take micro-batches",
+        ),
+        Option(
+            name="stages_per_ipu",
+            default=1,
+            kind=_INT,
+            minimum=1,
+            managed=True,
+            meaning="parts each IPU's layers are cut into; the pipeline goes round the IPUs as many times",
         ),
         Option(
             name="seed",

@@ -70,6 +70,20 @@ def layer_ipus(layers_per_ipu: Sequence[int]) -> tuple[int, ...]:
     return tuple(ipu for ipu, count in enumerate(layers_per_ipu) for _ in range(count))
 
 
+def rounds(layers_per_ipu: Sequence[int], num_rounds: int) -> list[int]:
+    """Give the IPU of each layer when every IPU's layers are cut into as many parts as the pipeline goes round.
+
+    >>> rounds([4, 2], 2)
+    [0, 0, 1, 0, 0, 1]
+    """
+    return [
+        ipu
+        for part in range(num_rounds)
+        for ipu, count in enumerate(layers_per_ipu)
+        for _ in range(count * part // num_rounds, count * (part + 1) // num_rounds)
+    ]
+
+
 def encoder_decoder_cut(layers_per_ipu: Sequence[int], *, num_encoder_layers: int, name: str = "layers_per_ipu") -> int:
     """Give the number of leading IPUs that hold exactly the encoder, where both sides are powers of two.
 

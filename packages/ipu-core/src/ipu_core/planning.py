@@ -13,8 +13,9 @@ import torch
 
 from .config import ExecutionConfig
 from .graph.capture import Capture
-from .graph.cut import Segment, cut
+from .graph.cut import Segment
 from .layout import Layout
+from .partition import rounds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,14 +116,15 @@ class Plan:
 
 
 def make_plan(
-    captured: Capture, model_layout: Layout, config: ExecutionConfig, model: torch.nn.Module, *, micro_batch_size: int
-) -> tuple[Plan, tuple[Segment, ...]]:
-    """Place a layout as `config` says, and cut the captured graph accordingly.
-
-    Raises:
-        IncompatibleIPUConfigError: `layers_per_ipu` does not add up to the model's layers.
-    """
-    segments = cut(captured, place(model_layout, config, model))
+    captured: Capture,
+    model_layout: Layout,
+    segments: tuple[Segment, ...],
+    config: ExecutionConfig,
+    model: torch.nn.Module,
+    *,
+    micro_batch_size: int,
+) -> Plan:
+    """Say what the stages of a captured model, cut as placed, hold."""
     return Plan(
         model=model_layout.model_name,
         for_inference=config.inference,
@@ -132,17 +134,21 @@ def make_plan(
         device_iterations=config.device_iterations,
         ipus_per_replica=config.ipus_per_replica,
         stages=_stages(captured, model_layout, segments, model),
-    ), segments
+    )
 
 
 def place(model_layout: Layout, config: ExecutionConfig, model: torch.nn.Module) -> dict[str, int]:
     """Give the IPU of each entry.
 
-    Layers go where `layers_per_ipu` says. A module that shares a parameter with one that ran before it goes to the same
-    IPU (a tied head sits with its embedding). Of the others, those before the first layer go to the first IPU, those
-    after the last layer to the last, and those in between to the IPU of the layer before them.
+    Layers go where `layers_per_ipu` says, in `stages_per_ipu` rounds over the IPUs. A module that shares a parameter
+    with one that ran before it goes to the same IPU (a tied head sits with its embedding). Of the others, those before
+    the first layer go to the first IPU, those after the last layer to the last, and those in between to the IPU of the
+    layer before them.
+
+    Raises:
+        IncompatibleIPUConfigError: `layers_per_ipu` does not add up to the model's layers.
     """
-    layers = iter([ipu for ipu, n in enumerate(config.expand_layers(model_layout.num_layers)) for _ in range(n)])
+    layers = iter(rounds(config.expand_layers(model_layout.num_layers), config.stages_per_ipu))
     remaining, current = model_layout.num_layers, 0
     homes: dict[int, int] = {}
     placed: dict[str, int] = {}

@@ -16,7 +16,6 @@ HOST_INERT = (
     "serialized_embedding_splits_per_ipu",
     "projection_serialization_factor",
     "serialized_projection_splits_per_ipu",
-    "recompute_checkpoint_every_layer",
     *HARDWARE_HINTS,
 )
 

@@ -15,13 +15,14 @@ from torch.utils import _pytree as pytree
 from ..config import ExecutionConfig, IPUConfig
 from ..errors import BatchError, IncompatibleIPUConfigError, NotCompiledError, nearest
 from ..graph.capture import Capture, capture
-from ..graph.cut import Segment
+from ..graph.cut import cut
 from ..graph.split import split
 from ..layout import layout
-from ..planning import Plan, make_plan
+from ..planning import Plan, make_plan, place
 from .batch import BatchSpec, combine, micro_batch_size, micro_batches
 from .engines import Engine, usable_engine
 from .host import HostProgram
+from .schedule import Action, Schedule, make_schedule, simulate
 
 if TYPE_CHECKING:
     from ..modeling import PipelineMixin
@@ -99,8 +100,11 @@ class Executor:
         size = micro_batch_size(batch, self._config)
         micro_batch = next(micro_batches(batch, self._config))
         captured = self._captured or capture_model(self._model, self._config, micro_batch)
-        plan, segments = _plan(self._model, self._config, captured, micro_batch_size=size)
-        program = HostProgram(captured, split(captured, segments), self._model)
+        plan, placement = _plan(self._model, self._config, captured, micro_batch_size=size)
+        layers = placement if self._config.recompute_checkpoint_every_layer else ()
+        segments = split(captured, cut(captured, placement, also_at=layers))
+        recompute = self._config.recompute_checkpoint_every_layer
+        program = HostProgram(captured, segments, self._model, recompute=recompute)
         names = _leaf_names(captured)
         self._compiled = _Compiled(
             spec=BatchSpec.of(batch),
@@ -109,6 +113,7 @@ class Executor:
             output_spec=captured.output_spec,
             kept=_selection(captured, names, self._selected),
             loss=None if self._config.inference else _loss_index(captured, names),
+            order=() if self._config.inference else tuple(simulate(self._schedule(plan)).in_order()),
         )
         if self._config.seed is not None:
             torch.manual_seed(self._config.seed)
@@ -127,19 +132,30 @@ class Executor:
         return pytree.tree_unflatten(combine(outputs, self._config), self._compiled.output_spec)
 
     def _train(self, compiled: _Compiled, batch: Mapping[str, Any]) -> list[list[Any]]:
-        per_update = self._config.replication_factor * self._config.gradient_accumulation_steps
-        outputs: list[list[Any]] = []
         assert compiled.loss is not None
-        for i, micro_batch in enumerate(micro_batches(batch, self._config)):
-            if self._optimizer is not None and i % per_update == 0:
+        parts = list(micro_batches(batch, self._config))
+        per_update = self._per_update
+        outputs: list[list[Any]] = []
+        for start in range(0, len(parts), per_update):
+            if self._optimizer is not None:
                 self._optimizer.zero_grad()
-            leaves = compiled.program.train(micro_batch, loss=compiled.loss, weight=1 / per_update)
-            outputs.append(compiled.keep(leaves))
-            if self._config.output_mode == "final":
-                del outputs[: -self._config.replication_factor]
-            if self._optimizer is not None and (i + 1) % per_update == 0:
+            update = parts[start : start + per_update]
+            for leaves in compiled.program.train(update, compiled.order, loss=compiled.loss, weight=1 / per_update):
+                outputs.append(compiled.keep(leaves))
+                if self._config.output_mode == "final":
+                    del outputs[: -self._config.replication_factor]
+            if self._optimizer is not None:
                 self._optimizer.step()
         return outputs
+
+    @property
+    def _per_update(self) -> int:
+        return self._config.replication_factor * self._config.gradient_accumulation_steps
+
+    def _schedule(self, plan: Plan) -> Schedule:
+        return make_schedule(
+            self._config.schedule, stage_ipus=[s.ipu for s in plan.stages], num_micro_batches=self._per_update
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +168,7 @@ class _Compiled:
     output_spec: pytree.TreeSpec
     kept: frozenset[int]
     loss: int | None
+    order: tuple[Action, ...]
 
     def keep(self, leaves: list[Any]) -> list[Any]:
         """Drop the outputs nobody asked for, so that their memory is free before the next micro-batch."""
@@ -166,9 +183,12 @@ def capture_model(model: PipelineMixin, config: ExecutionConfig, micro_batch: Ma
 
 def _plan(
     model: PipelineMixin, config: ExecutionConfig, captured: Capture, *, micro_batch_size: int
-) -> tuple[Plan, tuple[Segment, ...]]:
+) -> tuple[Plan, dict[str, int]]:
     model_layout = layout(model, model.layout_patterns, captured)
-    return make_plan(captured, model_layout, config, model, micro_batch_size=micro_batch_size)
+    placement = place(model_layout, config, model)
+    segments = cut(captured, placement)
+    plan = make_plan(captured, model_layout, segments, config, model, micro_batch_size=micro_batch_size)
+    return plan, placement
 
 
 def inference_model(

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The host engine: every stage runs in this process, one after another, on the model's own tensors.
+"""The host engine: every stage runs in this process, on the model's own tensors, in the order a schedule gives.
 
 Values that cross a cut are handed over detached, as between devices: the backward pass of a stage starts from the
-gradients its readers left, so a stage can run anywhere and the result is the plain model's.
+gradients its readers left, so a stage can run anywhere, micro-batches can overlap, and the result is the plain model's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,6 +17,10 @@ import torch
 from ..errors import BatchMismatchError
 from ..graph.capture import Capture, input_leaves
 from ..graph.split import StageGraph
+from .schedule import BACKWARD, FORWARD, Action
+
+Span = tuple[Action, float, float]
+"""An action, and the seconds at which it began and ended."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,72 +46,178 @@ class _Slot:
 
 
 class HostProgram:
-    """The stages of one captured model, ready to run micro-batches in this process."""
+    """The stages of one captured model, ready to run micro-batches in this process.
 
-    def __init__(self, captured: Capture, stages: Sequence[StageGraph], model: torch.nn.Module) -> None:
-        self._captured = captured
-        self._stages = tuple(stages)
-        read = {name for stage in stages for name in stage.inputs} | {n for n in captured.outputs if isinstance(n, str)}
+    Args:
+        captured: the captured model.
+        segments: its stages, or parts of stages, in run order.
+        model: whose tensors are read.
+        recompute: keep only what crosses between segments, and run each segment again for its backward pass.
+    """
+
+    def __init__(
+        self, captured: Capture, segments: Sequence[StageGraph], model: torch.nn.Module, *, recompute: bool = False
+    ) -> None:
+        self.captured = captured
+        self.segments = tuple(segments)
+        self.recomputed = frozenset(s for s in self.segments if recompute and s.is_repeatable)
+        self.last_reader = {name: i for i, segment in enumerate(self.segments) for name in segment.inputs}
+        # Which values of a recomputed segment carry gradients is known once it has run.
+        self.carriers: dict[StageGraph, frozenset[str]] = {}
+        self._trainable: tuple[bool, ...] = ()
+        read = set(self.last_reader) | {name for name in captured.outputs if isinstance(name, str)}
         self._slots = [slot for value, slot in _slots(captured, model).items() if value in read]
         self._input_names = {v: s.name for v, s in captured.sources.items() if s.kind == "input"}
-        self._last_reader = {name: i for i, stage in enumerate(self._stages) for name in stage.inputs}
 
     def infer(self, batch: Mapping[str, Any]) -> list[Any]:
         """Run one micro-batch without gradients and give the leaves of the output."""
         with torch.no_grad():
-            values = self._initial_values(batch)
-            kept = {name for name in self._captured.outputs if isinstance(name, str)}
-            for i, stage in enumerate(self._stages):
-                results = stage.program(*[values[name] for name in stage.inputs])
-                values.update(zip(stage.outputs, results, strict=True))
-                for name in stage.inputs:
-                    if self._last_reader[name] == i and name not in kept:
+            values = self.initial_values(batch)
+            kept = {name for name in self.captured.outputs if isinstance(name, str)}
+            for i, segment in enumerate(self.segments):
+                results = segment.program(*[values[name] for name in segment.inputs])
+                values.update(zip(segment.outputs, results, strict=True))
+                for name in segment.inputs:
+                    if self.last_reader[name] == i and name not in kept:
                         values.pop(name, None)
-        return self._outputs(values)
+        return self.outputs(values)
 
-    def train(self, batch: Mapping[str, Any], *, loss: int, weight: float) -> list[Any]:
-        """Run one micro-batch forward and backward, and give the leaves of the output, detached.
+    def train(
+        self,
+        batches: Sequence[Mapping[str, Any]],
+        order: Iterable[Action],
+        *,
+        loss: int,
+        weight: float,
+        spans: list[Span] | None = None,
+    ) -> Iterator[list[Any]]:
+        """Run some micro-batches forward and backward; yield the leaves of each one's output, detached, in their order.
 
         The gradient of `weight` times output leaf `loss` is added to the parameters' gradients.
-        """
-        values = self._initial_values(batch)
-        made: list[list[tuple[torch.Tensor, torch.Tensor]]] = []  # a stage's (value with graph, leaf its readers get)
-        results: dict[str, torch.Tensor] = {}
-        for stage in self._stages:
-            sent = stage.program(*[values[name] for name in stage.inputs])
-            made.append([])
-            for name, value in zip(stage.outputs, sent, strict=True):
-                results[name] = value
-                values[name] = value
-                if isinstance(value, torch.Tensor) and value.requires_grad and name in self._last_reader:
-                    values[name] = value.detach().requires_grad_()
-                    made[-1].append((value, values[name]))
-        outputs = self._outputs({**values, **results})
-        objective = outputs[loss]
-        seed: list[tuple[torch.Tensor, torch.Tensor]] = [(objective, torch.full_like(objective, weight))]
-        for stage, pairs in zip(reversed(self._stages), reversed(made), strict=True):
-            starts = [(value, leaf.grad) for value, leaf in pairs if leaf.grad is not None]
-            if any(results.get(name) is objective for name in stage.outputs):
-                starts += seed
-            if starts:
-                tensors, gradients = zip(*starts, strict=True)
-                torch.autograd.backward(tensors, gradients)
-        return [o.detach() if isinstance(o, torch.Tensor) else o for o in outputs]
 
-    def _initial_values(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        Args:
+            batches: the micro-batches.
+            order: every forward and backward pass, each after those it needs, micro-batches in order.
+            loss: the leaf of the output whose gradient is taken.
+            weight: by how much it is multiplied.
+            spans: gets each action with the seconds at which it began and ended.
+        """
+        self._forget_carriers_if_something_was_frozen()
+        passes: dict[int, _Pass] = {}
+        for action in order:
+            started = time.perf_counter()
+            if action.micro_batch not in passes:
+                passes[action.micro_batch] = _Pass(self, self.initial_values(batches[action.micro_batch]), loss, weight)
+            running = passes[action.micro_batch]
+            if action.kind == FORWARD:
+                running.forward(action.stage)
+            else:
+                running.backward(action.stage)
+            if spans is not None:
+                spans.append((action, started, time.perf_counter()))
+            if action.kind == BACKWARD and action.stage == 0:
+                del passes[action.micro_batch]
+                leaves = self.outputs({**running.values, **running.results})
+                yield [leaf.detach() if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+
+    def _forget_carriers_if_something_was_frozen(self) -> None:
+        trainable = tuple(slot.read().requires_grad for slot in self._slots)
+        if trainable != self._trainable:
+            self._trainable = trainable
+            self.carriers.clear()
+
+    def initial_values(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Give the values a micro-batch starts with: parameters, buffers, constants and its own leaves."""
         leaves = input_leaves(batch)
         values: dict[str, Any] = {slot.value: slot.read() for slot in self._slots}
         for value, name in self._input_names.items():
             if name in leaves:
                 leaf = leaves[name]
                 values[value] = leaf.detach() if isinstance(leaf, torch.Tensor) else leaf
-        for value, source in self._captured.sources.items():
+        for value, source in self.captured.sources.items():
             if source.kind == "constant":
-                values[value] = self._captured.constants[source.name]
+                values[value] = self.captured.constants[source.name]
         return values
 
-    def _outputs(self, values: Mapping[str, Any]) -> list[Any]:
-        return [values[name] if isinstance(name, str) else name for name in self._captured.outputs]
+    def outputs(self, values: Mapping[str, Any]) -> list[Any]:
+        """Give the leaves of the output."""
+        return [values[name] if isinstance(name, str) else name for name in self.captured.outputs]
+
+
+@dataclass
+class _Pass:
+    """One micro-batch on its way through the segments and back."""
+
+    program: HostProgram
+    values: dict[str, Any]
+    loss: int
+    weight: float
+    results: dict[str, Any] = field(default_factory=dict)
+    sent: dict[StageGraph, dict[str, Any]] = field(default_factory=dict)
+    generators: dict[StageGraph, Any] = field(default_factory=dict)
+
+    def forward(self, stage: int) -> None:
+        for segment in self.program.segments:
+            if segment.stage == stage:
+                self._forward(segment)
+
+    def backward(self, stage: int) -> None:
+        for segment in reversed(self.program.segments):
+            if segment.stage == stage:
+                self._backward(segment)
+
+    def _forward(self, segment: StageGraph) -> None:
+        is_recomputed = segment in self.program.recomputed
+        if is_recomputed:
+            self.generators[segment] = _generator_states()
+        with torch.set_grad_enabled(not is_recomputed or segment not in self.program.carriers):
+            sent = self._run(segment)
+        carriers = self.program.carriers.get(segment) if is_recomputed else None
+        if carriers is None:
+            carriers = frozenset(n for n, v in sent.items() if isinstance(v, torch.Tensor) and v.requires_grad)
+        if is_recomputed:
+            self.program.carriers[segment] = carriers
+            sent = {name: v.detach() if isinstance(v, torch.Tensor) else v for name, v in sent.items()}
+        else:
+            self.sent[segment] = sent
+        for name, value in sent.items():
+            if name in self.program.captured.outputs:
+                self.results[name] = value
+            is_handed_over = name in carriers and name in self.program.last_reader
+            self.values[name] = value.detach().requires_grad_() if is_handed_over else value
+
+    def _backward(self, segment: StageGraph) -> None:
+        if segment in self.program.recomputed:
+            with torch.random.fork_rng(), torch.enable_grad():
+                _set_generator_states(self.generators.pop(segment))
+                sent = self._run(segment)
+        else:
+            sent = self.sent.pop(segment)
+        starts = []
+        for name, value in sent.items():
+            leaf = self.values[name]
+            if isinstance(leaf, torch.Tensor) and leaf.is_leaf and leaf.grad is not None:
+                starts.append((value, leaf.grad))
+            if name == self.program.captured.outputs[self.loss]:
+                starts.append((value, torch.full_like(value, self.weight)))
+        if starts:
+            tensors, gradients = zip(*starts, strict=True)
+            torch.autograd.backward(tensors, gradients)
+
+    def _run(self, segment: StageGraph) -> dict[str, Any]:
+        sent = segment.program(*[self.values[name] for name in segment.inputs])
+        return dict(zip(segment.outputs, sent, strict=True))
+
+
+def _generator_states() -> tuple[torch.Tensor, list[torch.Tensor]]:
+    return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+
+
+def _set_generator_states(states: tuple[torch.Tensor, list[torch.Tensor]]) -> None:
+    host, devices = states
+    torch.set_rng_state(host)
+    if devices:
+        torch.cuda.set_rng_state_all(devices)
 
 
 def _slots(captured: Capture, model: torch.nn.Module) -> dict[str, _Slot]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a captured graph is cut: which operation belongs to which stage, and which values cross.
+"""Where a captured graph is cut: which operation belongs to which segment, and which values cross.
 
 A stage begins where an entry that sits on another IPU is entered, as a PopTorch block does; operations outside every
 entry (masks, losses) stay in the stage that is running.
@@ -7,8 +7,8 @@ entry (masks, losses) stay in the stage that is running.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 
 import torch
 
@@ -17,16 +17,18 @@ from .capture import Capture, node_entry
 
 @dataclass(frozen=True, kw_only=True)
 class Segment:
-    """The operations of one stage.
+    """The operations of one stage, or of a part of one.
 
     Attributes:
+        stage: the index of its stage.
         ipu: where the stage sits.
         entries: paths of the layout entries it runs, in run order.
         nodes: names of its operations.
-        receives: names of values other stages made.
-        sends: names of its values that later stages or the caller read.
+        receives: names of values other segments made.
+        sends: names of its values that later segments or the caller read.
     """
 
+    stage: int
     ipu: int
     entries: tuple[str, ...]
     nodes: tuple[str, ...]
@@ -34,45 +36,64 @@ class Segment:
     sends: tuple[str, ...]
 
 
-def cut(captured: Capture, ipu_of: Mapping[str, int]) -> tuple[Segment, ...]:
-    """Cut a captured graph into the stages that a placement, entry path -> IPU, gives."""
-    stages = _assign(captured, ipu_of)
-    stage_of = {node.name: i for i, (_, _, nodes) in enumerate(stages) for node in nodes}
+def cut(captured: Capture, ipu_of: Mapping[str, int], *, also_at: Collection[str] = ()) -> tuple[Segment, ...]:
+    """Cut a captured graph into the stages that a placement, entry path -> IPU, gives.
+
+    With `also_at` a stage is cut further, where one of those entries is entered.
+    """
+    parts = _parts(captured, ipu_of, frozenset(also_at))
+    part_of = {node.name: i for i, part in enumerate(parts) for node in part.nodes}
     results = {name for name in captured.outputs if isinstance(name, str)}
     segments = []
-    for i, (ipu, entries, nodes) in enumerate(stages):
+    for i, part in enumerate(parts):
         receives = dict.fromkeys(
             source.name
-            for node in nodes
+            for node in part.nodes
             for source in node.all_input_nodes
-            if source.op == "call_function" and stage_of[source.name] != i
+            if source.op == "call_function" and part_of[source.name] != i
         )
         sends = [
             node.name
-            for node in nodes
-            if node.name in results or any(stage_of.get(user.name, i) != i for user in node.users)
+            for node in part.nodes
+            if node.name in results or any(part_of.get(user.name, i) != i for user in node.users)
         ]
-        names = tuple(node.name for node in nodes)
         segments.append(
-            Segment(ipu=ipu, entries=tuple(entries), nodes=names, receives=tuple(receives), sends=tuple(sends))
+            Segment(
+                stage=part.stage,
+                ipu=part.ipu,
+                entries=tuple(part.entries),
+                nodes=tuple(node.name for node in part.nodes),
+                receives=tuple(receives),
+                sends=tuple(sends),
+            )
         )
     return tuple(segments)
 
 
-_Stage = tuple[int, dict[str, None], list[torch.fx.Node]]
+@dataclass
+class _Part:
+    """A segment while it is being collected; `entries` keeps the order of a dictionary's keys."""
+
+    stage: int
+    ipu: int
+    entries: dict[str, None] = field(default_factory=dict)
+    nodes: list[torch.fx.Node] = field(default_factory=list)
 
 
-def _assign(captured: Capture, ipu_of: Mapping[str, int]) -> list[_Stage]:
-    paths = set(ipu_of)
+def _parts(captured: Capture, ipu_of: Mapping[str, int], also_at: frozenset[str]) -> list[_Part]:
     operations = [node for node in captured.graph.nodes if node.op == "call_function"]
-    entered = (entry for node in operations if (entry := node_entry(node, paths)) is not None)
+    entered = (entry for node in operations if (entry := node_entry(node, ipu_of)) is not None)
     first = next(entered, None)
-    stages: list[_Stage] = [(ipu_of[first] if first else 0, {}, [])]
+    parts = [_Part(0, ipu_of[first] if first else 0)]
+    current = None
     for node in operations:
-        entry = node_entry(node, paths)
-        if entry is not None and ipu_of[entry] != stages[-1][0]:
-            stages.append((ipu_of[entry], {}, []))
+        entry = node_entry(node, ipu_of)
+        if entry is not None and ipu_of[entry] != parts[-1].ipu:
+            parts.append(_Part(parts[-1].stage + 1, ipu_of[entry]))
+        elif entry is not None and entry != current and entry in also_at and parts[-1].nodes:
+            parts.append(_Part(parts[-1].stage, parts[-1].ipu))
         if entry is not None:
-            stages[-1][1][entry] = None
-        stages[-1][2].append(node)
-    return stages
+            current = entry
+            parts[-1].entries[entry] = None
+        parts[-1].nodes.append(node)
+    return parts

@@ -19,9 +19,14 @@ from .cut import Segment
 
 @dataclass(frozen=True, kw_only=True)
 class StageGraph:
-    """One stage as a function: values named `inputs` in, values named `outputs` out, in that order."""
+    """One segment as a function: values named `inputs` in, values named `outputs` out, in that order.
 
+    `is_repeatable` says that running it again changes nothing: it writes to no buffer.
+    """
+
+    stage: int
     ipu: int
+    is_repeatable: bool
     program: torch.fx.GraphModule
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
@@ -55,7 +60,26 @@ def _stage(captured: Capture, segment: Segment, nodes: Mapping[str, torch.fx.Nod
         values[node] = graph.node_copy(node, lambda source: values[source])
     graph.output(tuple(values[nodes[name]] for name in segment.sends))
     program = torch.fx.GraphModule(captured.graph_module, graph)
-    return StageGraph(ipu=segment.ipu, program=program, inputs=tuple(n.name for n in outer), outputs=segment.sends)
+    return StageGraph(
+        stage=segment.stage,
+        ipu=segment.ipu,
+        is_repeatable=not _updates_buffers(captured, own),
+        program=program,
+        inputs=tuple(n.name for n in outer),
+        outputs=segment.sends,
+    )
+
+
+def _updates_buffers(captured: Capture, own: Sequence[torch.fx.Node]) -> bool:
+    """Say whether operations write to a buffer: by their schema, or as normalisation with running statistics does."""
+    buffers = {name for name, source in captured.sources.items() if source.kind == "buffer"}
+    aliases = _aliases(own)
+    for node in own:
+        if any(aliases.get(value, value).name in buffers for value in _written(node)):
+            return True
+        if "norm" in str(node.target) and any(source.name in buffers for source in node.all_input_nodes):
+            return True
+    return False
 
 
 def _changed_in_place(captured: Capture, own: Sequence[torch.fx.Node], received: set[str]) -> list[torch.fx.Node]:
