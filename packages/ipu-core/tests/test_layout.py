@@ -54,6 +54,11 @@ def test_encoder_and_decoder_layers_are_counted_together():
     assert count_layers(transformers.T5ForConditionalGeneration(config), None) == 5
 
 
+def test_stages_made_of_layers_are_cut_between_their_layers():
+    config = transformers.ConvNextConfig(depths=[1, 1, 3, 1], hidden_sizes=[8, 8, 16, 16], num_stages=4)
+    assert count_layers(transformers.ConvNextForImageClassification(config), None) == 6
+
+
 def test_a_declaration_is_relative_to_the_base_model_and_heads_follow():
     config = transformers.GPT2Config(**TINY_GPT2, num_labels=2, pad_token_id=0)
     declared = ("wte", "wpe", "h.*", "ln_f", "absent")

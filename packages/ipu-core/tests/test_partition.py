@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Wildcards, sums and cuts of `layers_per_ipu`."""
 
+import itertools
+import random
+
 import pytest
 from ipu_core.errors import IncompatibleIPUConfigError
-from ipu_core.partition import encoder_decoder_cut, expand_layers_per_ipu, layer_ipus
+from ipu_core.partition import balance, encoder_decoder_cut, expand_layers_per_ipu, layer_ipus, rounds
 
 
 @pytest.mark.parametrize(
@@ -77,3 +80,45 @@ def test_the_largest_cut_with_powers_of_two_wins(layers, num_encoder_layers, cut
 def test_a_side_without_a_power_of_two_is_refused(layers, message):
     with pytest.raises(IncompatibleIPUConfigError, match=message):
         encoder_decoder_cut(layers, num_encoder_layers=6)
+
+
+def brute_force(costs, num_ipus, first, last, sizes, limit):
+    best = None
+    for cuts in itertools.combinations_with_replacement(range(len(costs) + 1), num_ipus - 1):
+        edges = [0, *cuts, len(costs)]
+        parts = list(itertools.pairwise(edges))
+        if any(sum(sizes[a:b]) > limit for a, b in parts):
+            continue
+        times = [sum(costs[a:b]) for a, b in parts]
+        times[0] += first
+        times[-1] += last
+        best = max(times) if best is None else min(best, max(times))
+    return best
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_balance_is_as_good_as_brute_force(seed):
+    draw = random.Random(seed)
+    num_layers, num_ipus = draw.randint(1, 8), draw.randint(1, 4)
+    costs = [draw.randint(1, 9) for _ in range(num_layers)]
+    sizes = [draw.randint(1, 9) for _ in range(num_layers)]
+    first, last, limit = draw.randint(0, 9), draw.randint(0, 9), draw.choice([12, 20, 10**6])
+    expected = brute_force(costs, num_ipus, first, last, sizes, limit)
+    if expected is None:
+        with pytest.raises(IncompatibleIPUConfigError, match=f"{num_layers} layers .* do not fit on {num_ipus}"):
+            balance(costs, num_ipus, first=first, last=last, sizes=sizes, limit=limit)
+        return
+    split = balance(costs, num_ipus, first=first, last=last, sizes=sizes, limit=limit)
+    assert (len(split), sum(split)) == (num_ipus, num_layers)
+    edges = [0, *itertools.accumulate(split)]
+    times = [sum(costs[a:b]) for a, b in itertools.pairwise(edges)]
+    times[0] += first
+    times[-1] += last
+    assert max(times) == expected
+    assert all(sum(sizes[a:b]) <= limit for a, b in itertools.pairwise(edges))
+
+
+def test_rounds_cut_every_ipus_layers():
+    assert rounds([4, 2], 1) == [0, 0, 0, 0, 1, 1]
+    assert rounds([4, 2], 2) == [0, 0, 1, 0, 0, 1]
+    assert rounds([1, 3], 2) == [1, 0, 1, 1]

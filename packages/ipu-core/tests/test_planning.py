@@ -3,7 +3,9 @@
 
 import pytest
 import torch
+import transformers
 from ipu_core import IPUConfig, Plan, plan, to_pipelined
+from ipu_core.samples import sample_batch
 from models import Chain, Tied, Unused, batch, make
 
 pytestmark = pytest.mark.usefixtures("no_plugins")
@@ -20,9 +22,9 @@ def test_the_table():
             "PipelinedChain for training on 2 IPUs x 2 replicas: 81 parameters",
             "batch: 1 row a micro-batch x 4 accumulation steps x 2 replicas = 8 rows a call",
             "",
-            "stage  IPU  modules           layers  parameters  MiB  receives KiB",
-            "    0    0  inner, layers.0        1          36  0.0           0.0",
-            "    1    1  layers.1-2, head       2          45  0.0           0.0",
+            "stage  IPU  modules           layers  parameters  MiB  GFLOP  time  receives KiB",
+            "    0    0  inner, layers.0        1          36  0.0   0.00   38%           0.0",
+            "    1    1  layers.1-2, head       2          45  0.0   0.00   62%           0.0",
         )
     )
 
@@ -82,3 +84,25 @@ def test_a_model_on_the_meta_device_is_planned_without_memory():
         model = Chain(num_layers=2, width=20_000)
     made = plan(to_pipelined(model, IPUConfig(layers_per_ipu=[1, 1])), {n: t.to("meta") for n, t in batch().items()})
     assert made.num_parameters > 800_000_000
+
+
+def test_auto_makes_the_slowest_ipu_as_fast_as_it_can_be():
+    """The head of a masked language model works as much as several layers, and sits with its embedding on IPU 0."""
+    config = transformers.BertConfig(
+        hidden_size=64, num_hidden_layers=8, num_attention_heads=2, intermediate_size=256, vocab_size=3000
+    )
+    with torch.device("meta"):
+        model = transformers.BertForMaskedLM(config)
+    inputs = {n: t.to("meta") for n, t in sample_batch(model, batch_size=2, length=32).items()}
+
+    def slowest(layers_per_ipu):
+        ipu_config = IPUConfig(layers_per_ipu=layers_per_ipu, ipus_per_replica=3)
+        made = plan(to_pipelined(model, ipu_config), inputs)
+        seconds = [sum(s.seconds for s in made.stages if s.ipu == ipu) for ipu in range(3)]
+        return max(seconds), [sum(s.num_layers for s in made.stages if s.ipu == ipu) for ipu in range(3)]
+
+    best, layers = slowest("auto")
+    every = [[a, b, 8 - a - b] for a in range(9) for b in range(9 - a)]
+    assert best == pytest.approx(min(slowest(split)[0] for split in every))
+    assert layers[0] < 2
+    assert best < 0.8 * slowest([-1])[0]

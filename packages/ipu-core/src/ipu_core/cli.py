@@ -54,7 +54,8 @@ def _parser() -> argparse.ArgumentParser:
         "--set", metavar="KEY=VALUE", action="append", default=[], help="change a value of the model's configuration"
     )
     plan.add_argument("--config", metavar="FILE", type=Path, help="an ipu_config.json, or a directory that has one")
-    plan.add_argument("--layers-per-ipu", metavar="N,N,...", help="layers on each IPU; -1 is a wildcard")
+    plan.add_argument("--layers-per-ipu", metavar="N,N,...", help='layers on each IPU, -1 a wildcard; or "auto"')
+    plan.add_argument("--ipus", metavar="N", type=int, help="IPUs a replica, where --layers-per-ipu does not say")
     plan.add_argument("--accumulation", metavar="N", type=int, help="gradient accumulation steps")
     plan.add_argument("--replicas", metavar="N", type=int, help="replication factor")
     plan.add_argument("--batch", metavar="ROWS", type=int, default=1, help="rows of a micro-batch (default 1)")
@@ -104,7 +105,8 @@ def _plan(options: argparse.Namespace) -> int:
 
     ipu_config = IPUConfig.from_pretrained(options.config) if options.config else IPUConfig()
     changes = {
-        "layers_per_ipu": options.layers_per_ipu and [int(n) for n in options.layers_per_ipu.split(",")],
+        "layers_per_ipu": options.layers_per_ipu and _layers(options.layers_per_ipu),
+        "ipus_per_replica": options.ipus,
         "gradient_accumulation_steps": options.accumulation,
         "replication_factor": options.replicas,
     }
@@ -139,7 +141,7 @@ def _empty_model(options: argparse.Namespace, ipu_config: IPUConfig) -> Pipeline
                 f"{', '.join(known) or 'none'} (see `ipu plugins`)"
             )
         layers = ipu_config.inference_layers_per_ipu if options.inference else ipu_config.layers_per_ipu
-        if -1 not in layers:
+        if layers != "auto" and -1 not in layers:
             values.setdefault("num_hidden_layers", sum(layers))
         config = transformers.AutoConfig.for_model(options.family, **values)
         name = options.class_name or next(iter(family.models))
@@ -150,6 +152,10 @@ def _empty_model(options: argparse.Namespace, ipu_config: IPUConfig) -> Pipeline
         model = cls(config)
     pipelined: PipelineMixin = to_pipelined(model, ipu_config)
     return pipelined
+
+
+def _layers(text: str) -> list[int] | str:
+    return text if text == "auto" else [int(n) for n in text.split(",")]
 
 
 def _key_value(text: str) -> tuple[str, Any]:

@@ -20,7 +20,7 @@ from .options import (
     attribute_option,
     known_options,
 )
-from .partition import encoder_decoder_cut, expand_layers_per_ipu
+from .partition import AUTO, WILDCARD, encoder_decoder_cut, expand_layers_per_ipu
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class ExecutionConfig:
     """
 
     inference: bool
-    layers_per_ipu: tuple[int, ...]
+    layers_per_ipu: tuple[int, ...] | str
     ipus_per_replica: int
     replication_factor: int = 1
     gradient_accumulation_steps: int = 1
@@ -68,9 +68,12 @@ class ExecutionConfig:
         return f"inference_{name}" if self.inference and OPTIONS[name].managed else name
 
     def expand_layers(self, num_layers: int) -> tuple[int, ...]:
-        """Give the number of layers on each IPU for a model of `num_layers` layers; see `expand_layers_per_ipu`."""
+        """Give the number of layers on each IPU for a model of `num_layers` layers; see `expand_layers_per_ipu`.
+
+        "auto" is read as an even split: what is best is known once costs are (see `ipu_core.planning.place`).
+        """
         return expand_layers_per_ipu(
-            self.layers_per_ipu,
+            [WILDCARD] if isinstance(self.layers_per_ipu, str) else self.layers_per_ipu,
             num_ipus=self.ipus_per_replica,
             num_layers=num_layers,
             name=self.attribute("layers_per_ipu"),
@@ -205,7 +208,7 @@ class IPUConfig(BaseConfig):
         for prefix in ("", "inference_"):
             num_ipus = getattr(self, f"{prefix}ipus_per_replica")
             layers = getattr(self, f"{prefix}layers_per_ipu")
-            if -1 not in layers:
+            if layers != AUTO and WILDCARD not in layers:
                 self._check_length(f"{prefix}layers_per_ipu", layers, prefix, num_ipus)
             proportion = getattr(self, f"{prefix}matmul_proportion")
             if isinstance(proportion, list):
@@ -242,7 +245,7 @@ class IPUConfig(BaseConfig):
         projection_splits = read("serialized_projection_splits_per_ipu")
         return ExecutionConfig(
             inference=inference,
-            layers_per_ipu=tuple(read("layers_per_ipu")),
+            layers_per_ipu=AUTO if read("layers_per_ipu") == AUTO else tuple(read("layers_per_ipu")),
             ipus_per_replica=num_ipus,
             replication_factor=read("replication_factor"),
             gradient_accumulation_steps=1 if inference else self.gradient_accumulation_steps,
@@ -264,10 +267,10 @@ def _resolve(given: Mapping[str, Any]) -> dict[str, Any]:
     """Give every attribute its value: the given one, its fall-back, or the default."""
     values = {name: copy.copy(OPTIONS[name.removeprefix("inference_")].default) for name in ATTRIBUTES} | dict(given)
     layers = values["layers_per_ipu"]
-    inference_layers = values["inference_layers_per_ipu"] = list(given.get("inference_layers_per_ipu") or layers)
-    num_ipus = values["ipus_per_replica"] = given.get("ipus_per_replica") or len(layers)
-    follows_layers = num_ipus == len(layers) or inference_layers != [-1]
-    num_inference_ipus = len(inference_layers) if follows_layers else num_ipus
+    inference_layers = values["inference_layers_per_ipu"] = copy.copy(given.get("inference_layers_per_ipu") or layers)
+    num_ipus = values["ipus_per_replica"] = given.get("ipus_per_replica") or _num_listed(layers)
+    follows_layers = num_ipus == _num_listed(layers) or inference_layers not in ([WILDCARD], AUTO)
+    num_inference_ipus = _num_listed(inference_layers) if follows_layers else num_ipus
     values["inference_ipus_per_replica"] = given.get("inference_ipus_per_replica") or num_inference_ipus
     if "inference_matmul_proportion" not in given:
         own = values["matmul_proportion"]
@@ -278,6 +281,10 @@ def _resolve(given: Mapping[str, Any]) -> dict[str, Any]:
             if values[f"{prefix}serialized_{kind}_splits_per_ipu"] is None:
                 values[f"{prefix}{kind}_serialization_factor"] = values[f"{prefix}{kind}_serialization_factor"] or 1
     return values
+
+
+def _num_listed(layers_per_ipu: list[int] | str) -> int:
+    return 1 if isinstance(layers_per_ipu, str) else len(layers_per_ipu)
 
 
 def _output_mode(mode: str, *, inference: bool) -> str:

@@ -117,8 +117,8 @@ def _submodule(module: torch.nn.Module, path: str) -> torch.nn.Module | None:
 
 
 def _discover(model: torch.nn.Module, prefix: str = "") -> Iterator[tuple[str, bool]]:
-    """Descend to the lists of layers; every module beside the way down is an entry of its own."""
-    if not any(_is_layer_list(module) for module in model.modules()):
+    """Descend to the lists of layers, the innermost ones; every module beside the way down is an entry of its own."""
+    if not _has_layer_list(model):
         if not prefix:
             raise LayoutError(
                 f"`{type(model).__name__}` has no list of layers (a ModuleList or Sequential of modules of one class) "
@@ -128,10 +128,14 @@ def _discover(model: torch.nn.Module, prefix: str = "") -> Iterator[tuple[str, b
         return
     for name, child in model.named_children():
         path = f"{prefix}.{name}" if prefix else name
-        if _is_layer_list(child):
+        if _is_layer_list(child) and not all(_has_layer_list(layer) for layer in child.children()):
             yield from ((f"{path}.{layer}", True) for layer, _ in child.named_children())
         else:
             yield from _discover(child, path)
+
+
+def _has_layer_list(module: torch.nn.Module) -> bool:
+    return any(_is_layer_list(part) for part in module.modules())
 
 
 def _is_layer_list(module: torch.nn.Module) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 
 from .engine.schedule import SCHEDULES
 from .errors import IncompatibleIPUConfigError, nearest
+from .partition import AUTO
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ class Option:
             optional = " or None" if self.optional else ""
             raise TypeError(f"`{name}={value!r}` is a {type(value).__name__}: `{name}` must be {self.kind}{optional}")
         for element in value if isinstance(value, (list, tuple)) else (value,):
-            if self.minimum is not None and element < self.minimum:
+            if self.minimum is not None and not isinstance(element, str) and element < self.minimum:
                 raise ValueError(f"`{name}` must be >= {self.minimum}, and `{name}={value!r}` has {element!r}")
         choices = CHOICES.get(self.kind)
         if choices and value not in choices:
@@ -85,6 +86,10 @@ def _list_from_text(text: str) -> Any:
     return json.loads(",".join(text.replace(",", " ").split()))
 
 
+def _layers_from_text(text: str) -> Any:
+    return AUTO if text == AUTO else _list_from_text(text)
+
+
 def _proportion_from_text(text: str) -> Any:
     return _list_from_text(text) if text.startswith("[") else float(text)
 
@@ -102,11 +107,12 @@ KINDS: dict[str, tuple[Callable[[str], Any], Callable[[Any], bool]]] = {
         _proportion_from_text,
         lambda value: _is_number(value) or _is_list_of(_is_number)(value),
     ),
+    'a list of int or "auto"': (_layers_from_text, lambda value: value == AUTO or _is_list_of(_is_int)(value)),
     OUTPUT_MODE: (str, lambda value: isinstance(value, str)),
     SCHEDULE: (str, lambda value: isinstance(value, str)),
 }
 
-_INT, _BOOL, _STR, _INTS, _PROPORTION = list(KINDS)[:5]
+_INT, _BOOL, _STR, _INTS, _PROPORTION, _LAYERS = list(KINDS)[:6]
 
 OPTIONS: dict[str, Option] = {
     option.name: option
@@ -114,10 +120,10 @@ OPTIONS: dict[str, Option] = {
         Option(
             name="layers_per_ipu",
             default=[-1],
-            kind=_INTS,
+            kind=_LAYERS,
             minimum=-1,
             managed=True,
-            meaning="repeated layers on each IPU; -1 is a wildcard",
+            meaning='repeated layers on each IPU; -1 is a wildcard, "auto" balances the estimated times',
         ),
         Option(
             name="ipus_per_replica",

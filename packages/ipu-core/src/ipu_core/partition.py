@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from itertools import accumulate
 
@@ -15,6 +16,7 @@ from .errors import IncompatibleIPUConfigError
 logger = logging.getLogger(__name__)
 
 WILDCARD = -1
+AUTO = "auto"
 
 
 def expand_layers_per_ipu(
@@ -68,6 +70,57 @@ def expand_layers_per_ipu(
 def layer_ipus(layers_per_ipu: Sequence[int]) -> tuple[int, ...]:
     """Give the IPU of each layer, in order: ``(1, 2)`` becomes ``(0, 1, 1)``."""
     return tuple(ipu for ipu, count in enumerate(layers_per_ipu) for _ in range(count))
+
+
+def balance(
+    costs: Sequence[float],
+    num_ipus: int,
+    *,
+    first: float = 0.0,
+    last: float = 0.0,
+    sizes: Sequence[float] | None = None,
+    limit: float = math.inf,
+) -> tuple[int, ...]:
+    """Split layers over IPUs so that the slowest IPU is as fast as it can be; an IPU may get none.
+
+    >>> balance([1, 1, 1, 3], 2)
+    (3, 1)
+
+    By dynamic programming over (layers placed, IPUs used), in O(layers^2 x IPUs).
+
+    Args:
+        costs: the time of each layer, in order.
+        num_ipus: how many IPUs there are.
+        first: what the first IPU does besides its layers.
+        last: what the last IPU does besides its layers.
+        sizes: the memory each layer needs.
+        limit: the memory an IPU has for its layers.
+
+    Raises:
+        IncompatibleIPUConfigError: no split keeps every IPU within `limit`.
+    """
+    sizes = sizes if sizes is not None else [0.0] * len(costs)
+    time_before = [0.0, *accumulate(costs)]
+    size_before = [0.0, *accumulate(sizes)]
+    # best[n]: (the slowest of the IPUs so far, the layers of each), with n layers placed
+    best: dict[int, tuple[float, tuple[int, ...]]] = {0: (0.0, ())}
+    for ipu in range(num_ipus):
+        extra = (first if ipu == 0 else 0.0) + (last if ipu == num_ipus - 1 else 0.0)
+        following: dict[int, tuple[float, tuple[int, ...]]] = {}
+        for placed, (slowest, split) in best.items():
+            for stop in range(placed, len(costs) + 1):
+                if size_before[stop] - size_before[placed] > limit:
+                    break
+                found = max(slowest, time_before[stop] - time_before[placed] + extra), (*split, stop - placed)
+                if stop not in following or found < following[stop]:
+                    following[stop] = found
+        best = following
+    if len(costs) not in best:
+        raise IncompatibleIPUConfigError(
+            f"{len(costs)} layers of {sum(sizes):,.0f} bytes do not fit on {num_ipus} IPUs of {limit:,.0f} bytes, the "
+            f"largest layer needs {max(sizes):,.0f}: use more IPUs, or smaller layers"
+        )
+    return best[len(costs)][1]
 
 
 def rounds(layers_per_ipu: Sequence[int], num_rounds: int) -> list[int]:

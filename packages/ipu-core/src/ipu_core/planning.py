@@ -6,16 +6,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from .config import ExecutionConfig
+from .cost import Cost, entry_costs, node_cost
 from .graph.capture import Capture
 from .graph.cut import Segment
 from .layout import Layout
-from .partition import rounds
+from .partition import AUTO, WILDCARD, balance, rounds
+
+COLUMNS = ("stage", "IPU", "modules", "layers", "parameters", "MiB", "GFLOP", "time", "receives KiB")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +31,8 @@ class Stage:
         num_layers: how many of them are repeated layers.
         num_parameters: elements it holds; a tied parameter is counted where it is first used.
         parameter_bytes: bytes of those.
+        flops: floating-point operations of its forward pass over one micro-batch.
+        seconds: an estimate of that pass's time, to compare stages with one another.
         received_bytes: bytes of the values other stages hand it for one micro-batch.
     """
 
@@ -36,6 +41,8 @@ class Stage:
     num_layers: int
     num_parameters: int
     parameter_bytes: int
+    flops: int
+    seconds: float
     received_bytes: int
 
 
@@ -99,7 +106,8 @@ class Plan:
         return f"batch: {' x '.join(factors)} = {self.combined_batch_size} rows a call"
 
     def _rows(self) -> list[tuple[str, ...]]:
-        rows: list[tuple[str, ...]] = [("stage", "IPU", "modules", "layers", "parameters", "MiB", "receives KiB")]
+        rows: list[tuple[str, ...]] = [COLUMNS]
+        total = sum(stage.seconds for stage in self.stages) or 1.0
         for i, stage in enumerate(self.stages):
             rows.append(
                 (
@@ -109,6 +117,8 @@ class Plan:
                     str(stage.num_layers),
                     f"{stage.num_parameters:,}",
                     f"{stage.parameter_bytes / 2**20:.1f}",
+                    f"{stage.flops / 1e9:.2f}",
+                    f"{stage.seconds / total:.0%}",
                     f"{stage.received_bytes / 2**10:.1f}",
                 )
             )
@@ -137,7 +147,7 @@ def make_plan(
     )
 
 
-def place(model_layout: Layout, config: ExecutionConfig, model: torch.nn.Module) -> dict[str, int]:
+def place(model_layout: Layout, config: ExecutionConfig, model: torch.nn.Module, captured: Capture) -> dict[str, int]:
     """Give the IPU of each entry.
 
     Layers go where `layers_per_ipu` says, in `stages_per_ipu` rounds over the IPUs. A module that shares a parameter
@@ -148,7 +158,11 @@ def place(model_layout: Layout, config: ExecutionConfig, model: torch.nn.Module)
     Raises:
         IncompatibleIPUConfigError: `layers_per_ipu` does not add up to the model's layers.
     """
-    layers = iter(rounds(config.expand_layers(model_layout.num_layers), config.stages_per_ipu))
+    if config.layers_per_ipu == AUTO:
+        counts = _balanced(model_layout, config, model, captured)
+    else:
+        counts = config.expand_layers(model_layout.num_layers)
+    layers = iter(rounds(counts, config.stages_per_ipu))
     remaining, current = model_layout.num_layers, 0
     homes: dict[int, int] = {}
     placed: dict[str, int] = {}
@@ -168,10 +182,33 @@ def place(model_layout: Layout, config: ExecutionConfig, model: torch.nn.Module)
     return placed
 
 
+def _balanced(
+    model_layout: Layout, config: ExecutionConfig, model: torch.nn.Module, captured: Capture
+) -> tuple[int, ...]:
+    """Give the number of layers on each IPU that makes the slowest IPU as fast as it can be."""
+    costs = entry_costs(captured, [entry.path for entry in model_layout.entries])
+    # Where everything but the layers goes does not depend on the split, or it goes with a layer.
+    ends = place(model_layout, replace(config, layers_per_ipu=(WILDCARD,), stages_per_ipu=1), model, captured)
+    seconds: list[float] = []
+    first = last = 0.0
+    for entry in model_layout.entries:
+        cost = costs[entry.path].seconds
+        if entry.repeated:
+            seconds.append(cost)
+        elif not seconds or ends[entry.path] == 0:
+            first += cost
+        elif len(seconds) == model_layout.num_layers:
+            last += cost
+        else:
+            seconds[-1] += cost
+    return balance(seconds, config.ipus_per_replica, first=first, last=last)
+
+
 def _stages(
     captured: Capture, model_layout: Layout, segments: tuple[Segment, ...], model: torch.nn.Module
 ) -> tuple[Stage, ...]:
     entries = {entry.path: entry for entry in model_layout.entries}
+    nodes = {node.name: node for node in captured.graph.nodes}
     homes: dict[int, int] = {}
     for i, segment in enumerate(segments):
         for path in segment.entries:
@@ -181,6 +218,7 @@ def _stages(
     held: list[list[torch.nn.Parameter]] = [[] for _ in segments]
     for parameter in model.parameters():
         held[homes.get(id(parameter), len(segments) - 1)].append(parameter)
+    costs = [sum((node_cost(nodes[name]) for name in segment.nodes), Cost()) for segment in segments]
     sizes = {node.name: _bytes(node.meta.get("val")) for node in captured.graph.nodes}
     return tuple(
         Stage(
@@ -189,9 +227,11 @@ def _stages(
             num_layers=sum(entries[path].repeated for path in segment.entries),
             num_parameters=sum(p.numel() for p in parameters),
             parameter_bytes=sum(p.numel() * p.element_size() for p in parameters),
+            flops=cost.flops,
+            seconds=cost.seconds,
             received_bytes=sum(sizes[name] for name in segment.receives),
         )
-        for segment, parameters in zip(segments, held, strict=True)
+        for segment, parameters, cost in zip(segments, held, costs, strict=True)
     )
 
 

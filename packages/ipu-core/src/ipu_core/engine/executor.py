@@ -185,7 +185,7 @@ def _plan(
     model: PipelineMixin, config: ExecutionConfig, captured: Capture, *, micro_batch_size: int
 ) -> tuple[Plan, dict[str, int]]:
     model_layout = layout(model, model.layout_patterns, captured)
-    placement = place(model_layout, config, model)
+    placement = place(model_layout, config, model, captured)
     segments = cut(captured, placement)
     plan = make_plan(captured, model_layout, segments, config, model, micro_batch_size=micro_batch_size)
     return plan, placement
