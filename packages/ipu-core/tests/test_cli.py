@@ -73,3 +73,20 @@ def test_doctor_says_which_engines_are_usable_and_why_not(capsys):
     assert f"transformers  {transformers.__version__}" in printed
     assert "host          usable: this process" in printed
     assert "poptorch      not usable: PopTorch is not installed" in printed
+
+
+def test_trace_runs_and_writes_what_ran_when(capsys, tmp_path):
+    picture, trace = tmp_path / "timeline.svg", tmp_path / "timeline.json"
+    arguments = ["--class", "GPT2ForSequenceClassification", "--layers-per-ipu", "1,1", "--accumulation", "3"]
+    arguments += ["--schedule", "1f1b", "--length", "8", "--set", "pad_token_id=0", *SMALL]
+    assert main(["trace", "--family", "gpt2", *arguments, "--svg", str(picture), "--chrome", str(trace)]) == 0
+    printed = capsys.readouterr().out
+    assert "PipelinedGPT2ForSequenceClassification, 1f1b, 3 micro-batches:" in printed
+    assert f"wrote {picture}" in printed
+    assert picture.read_text().startswith("<svg")
+    assert json.loads(trace.read_text())["traceEvents"]
+
+
+def test_trace_of_a_model_without_a_loss_says_what_is_missing(capsys):
+    assert main(["trace", "--family", "gpt2", "--layers-per-ipu", "1,1", "--length", "8", *SMALL]) == 2
+    assert "`PipelinedGPT2Model` returns no loss for this batch" in capsys.readouterr().err

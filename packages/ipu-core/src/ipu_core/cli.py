@@ -44,26 +44,35 @@ def _parser() -> argparse.ArgumentParser:
     doctor.set_defaults(run=_doctor)
 
     plan = commands.add_parser("plan", help="say which modules would sit on which IPU, without weights or a run")
-    source = plan.add_mutually_exclusive_group(required=True)
-    source.add_argument("--family", metavar="TYPE", help="a model type, such as bert, in its default size")
-    source.add_argument("--model", metavar="DIR", type=Path, help="a directory with a transformers config.json")
-    plan.add_argument(
-        "--class", dest="class_name", metavar="NAME", help="transformers class; the first declared one by default"
-    )
-    plan.add_argument(
-        "--set", metavar="KEY=VALUE", action="append", default=[], help="change a value of the model's configuration"
-    )
-    plan.add_argument("--config", metavar="FILE", type=Path, help="an ipu_config.json, or a directory that has one")
-    plan.add_argument("--layers-per-ipu", metavar="N,N,...", help='layers on each IPU, -1 a wildcard; or "auto"')
-    plan.add_argument("--ipus", metavar="N", type=int, help="IPUs a replica, where --layers-per-ipu does not say")
-    plan.add_argument("--accumulation", metavar="N", type=int, help="gradient accumulation steps")
-    plan.add_argument("--replicas", metavar="N", type=int, help="replication factor")
-    plan.add_argument("--batch", metavar="ROWS", type=int, default=1, help="rows of a micro-batch (default 1)")
-    plan.add_argument("--length", metavar="TOKENS", type=int, default=128, help="tokens of a row (default 128)")
+    _describe_model(plan)
     plan.add_argument("--inference", action="store_true", help="plan for inference rather than training")
     plan.add_argument("--json", action="store_true", help="print JSON")
     plan.set_defaults(run=_plan)
+
+    trace = commands.add_parser("trace", help="run training steps with random weights, and draw what ran when")
+    _describe_model(trace)
+    trace.add_argument("--schedule", metavar="NAME", help="sequential, gpipe, 1f1b or interleaved")
+    trace.add_argument("--svg", metavar="FILE", type=Path, help="write a picture")
+    trace.add_argument("--chrome", metavar="FILE", type=Path, help="write Chrome's trace JSON")
+    trace.set_defaults(run=_trace, inference=False)
     return parser
+
+
+def _describe_model(command: argparse.ArgumentParser) -> None:
+    """Add the arguments that say which model, which configuration and which batch."""
+    source = command.add_mutually_exclusive_group(required=True)
+    source.add_argument("--family", metavar="TYPE", help="a model type, such as bert, in its default size")
+    source.add_argument("--model", metavar="DIR", type=Path, help="a directory with a transformers config.json")
+    add = command.add_argument
+    add("--class", dest="class_name", metavar="NAME", help="transformers class; the first declared one by default")
+    add("--set", metavar="KEY=VALUE", action="append", default=[], help="change a value of the model's configuration")
+    add("--config", metavar="FILE", type=Path, help="an ipu_config.json, or a directory that has one")
+    add("--layers-per-ipu", metavar="N,N,...", help='layers on each IPU, -1 a wildcard; or "auto"')
+    add("--ipus", metavar="N", type=int, help="IPUs a replica, where --layers-per-ipu does not say")
+    add("--accumulation", metavar="N", type=int, help="gradient accumulation steps")
+    add("--replicas", metavar="N", type=int, help="replication factor")
+    add("--batch", metavar="ROWS", type=int, default=1, help="rows of a micro-batch (default 1)")
+    add("--length", metavar="TOKENS", type=int, default=128, help="tokens of a row (default 128)")
 
 
 def _plugins(options: argparse.Namespace) -> int:
@@ -99,8 +108,36 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from .config import IPUConfig
+    import torch
+
     from .engine.executor import plan
+
+    model, batch = _model_and_batch(options, device="meta")
+    made = plan(model, torch.utils._pytree.tree_map(lambda t: t.to("meta"), batch), for_inference=options.inference)
+    print(made.to_json() if options.json else made)
+    return 0
+
+
+def _trace(options: argparse.Namespace) -> int:
+    from .engine.executor import training_model
+
+    model, batch = _model_and_batch(options, device="cpu")
+    executor = training_model(model, outputs=["loss"])
+    for step in ("warm up", "measure"):
+        print(f"{step} ...", file=sys.stderr)
+        executor(**batch)
+    timeline = executor.timeline()
+    print(timeline)
+    for path, text in ((options.svg, timeline.to_svg), (options.chrome, timeline.to_chrome_trace)):
+        if path is not None:
+            path.write_text(text(), encoding="utf-8")
+            print(f"wrote {path}")
+    return 0
+
+
+def _model_and_batch(options: argparse.Namespace, *, device: str) -> tuple[PipelineMixin, dict[str, Any]]:
+    """Make the model and a combined batch for it; on the meta device a model has shapes and no weights."""
+    from .config import IPUConfig
     from .samples import sample_batch
 
     ipu_config = IPUConfig.from_pretrained(options.config) if options.config else IPUConfig()
@@ -109,18 +146,15 @@ def _plan(options: argparse.Namespace) -> int:
         "ipus_per_replica": options.ipus,
         "gradient_accumulation_steps": options.accumulation,
         "replication_factor": options.replicas,
+        "schedule": getattr(options, "schedule", None),
     }
     ipu_config = ipu_config.replace(**{name: value for name, value in changes.items() if value is not None})
-    model = _empty_model(options, ipu_config)
+    model = _random_model(options, ipu_config, device=device)
     rows = options.batch * ipu_config.batch_size_factor(options.inference)
-    batch = sample_batch(model, batch_size=rows, length=options.length, labels=not options.inference)
-    made = plan(model, {name: tensor.to("meta") for name, tensor in batch.items()}, for_inference=options.inference)
-    print(made.to_json() if options.json else made)
-    return 0
+    return model, sample_batch(model, batch_size=rows, length=options.length, labels=not options.inference)
 
 
-def _empty_model(options: argparse.Namespace, ipu_config: IPUConfig) -> PipelineMixin:
-    """Make the model on the meta device: it has shapes and no weights."""
+def _random_model(options: argparse.Namespace, ipu_config: IPUConfig, *, device: str) -> PipelineMixin:
     import torch
     import transformers
 
@@ -148,7 +182,7 @@ def _empty_model(options: argparse.Namespace, ipu_config: IPUConfig) -> Pipeline
     cls = getattr(transformers, name, None)
     if cls is None:
         raise ValueError(f"transformers has no class `{name}`: give one with --class")
-    with torch.device("meta"):
+    with torch.device(device):
         model = cls(config)
     pipelined: PipelineMixin = to_pipelined(model, ipu_config)
     return pipelined

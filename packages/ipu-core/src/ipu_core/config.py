@@ -118,6 +118,8 @@ class IPUConfig(BaseConfig):
             without = {other: value for other, value in self._given.items() if other != name}
             if _resolve(without)[name] == resolved[name]:
                 self._given = without
+        if self.replicated_tensor_sharding and self.replication_factor == 1:
+            logger.warning("`replicated_tensor_sharding=True` has no effect with `replication_factor=1`")
         self._check()
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -203,8 +205,6 @@ class IPUConfig(BaseConfig):
         return {name: getattr(self, name) for name in ATTRIBUTES}
 
     def _check(self) -> None:
-        if self.replicated_tensor_sharding and self.replication_factor == 1:
-            logger.warning("`replicated_tensor_sharding=True` has no effect with `replication_factor=1`")
         for prefix in ("", "inference_"):
             num_ipus = getattr(self, f"{prefix}ipus_per_replica")
             layers = getattr(self, f"{prefix}layers_per_ipu")

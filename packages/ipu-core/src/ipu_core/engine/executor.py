@@ -19,6 +19,7 @@ from ..graph.cut import cut
 from ..graph.split import split
 from ..layout import layout
 from ..planning import Plan, make_plan, place
+from ..report.timeline import Span, Timeline
 from .batch import BatchSpec, combine, micro_batch_size, micro_batches
 from .engines import Engine, usable_engine
 from .host import HostProgram
@@ -70,6 +71,7 @@ class Executor:
         self._optimizer = optimizer
         self._selected = outputs
         self._compiled: _Compiled | None = None
+        self._spans: list[Span] = []
 
     @property
     def is_compiled(self) -> bool:
@@ -86,6 +88,16 @@ class Executor:
         if self._compiled is None:
             raise NotCompiledError("the executor has no plan yet: call `compile(**batch)` first")
         return self._compiled.plan
+
+    def timeline(self) -> Timeline:
+        """Give what each stage did when, in the last update of the last call.
+
+        Raises:
+            NotCompiledError: it is not a training executor, or was not called yet.
+        """
+        if self._compiled is None or self._compiled.schedule is None or not self._spans:
+            raise NotCompiledError("there is no timeline yet: call a training executor first")
+        return Timeline.measured(self._compiled.plan.model, self._compiled.schedule, self._spans)
 
     def compile(self, **batch: Any) -> Executor:
         """Capture, plan and split the model for batches like this one, without running it; returns the executor.
@@ -106,6 +118,7 @@ class Executor:
         recompute = self._config.recompute_checkpoint_every_layer
         program = HostProgram(captured, segments, self._model, recompute=recompute)
         names = _leaf_names(captured)
+        schedule = None if self._config.inference else self._schedule(plan)
         self._compiled = _Compiled(
             spec=BatchSpec.of(batch),
             plan=plan,
@@ -113,7 +126,8 @@ class Executor:
             output_spec=captured.output_spec,
             kept=_selection(captured, names, self._selected),
             loss=None if self._config.inference else _loss_index(captured, names),
-            order=() if self._config.inference else tuple(simulate(self._schedule(plan)).in_order()),
+            schedule=schedule,
+            order=tuple(simulate(schedule).in_order()) if schedule else (),
         )
         if self._config.seed is not None:
             torch.manual_seed(self._config.seed)
@@ -140,7 +154,10 @@ class Executor:
             if self._optimizer is not None:
                 self._optimizer.zero_grad()
             update = parts[start : start + per_update]
-            for leaves in compiled.program.train(update, compiled.order, loss=compiled.loss, weight=1 / per_update):
+            self._spans = []
+            for leaves in compiled.program.train(
+                update, compiled.order, loss=compiled.loss, weight=1 / per_update, spans=self._spans
+            ):
                 outputs.append(compiled.keep(leaves))
                 if self._config.output_mode == "final":
                     del outputs[: -self._config.replication_factor]
@@ -168,6 +185,7 @@ class _Compiled:
     output_spec: pytree.TreeSpec
     kept: frozenset[int]
     loss: int | None
+    schedule: Schedule | None
     order: tuple[Action, ...]
 
     def keep(self, leaves: list[Any]) -> list[Any]:

@@ -17,10 +17,8 @@ import torch
 from ..errors import BatchMismatchError
 from ..graph.capture import Capture, input_leaves
 from ..graph.split import StageGraph
+from ..report.timeline import Span
 from .schedule import BACKWARD, FORWARD, Action
-
-Span = tuple[Action, float, float]
-"""An action, and the seconds at which it began and ended."""
 
 
 @dataclass(frozen=True, kw_only=True)
