@@ -275,6 +275,27 @@ def test_a_model_init_is_pipelined_and_a_data_set_of_datasets_is_read(tmp_path):
     assert ours.state.global_step == 2
 
 
+class Stream(torch.utils.data.IterableDataset):
+    """Rows without a length."""
+
+    def __init__(self, count: int) -> None:
+        self.rows = rows(count)
+
+    def __iter__(self):
+        return iter(self.rows)
+
+
+def test_a_stream_trains_and_evaluates_and_its_incomplete_end_is_dropped_in_training_alone(tmp_path):
+    args = arguments(tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=2, max_steps=5)
+    ours = IPUTrainer(model(), CONFIG, args, train_dataset=Stream(11), eval_dataset=Stream(11))
+    ours.train()
+    assert ours.state.global_step == 5  # two whole batches of four a pass
+    with torch.no_grad():
+        expected = ours.model.to_transformers().eval()(**stacked(rows(11)))
+    assert ours.evaluate()["eval_loss"] == pytest.approx(expected.loss.item(), abs=1e-6)
+    np.testing.assert_allclose(ours.predict(Stream(11)).predictions, expected.logits.numpy(), atol=1e-6)
+
+
 def test_the_arguments_are_left_as_they_are(tmp_path):
     args = arguments(tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=4, max_steps=1)
     before = args.to_dict()

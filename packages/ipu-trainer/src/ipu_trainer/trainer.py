@@ -19,6 +19,7 @@ from transformers import Trainer
 from transformers.trainer_utils import get_last_checkpoint
 
 from .arguments import IPUTrainingArguments
+from .data import WholeBatches
 from .evaluation import Evaluator
 
 logger = logging.getLogger(__name__)
@@ -99,7 +100,7 @@ class IPUTrainer(Trainer):
         Raises:
             BatchSizeError: the data set has fewer rows than one combined batch.
         """
-        with self._dropping_last():
+        with self._whole_batches():
             loader = super().get_train_dataloader()
         with contextlib.suppress(TypeError):
             if len(loader) == 0:
@@ -150,12 +151,17 @@ class IPUTrainer(Trainer):
         return super().prediction_step(self._evaluator[1], inputs, prediction_loss_only, ignore_keys)
 
     @contextlib.contextmanager
-    def _dropping_last(self) -> Iterator[None]:
-        before, self.args.dataloader_drop_last = self.args.dataloader_drop_last, True
+    def _whole_batches(self) -> Iterator[None]:
+        """Have loaders made that give whole combined batches only, of a data set with or without a length."""
+        data: Any = self.train_dataset  # type: ignore[has-type]  # upstream is checked as untyped
+        drop_last = self.args.dataloader_drop_last
+        if isinstance(data, torch.utils.data.IterableDataset):
+            self.train_dataset = WholeBatches(data, self.args.train_batch_size)
+        self.args.dataloader_drop_last = True
         try:
             yield
         finally:
-            self.args.dataloader_drop_last = before
+            self.train_dataset, self.args.dataloader_drop_last = data, drop_last
 
 
 def _require_checkpoint(directory: str) -> None:
