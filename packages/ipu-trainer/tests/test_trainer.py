@@ -310,6 +310,11 @@ def test_a_pipelined_model_brings_its_configuration(tmp_path):
     assert ours.ipu_config == CONFIG
 
 
+def test_options_without_effect_are_named(tmp_path, caplog):
+    trainer(tmp_path, config=CONFIG.replace(optimizer_state_offchip=True), max_steps=1).train()
+    assert "the host engine gives no effect to optimizer_state_offchip=True" in caplog.text
+
+
 def test_the_plan_of_training_can_be_read(tmp_path):
     ours = trainer(tmp_path, per_device_train_batch_size=4, max_steps=1)
     ours.train()

@@ -109,6 +109,7 @@ class Executor:
             self._compiled.spec.check(batch)
             return self
         started = time.perf_counter()
+        self._name_options_without_effect()
         size = micro_batch_size(batch, self._config)
         micro_batch = next(micro_batches(batch, self._config))
         captured = self._captured or capture_model(self._model, self._config, micro_batch)
@@ -164,6 +165,12 @@ class Executor:
             if self._optimizer is not None:
                 self._optimizer.step()
         return outputs
+
+    def _name_options_without_effect(self) -> None:
+        changed = self._model.ipu_config.changed(self._engine.inert, for_inference=self._config.inference)
+        if changed:
+            options = ", ".join(f"{name}={value}" for name, value in changed.items())
+            logger.warning("the %s engine gives no effect to %s", self._engine.name, options)
 
     @property
     def _per_update(self) -> int:
@@ -228,9 +235,7 @@ def inference_model(
         EngineNotAvailableError: the engine is not usable here.
         TypeError: `model` is not pipelined.
     """
-    ipu_config, chosen = _ipu_config(model), usable_engine(engine)
-    _say_what_is_inert(ipu_config, chosen, inference=True)
-    return Executor(model, ipu_config.for_inference(), chosen, outputs=outputs)
+    return Executor(model, _ipu_config(model).for_inference(), usable_engine(engine), outputs=outputs)
 
 
 def training_model(
@@ -261,9 +266,7 @@ def training_model(
         TypeError: `model` is not pipelined.
         ValueError: the optimizer has none of the model's parameters.
     """
-    ipu_config, chosen = _ipu_config(model), usable_engine(engine)
-    _say_what_is_inert(ipu_config, chosen, inference=False)
-    config = ipu_config.for_training()
+    config = _ipu_config(model).for_training()
     if optimizer is None and config.device_iterations > 1:
         raise IncompatibleIPUConfigError(
             f"`device_iterations={config.device_iterations}` needs an optimizer to step between the iterations: "
@@ -273,7 +276,7 @@ def training_model(
         owned = {id(parameter) for parameter in model.parameters()}
         if not any(id(p) in owned for group in optimizer.param_groups for p in group["params"]):
             raise ValueError("the optimizer has none of the model's parameters: make it from `model.parameters()`")
-    return Executor(model, config, chosen, optimizer=optimizer, outputs=outputs)
+    return Executor(model, config, usable_engine(engine), optimizer=optimizer, outputs=outputs)
 
 
 def plan(model: PipelineMixin, inputs: Mapping[str, Any], for_inference: bool = False) -> Plan:
@@ -293,12 +296,6 @@ def plan(model: PipelineMixin, inputs: Mapping[str, Any], for_inference: bool = 
     size = micro_batch_size(inputs, config)
     captured = capture_model(model, config, next(micro_batches(inputs, config)))
     return _plan(model, config, captured, micro_batch_size=size)[0]
-
-
-def _say_what_is_inert(ipu_config: IPUConfig, engine: Engine, *, inference: bool) -> None:
-    if changed := ipu_config.changed(engine.inert, for_inference=inference):
-        options = ", ".join(f"{name}={value}" for name, value in changed.items())
-        logger.warning("the %s engine gives no effect to %s", engine.name, options)
 
 
 def _ipu_config(model: Any) -> IPUConfig:

@@ -17,7 +17,7 @@ from .capture import Capture
 from .cut import Segment
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class StageGraph:
     """One segment as a function: values named `inputs` in, values named `outputs` out, in that order.
 
