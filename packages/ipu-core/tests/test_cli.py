@@ -90,3 +90,17 @@ def test_trace_runs_and_writes_what_ran_when(capsys, tmp_path):
 def test_trace_of_a_model_without_a_loss_says_what_is_missing(capsys):
     assert main(["trace", "--family", "gpt2", "--layers-per-ipu", "1,1", "--length", "8", *SMALL]) == 2
     assert "`PipelinedGPT2Model` returns no loss for this batch" in capsys.readouterr().err
+
+
+def test_doctor_says_what_each_option_of_a_configuration_does(capsys, tmp_path):
+    IPUConfig(layers_per_ipu=[1, 2], inference_device_iterations=4, enable_half_partials=False).save_pretrained(
+        tmp_path
+    )
+    assert main(["doctor", "--config", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("layers_per_ipu=[1, 2]: has an effect: repeated layers") for line in lines)
+    assert any(line.startswith("inference_device_iterations=4: has an effect:") for line in lines)
+    assert any(line.startswith("enable_half_partials=False: no effect on the host engine: float16") for line in lines)
+    IPUConfig().save_pretrained(tmp_path)
+    assert main(["doctor", "--config", str(tmp_path)]) == 0
+    assert "changes no option" in capsys.readouterr().out

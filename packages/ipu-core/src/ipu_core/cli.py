@@ -41,6 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     plugins.set_defaults(run=_plugins)
 
     doctor = commands.add_parser("doctor", help="say which engines can run here, and why the others cannot")
+    doctor.add_argument("--config", metavar="FILE", type=Path, help="say what each option of an ipu_config.json does")
     doctor.set_defaults(run=_doctor)
 
     plan = commands.add_parser("plan", help="say which modules would sit on which IPU, without weights or a run")
@@ -104,7 +105,27 @@ def _doctor(options: argparse.Namespace) -> int:
         print(f"{engine.name:<14}{'usable' if engine.is_usable else 'not usable'}: {engine.obstacle or engine.meaning}")
         if engine.inert:
             print(f"{'':<14}no effect: {', '.join(engine.inert)}")
+    if options.config is not None:
+        print()
+        print(_effects(options.config))
     return 0
+
+
+def _effects(file: Path) -> str:
+    """Say, for each option a configuration changes, whether the host engine gives it an effect."""
+    from .config import IPUConfig
+    from .engine.engines import HOST_INERT
+    from .options import OPTIONS, attribute_option
+
+    ipu_config = IPUConfig.from_pretrained(file)
+    changed = ipu_config.changed(OPTIONS) | ipu_config.changed(OPTIONS, for_inference=True)
+    lines = []
+    for name, value in changed.items():
+        option = attribute_option(name)
+        assert option is not None
+        effect = "no effect on the host engine" if option.name in HOST_INERT else "has an effect"
+        lines.append(f"{name}={value}: {effect}: {option.meaning}")
+    return "\n".join(lines) or f"{file} changes no option"
 
 
 def _plan(options: argparse.Namespace) -> int:
