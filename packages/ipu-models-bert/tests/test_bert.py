@@ -41,6 +41,24 @@ def test_training_equals_plain_on_every_split_with_dropout_and_padding(name, dty
     assert_training_equals_plain(model, EVERY_SPLIT, batch, atol=ATOL[dtype])
 
 
+class BertModelWithLoss(transformers.BertModel):
+    """The encoder without a head, and a loss that reads both its outputs."""
+
+    def forward(self, input_ids, attention_mask):
+        outputs = super().forward(input_ids=input_ids, attention_mask=attention_mask)
+        loss = outputs.last_hidden_state.pow(2).mean() + outputs.pooler_output.sin().mean()
+        return loss, outputs.last_hidden_state, outputs.pooler_output
+
+
+@each_dtype
+def test_gradients_of_the_model_without_a_head_equal_plain_on_every_split(dtype):
+    torch.manual_seed(0)
+    model = BertModelWithLoss(transformers.BertConfig(**{**BERT.tiny, "num_hidden_layers": NUM_LAYERS})).to(dtype)
+    batch = sample_batch(model, batch_size=3, length=12, padded=True)
+    assert to_pipelined(model, EVERY_SPLIT[0]).family is BERT
+    assert_training_equals_plain(model, EVERY_SPLIT, batch, atol=ATOL[dtype])
+
+
 @each_class
 @each_dtype
 @pytest.mark.parametrize("padded", [False, True], ids=["unpadded", "padded"])

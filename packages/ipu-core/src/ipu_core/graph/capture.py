@@ -74,7 +74,7 @@ def capture(model: torch.nn.Module, batch: Mapping[str, Any], *, training: bool)
     name = type(model).__name__
     with _mode(model, training=training), torch.random.fork_rng(devices=[]):
         try:
-            program = torch.export.export(model, (), _without_cache(model, batch), strict=False)
+            program = torch.export.export(model, (), without_cache(model, batch), strict=False)
         except Exception as error:
             raise CaptureError(_explain(name, error)) from error
     captured = _read(name, program, training=training)
@@ -155,7 +155,7 @@ def _mode(model: torch.nn.Module, *, training: bool) -> Iterator[None]:
             module.training = flag
 
 
-def _without_cache(model: torch.nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
+def without_cache(model: torch.nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
     """Add ``use_cache=False``: a cache that grows has no place in a static graph; generation brings its own."""
     config = getattr(model, "config", None)
     parameters = inspect.signature(model.forward).parameters

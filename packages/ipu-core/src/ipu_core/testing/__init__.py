@@ -23,6 +23,7 @@ from ..config import IPUConfig
 from ..engine.batch import micro_batches
 from ..engine.engines import usable_engine
 from ..engine.executor import Executor, capture_model
+from ..graph.capture import without_cache
 from ..modeling import to_pipelined
 from ..samples import sample_batch
 
@@ -51,7 +52,7 @@ def assert_inference_equals_plain(
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        expected = model(**batch, **_no_cache(model))
+        expected = model(**without_cache(model, batch))
     model.train(was_training)
     for ipu_config, executor in _executors(model, ipu_configs, batch, inference=True):
         with _naming(ipu_config):
@@ -73,7 +74,7 @@ def assert_training_equals_plain(
     model.train()
     model.zero_grad()
     torch.manual_seed(seed)
-    expected = model(**batch, **_no_cache(model))
+    expected = model(**without_cache(model, batch))
     _loss(expected).backward()
     gradients = {name: p.grad for name, p in model.named_parameters()}
     for ipu_config, executor in _executors(model, ipu_configs, batch, inference=False):
@@ -125,10 +126,6 @@ def assert_round_trip(model: torch.nn.Module, ipu_config: IPUConfig) -> None:
         assert not pipelined.is_parallelized
     assert inventory(pipelined) == before, "parallelize and deparallelize changed the pipelined model"
     assert inventory(model) == before, "parallelize and deparallelize changed the user's model"
-
-
-def _no_cache(model: torch.nn.Module) -> dict[str, bool]:
-    return {"use_cache": False} if getattr(getattr(model, "config", None), "use_cache", False) else {}
 
 
 def _loss(outputs: Any) -> torch.Tensor:
