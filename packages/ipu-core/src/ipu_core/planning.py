@@ -16,7 +16,7 @@ from .cost import Cost, entry_costs, node_cost
 from .graph.capture import Capture
 from .graph.cut import Segment
 from .layout import Layout
-from .partition import AUTO, WILDCARD, balance, rounds
+from .partition import AUTO, balance, rounds
 
 COLUMNS = ("stage", "IPU", "modules", "layers", "parameters", "MiB", "GFLOP", "time", "receives KiB")
 
@@ -187,8 +187,9 @@ def _balanced(
 ) -> tuple[int, ...]:
     """Give the number of layers on each IPU that makes the slowest IPU as fast as it can be."""
     costs = entry_costs(captured, [entry.path for entry in model_layout.entries])
-    # Where everything but the layers goes does not depend on the split, or it goes with a layer.
-    ends = place(model_layout, replace(config, layers_per_ipu=(WILDCARD,), stages_per_ipu=1), model, captured)
+    # With every layer on the last IPU, what is left on the first is there whatever the split.
+    all_last = (*[0] * (config.ipus_per_replica - 1), model_layout.num_layers)
+    ends = place(model_layout, replace(config, layers_per_ipu=all_last, stages_per_ipu=1), model, captured)
     seconds: list[float] = []
     first = last = 0.0
     for entry in model_layout.entries:

@@ -114,9 +114,8 @@ class Executor:
         micro_batch = next(micro_batches(batch, self._config))
         captured = self._captured or capture_model(self._model, self._config, micro_batch)
         plan, placement = _plan(self._model, self._config, captured, micro_batch_size=size)
-        layers = placement if self._config.recompute_checkpoint_every_layer else ()
-        segments = split(captured, cut(captured, placement, also_at=layers))
         recompute = self._config.recompute_checkpoint_every_layer
+        segments = split(captured, cut(captured, placement, also_at=placement if recompute else ()))
         program = HostProgram(captured, segments, self._model, recompute=recompute)
         names = _leaf_names(captured)
         schedule = None if self._config.inference else self._schedule(plan)
