@@ -82,16 +82,14 @@ def test_a_side_without_a_power_of_two_is_refused(layers, message):
         encoder_decoder_cut(layers, num_encoder_layers=6)
 
 
-def brute_force(costs, num_ipus, first, last, sizes, limit):
+def brute_force(costs, num_ipus, besides, sizes, limit):
     best = None
     for cuts in itertools.combinations_with_replacement(range(len(costs) + 1), num_ipus - 1):
         edges = [0, *cuts, len(costs)]
         parts = list(itertools.pairwise(edges))
         if any(sum(sizes[a:b]) > limit for a, b in parts):
             continue
-        times = [sum(costs[a:b]) for a, b in parts]
-        times[0] += first
-        times[-1] += last
+        times = [sum(costs[a:b]) + extra for (a, b), extra in zip(parts, besides, strict=True)]
         best = max(times) if best is None else min(best, max(times))
     return best
 
@@ -102,18 +100,17 @@ def test_balance_is_as_good_as_brute_force(seed):
     num_layers, num_ipus = draw.randint(1, 8), draw.randint(1, 4)
     costs = [draw.randint(1, 9) for _ in range(num_layers)]
     sizes = [draw.randint(1, 9) for _ in range(num_layers)]
-    first, last, limit = draw.randint(0, 9), draw.randint(0, 9), draw.choice([12, 20, 10**6])
-    expected = brute_force(costs, num_ipus, first, last, sizes, limit)
+    besides = [draw.randint(0, 9) for _ in range(num_ipus)]
+    limit = draw.choice([12, 20, 10**6])
+    expected = brute_force(costs, num_ipus, besides, sizes, limit)
     if expected is None:
         with pytest.raises(IncompatibleIPUConfigError, match=f"{num_layers} layers .* do not fit on {num_ipus}"):
-            balance(costs, num_ipus, first=first, last=last, sizes=sizes, limit=limit)
+            balance(costs, num_ipus, besides=besides, sizes=sizes, limit=limit)
         return
-    split = balance(costs, num_ipus, first=first, last=last, sizes=sizes, limit=limit)
+    split = balance(costs, num_ipus, besides=besides, sizes=sizes, limit=limit)
     assert (len(split), sum(split)) == (num_ipus, num_layers)
     edges = [0, *itertools.accumulate(split)]
-    times = [sum(costs[a:b]) for a, b in itertools.pairwise(edges)]
-    times[0] += first
-    times[-1] += last
+    times = [sum(costs[a:b]) + extra for (a, b), extra in zip(itertools.pairwise(edges), besides, strict=True)]
     assert max(times) == expected
     assert all(sum(sizes[a:b]) <= limit for a, b in itertools.pairwise(edges))
 

@@ -14,17 +14,22 @@ import torch
 
 from .errors import LayoutError
 from .graph.capture import Capture, node_entry
+from .rewrites import PlacedModule
 
 REPEATED = ".*"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One module of a layout: its path in the model, whether it is one of the repeated layers, and what it holds."""
+    """One module of a layout: its path in the model, whether it is one of the repeated layers, and what it holds.
+
+    `ipu` is where a rewrite puts it; None leaves that to the placement.
+    """
 
     path: str
     repeated: bool
     parameters: tuple[str, ...]
+    ipu: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +43,10 @@ class Layout:
     def num_layers(self) -> int:
         """The number of repeated layers: what `layers_per_ipu` adds up to."""
         return sum(entry.repeated for entry in self.entries)
+
+    def is_spread(self, entry: Entry) -> bool:
+        """Whether a rewrite puts parts of an entry, entries themselves, on IPUs of their own."""
+        return any(other.ipu is not None and other.path.startswith(f"{entry.path}.") for other in self.entries)
 
 
 def layout(model: torch.nn.Module, patterns: Sequence[str] | None, captured: Capture) -> Layout:
@@ -71,6 +80,12 @@ def module_entries(model: torch.nn.Module, patterns: Sequence[str] | None) -> tu
         if held or repeated:
             entries.append(Entry(path=path, repeated=repeated, parameters=held))
     _refuse_gaps(model, entries)
+    placed = {
+        path: module.home_ipu
+        for path, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, PlacedModule) and module.home_ipu is not None
+    }
+    entries.extend(Entry(path=path, repeated=False, parameters=(), ipu=ipu) for path, ipu in placed.items())
     return tuple(entries)
 
 

@@ -19,12 +19,13 @@ import torch
 from transformers import PreTrainedModel
 from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
-from .config import IPU_CONFIG_NAME, IPUConfig
+from .config import IPU_CONFIG_NAME, ExecutionConfig, IPUConfig
 from .errors import LayoutError
 from .layout import count_layers
 from .partition import layer_ipus
 from .plugins.family import Family
 from .plugins.registry import Claim, installed
+from .rewrites.configured import serialized_vocabulary
 
 logger = logging.getLogger(__name__)
 ModuleT = TypeVar("ModuleT", bound=torch.nn.Module)
@@ -53,7 +54,7 @@ class PipelineMixin(_MixinBase):
     _ipu_config: IPUConfig | None = None
     _family: Family | None = None
     _changes: contextlib.ExitStack | None = None
-    _parallelized_for_inference: bool | None = None
+    _parallelized_as: ExecutionConfig | None = None
 
     @classmethod
     def from_transformers(cls, model: torch.nn.Module, ipu_config: IPUConfig) -> Self:
@@ -121,23 +122,25 @@ class PipelineMixin(_MixinBase):
         Executors do this by themselves while they compile. `deparallelize` takes every change back.
 
         Raises:
-            IncompatibleIPUConfigError: `layers_per_ipu` does not add up to the model's layers.
+            IncompatibleIPUConfigError: `layers_per_ipu` does not add up to the model's layers, or the model cannot be
+                serialized as it says.
         """
         self.deparallelize()
-        config = self.ipu_config.for_inference() if for_inference else self.ipu_config.for_training()
+        config = self._execution_config(for_inference=for_inference)
         layers = config.expand_layers(count_layers(self, self.layout_patterns))
         with contextlib.ExitStack() as changes:
-            for target in self.family.rewrites if self.family else ():
-                changes.enter_context(_load(target)(self, config))
+            targets = self.family.rewrites if self.family else ()
+            for rewrite in (serialized_vocabulary, *map(_load, targets)):
+                changes.enter_context(rewrite(self, config))
             self._changes = changes.pop_all()
-        self._parallelized_for_inference = for_inference
+        self._parallelized_as = config
         logger.info("%s: layers on IPUs %s", type(self).__name__, list(layer_ipus(layers)))
         return self
 
     def deparallelize(self) -> Self:
         """Take back what `parallelize` changed; harmless when nothing is."""
         changes, self._changes = self._changes, None
-        self._parallelized_for_inference = None
+        self._parallelized_as = None
         if changes is not None:
             changes.close()
         return self
@@ -145,8 +148,8 @@ class PipelineMixin(_MixinBase):
     @contextlib.contextmanager
     def parallelized(self, *, for_inference: bool = False) -> Iterator[Self]:
         """Be parallelized inside the block, and afterwards as before."""
-        before = self._parallelized_for_inference
-        if before is for_inference:
+        before = self._parallelized_as
+        if before is not None and before == self._execution_config(for_inference=for_inference):
             yield self
             return
         self.parallelize(for_inference=for_inference)
@@ -155,11 +158,12 @@ class PipelineMixin(_MixinBase):
         finally:
             self.deparallelize()
             if before is not None:
-                self.parallelize(for_inference=before)
+                self.parallelize(for_inference=before.inference)
 
     def to_transformers(self) -> Any:
-        """Give a view of the plain transformers class over the same modules and tensors."""
-        return _view(self, self.plain_class())
+        """Give a view of the plain transformers class over the same modules and tensors, without any rewrite."""
+        with self._plain():
+            return _view(self, self.plain_class())
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Write a plain transformers checkpoint, and `ipu_config.json` beside it; `kwargs` are upstream's."""
@@ -187,13 +191,16 @@ class PipelineMixin(_MixinBase):
     @contextlib.contextmanager
     def _plain(self) -> Iterator[None]:
         """Be deparallelized inside the block, and afterwards as before."""
-        before = self._parallelized_for_inference
+        before = self._parallelized_as
         self.deparallelize()
         try:
             yield
         finally:
             if before is not None:
-                self.parallelize(for_inference=before)
+                self.parallelize(for_inference=before.inference)
+
+    def _execution_config(self, *, for_inference: bool) -> ExecutionConfig:
+        return self.ipu_config.for_inference() if for_inference else self.ipu_config.for_training()
 
 
 def to_pipelined(model: ModuleT, ipu_config: IPUConfig, *, family: Family | None = None) -> Any:

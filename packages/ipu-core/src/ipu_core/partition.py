@@ -76,8 +76,7 @@ def balance(
     costs: Sequence[float],
     num_ipus: int,
     *,
-    first: float = 0.0,
-    last: float = 0.0,
+    besides: Sequence[float] | None = None,
     sizes: Sequence[float] | None = None,
     limit: float = math.inf,
 ) -> tuple[int, ...]:
@@ -91,27 +90,26 @@ def balance(
     Args:
         costs: the time of each layer, in order.
         num_ipus: how many IPUs there are.
-        first: what the first IPU does besides its layers.
-        last: what the last IPU does besides its layers.
+        besides: the time of what each IPU does besides its layers.
         sizes: the memory each layer needs.
         limit: the memory an IPU has for its layers.
 
     Raises:
         IncompatibleIPUConfigError: no split keeps every IPU within `limit`.
     """
+    besides = besides if besides is not None else [0.0] * num_ipus
     sizes = sizes if sizes is not None else [0.0] * len(costs)
     time_before = [0.0, *accumulate(costs)]
     size_before = [0.0, *accumulate(sizes)]
     # best[n]: (the slowest of the IPUs so far, the layers of each), with n layers placed
     best: dict[int, tuple[float, tuple[int, ...]]] = {0: (0.0, ())}
     for ipu in range(num_ipus):
-        extra = (first if ipu == 0 else 0.0) + (last if ipu == num_ipus - 1 else 0.0)
         following: dict[int, tuple[float, tuple[int, ...]]] = {}
         for placed, (slowest, split) in best.items():
             for stop in range(placed, len(costs) + 1):
                 if size_before[stop] - size_before[placed] > limit:
                     break
-                found = max(slowest, time_before[stop] - time_before[placed] + extra), (*split, stop - placed)
+                found = max(slowest, time_before[stop] - time_before[placed] + besides[ipu]), (*split, stop - placed)
                 if stop not in following or found < following[stop]:
                     following[stop] = found
         best = following

@@ -147,13 +147,15 @@ def make_plan(
     )
 
 
-def place(model_layout: Layout, config: ExecutionConfig, model: torch.nn.Module, captured: Capture) -> dict[str, int]:
-    """Give the IPU of each entry.
+def place(
+    model_layout: Layout, config: ExecutionConfig, model: torch.nn.Module, captured: Capture
+) -> dict[str, int | None]:
+    """Give the IPU of each entry; None for an entry whose parts a rewrite spreads, the rest of it runs where they end.
 
-    Layers go where `layers_per_ipu` says, in `stages_per_ipu` rounds over the IPUs. A module that shares a parameter
-    with one that ran before it goes to the same IPU (a tied head sits with its embedding). Of the others, those before
-    the first layer go to the first IPU, those after the last layer to the last, and those in between to the IPU of the
-    layer before them.
+    What a rewrite puts on an IPU is there. Layers go where `layers_per_ipu` says, in `stages_per_ipu` rounds over the
+    IPUs. A module that shares a parameter with one that ran before it goes to the same IPU (a tied head sits with its
+    embedding). Of the others, those before the first layer go to the first IPU, those after the last layer to the last,
+    and those in between to the IPU of the layer before them.
 
     Raises:
         IncompatibleIPUConfigError: `layers_per_ipu` does not add up to the model's layers.
@@ -165,7 +167,7 @@ def place(model_layout: Layout, config: ExecutionConfig, model: torch.nn.Module,
     layers = iter(rounds(counts, config.stages_per_ipu))
     remaining, current = model_layout.num_layers, 0
     homes: dict[int, int] = {}
-    placed: dict[str, int] = {}
+    placed: dict[str, int | None] = {}
     for entry in model_layout.entries:
         parameters = [id(model.get_parameter(name)) for name in entry.parameters]
         shared = [homes[p] for p in parameters if p in homes]
@@ -173,12 +175,15 @@ def place(model_layout: Layout, config: ExecutionConfig, model: torch.nn.Module,
             current = next(layers)
             remaining -= 1
             ipu = current
+        elif entry.ipu is not None:
+            ipu = entry.ipu
         elif shared:
             ipu = shared[0]
         else:
             ipu = current if remaining else config.ipus_per_replica - 1
-        placed[entry.path] = ipu
-        homes.update({p: ipu for p in parameters if p not in homes})
+        is_spread = model_layout.is_spread(entry)
+        placed[entry.path] = None if is_spread else ipu
+        homes.update({p: ipu for p in parameters if p not in homes and not is_spread})
     return placed
 
 
@@ -186,23 +191,25 @@ def _balanced(
     model_layout: Layout, config: ExecutionConfig, model: torch.nn.Module, captured: Capture
 ) -> tuple[int, ...]:
     """Give the number of layers on each IPU that makes the slowest IPU as fast as it can be."""
-    costs = entry_costs(captured, [entry.path for entry in model_layout.entries])
     # With every layer on the last IPU, what is left on the first is there whatever the split.
     all_last = (*[0] * (config.ipus_per_replica - 1), model_layout.num_layers)
     ends = place(model_layout, replace(config, layers_per_ipu=all_last, stages_per_ipu=1), model, captured)
+    costs = entry_costs(captured, [path for path, ipu in ends.items() if ipu is not None])
     seconds: list[float] = []
-    first = last = 0.0
+    besides = [0.0] * config.ipus_per_replica
     for entry in model_layout.entries:
-        cost = costs[entry.path].seconds
+        cost = costs[entry.path].seconds if entry.path in costs else 0.0
         if entry.repeated:
             seconds.append(cost)
+        elif entry.ipu is not None:
+            besides[entry.ipu] += cost
         elif not seconds or ends[entry.path] == 0:
-            first += cost
+            besides[0] += cost
         elif len(seconds) == model_layout.num_layers:
-            last += cost
+            besides[-1] += cost
         else:
             seconds[-1] += cost
-    return balance(seconds, config.ipus_per_replica, first=first, last=last)
+    return balance(seconds, config.ipus_per_replica, besides=besides)
 
 
 def _stages(

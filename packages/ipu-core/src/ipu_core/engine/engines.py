@@ -10,14 +10,7 @@ from ..errors import EngineNotAvailableError, nearest
 from ..options import HARDWARE_HINTS
 
 # Hints about memory and hardware: nothing in this process reads them.
-HOST_INERT = (
-    "matmul_proportion",
-    "embedding_serialization_factor",
-    "serialized_embedding_splits_per_ipu",
-    "projection_serialization_factor",
-    "serialized_projection_splits_per_ipu",
-    *HARDWARE_HINTS,
-)
+HOST_INERT = ("matmul_proportion", *HARDWARE_HINTS)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -112,8 +112,9 @@ class Executor:
         self._name_options_without_effect()
         size = micro_batch_size(batch, self._config)
         micro_batch = next(micro_batches(batch, self._config))
-        captured = self._captured or capture_model(self._model, self._config, micro_batch)
-        plan, placement = _plan(self._model, self._config, captured, micro_batch_size=size)
+        with self._model.parallelized(for_inference=self._config.inference):
+            captured = self._captured or capture_model(self._model, self._config, micro_batch)
+            plan, placement = _plan(self._model, self._config, captured, micro_batch_size=size)
         recompute = self._config.recompute_checkpoint_every_layer
         segments = split(captured, cut(captured, placement, also_at=placement if recompute else ()))
         program = HostProgram(captured, segments, self._model, recompute=recompute)
@@ -207,7 +208,8 @@ def capture_model(model: PipelineMixin, config: ExecutionConfig, micro_batch: Ma
 
 def _plan(
     model: PipelineMixin, config: ExecutionConfig, captured: Capture, *, micro_batch_size: int
-) -> tuple[Plan, dict[str, int]]:
+) -> tuple[Plan, dict[str, int | None]]:
+    """Lay out, place and plan a model that is parallelized, as it was captured: a rewrite may place modules."""
     model_layout = layout(model, model.layout_patterns, captured)
     placement = place(model_layout, config, model, captured)
     segments = cut(captured, placement)
@@ -293,8 +295,9 @@ def plan(model: PipelineMixin, inputs: Mapping[str, Any], for_inference: bool = 
     view = _ipu_config(model)
     config = view.for_inference() if for_inference else view.for_training()
     size = micro_batch_size(inputs, config)
-    captured = capture_model(model, config, next(micro_batches(inputs, config)))
-    return _plan(model, config, captured, micro_batch_size=size)[0]
+    with model.parallelized(for_inference=for_inference):
+        captured = capture_model(model, config, next(micro_batches(inputs, config)))
+        return _plan(model, config, captured, micro_batch_size=size)[0]
 
 
 def _ipu_config(model: Any) -> IPUConfig:

@@ -95,8 +95,8 @@ def input_leaves(batch: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def node_entry(node: torch.fx.Node, paths: Collection[str]) -> str | None:
-    """Give the path among `paths` that an operation runs in."""
-    for path, _ in (node.meta.get("nn_module_stack") or {}).values():
+    """Give the path among `paths` that an operation runs in, the innermost one."""
+    for path, _ in reversed((node.meta.get("nn_module_stack") or {}).values()):
         # A second call of one module is written `path@1`.
         if (name := re.sub(r"@\d+", "", path)) in paths:
             return name

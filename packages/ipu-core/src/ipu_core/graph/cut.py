@@ -36,10 +36,11 @@ class Segment:
     sends: tuple[str, ...]
 
 
-def cut(captured: Capture, ipu_of: Mapping[str, int], *, also_at: Collection[str] = ()) -> tuple[Segment, ...]:
+def cut(captured: Capture, ipu_of: Mapping[str, int | None], *, also_at: Collection[str] = ()) -> tuple[Segment, ...]:
     """Cut a captured graph into the stages that a placement, entry path -> IPU, gives.
 
-    With `also_at` a stage is cut further, where one of those entries is entered.
+    An entry without an IPU begins no stage: it stays in the one that is running. With `also_at` a stage is cut further,
+    where one of those entries is entered.
     """
     parts = _parts(captured, ipu_of, frozenset(also_at))
     part_of = {node.name: i for i, part in enumerate(parts) for node in part.nodes}
@@ -80,16 +81,16 @@ class _Part:
     nodes: list[torch.fx.Node] = field(default_factory=list)
 
 
-def _parts(captured: Capture, ipu_of: Mapping[str, int], also_at: frozenset[str]) -> list[_Part]:
+def _parts(captured: Capture, ipu_of: Mapping[str, int | None], also_at: frozenset[str]) -> list[_Part]:
     operations = [node for node in captured.graph.nodes if node.op == "call_function"]
-    entered = (entry for node in operations if (entry := node_entry(node, ipu_of)) is not None)
-    first = next(entered, None)
-    parts = [_Part(0, ipu_of[first] if first else 0)]
+    entered = (ipu_of[entry] for node in operations if (entry := node_entry(node, ipu_of)) is not None)
+    parts = [_Part(0, next((ipu for ipu in entered if ipu is not None), 0))]
     current = None
     for node in operations:
         entry = node_entry(node, ipu_of)
-        if entry is not None and ipu_of[entry] != parts[-1].ipu:
-            parts.append(_Part(parts[-1].stage + 1, ipu_of[entry]))
+        ipu = ipu_of[entry] if entry is not None else None
+        if ipu is not None and ipu != parts[-1].ipu:
+            parts.append(_Part(parts[-1].stage + 1, ipu))
         elif entry is not None and entry != current and entry in also_at and parts[-1].nodes:
             parts.append(_Part(parts[-1].stage, parts[-1].ipu))
         if entry is not None:

@@ -31,6 +31,14 @@ class Rewrite(Protocol):
         ...
 
 
+class PlacedModule(torch.nn.Module):
+    """A module that a rewrite puts on an IPU of its own; with `home_ipu=None` it goes with the module around it."""
+
+    def __init__(self, *, home_ipu: int | None) -> None:
+        super().__init__()
+        self.home_ipu = home_ipu
+
+
 @contextlib.contextmanager
 def replaced(model: torch.nn.Module, path: str, replacement: torch.nn.Module) -> Iterator[None]:
     """Put `replacement` in the place of the module at `path`, and the module itself back at the end.

@@ -13,18 +13,20 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
 
-from ..config import IPUConfig
+from ..config import ExecutionConfig, IPUConfig
 from ..engine.batch import micro_batches
 from ..engine.engines import usable_engine
 from ..engine.executor import Executor, capture_model
-from ..graph.capture import without_cache
+from ..graph.capture import Capture, without_cache
 from ..modeling import to_pipelined
+from ..partition import AUTO
 from ..samples import sample_batch
 
 
@@ -90,14 +92,26 @@ def assert_training_equals_plain(
 def _executors(
     model: torch.nn.Module, ipu_configs: IPUConfig | Sequence[IPUConfig], batch: Mapping[str, Any], *, inference: bool
 ) -> Iterator[tuple[IPUConfig, Executor]]:
-    """Make a compiled executor for each configuration, all on one captured graph: they differ in where it is cut."""
-    captured = None
+    """Make a compiled executor for each configuration; those that differ in where the graph is cut share a capture."""
+    captures: dict[ExecutionConfig, Capture] = {}
     for ipu_config in [ipu_configs] if isinstance(ipu_configs, IPUConfig) else ipu_configs:
         pipelined = to_pipelined(model, ipu_config)
         config = ipu_config.for_inference() if inference else ipu_config.for_training()
-        if captured is None:
-            captured = capture_model(pipelined, config, next(micro_batches(batch, config)))
-        yield ipu_config, Executor(pipelined, config, usable_engine(None), captured=captured).compile(**batch)
+        uncut = dataclasses.replace(config, **_CUTS)
+        if uncut not in captures:
+            captures[uncut] = capture_model(pipelined, config, next(micro_batches(batch, config)))
+        yield ipu_config, Executor(pipelined, config, usable_engine(None), captured=captures[uncut]).compile(**batch)
+
+
+# Options that say where a captured graph is cut and in what order it runs, none of which the graph shows.
+_CUTS: dict[str, Any] = {
+    "layers_per_ipu": AUTO,
+    "ipus_per_replica": 1,
+    "matmul_proportion": (),
+    "stages_per_ipu": 1,
+    "schedule": "sequential",
+    "recompute_checkpoint_every_layer": False,
+}
 
 
 @contextlib.contextmanager
@@ -109,7 +123,10 @@ def _naming(ipu_config: IPUConfig) -> Iterator[None]:
 
 
 def assert_round_trip(model: torch.nn.Module, ipu_config: IPUConfig) -> None:
-    """Assert that `parallelize` and `deparallelize` leave module types, state-dict keys and storages as they were."""
+    """Assert that `parallelize` and `deparallelize` leave module types, state-dict keys and storages as they were.
+
+    Keys and storages are the same in between, too.
+    """
 
     def inventory(m: torch.nn.Module) -> tuple[Any, ...]:
         types = [(name, type(module)) for name, module in m.named_modules() if name]
@@ -119,9 +136,10 @@ def assert_round_trip(model: torch.nn.Module, ipu_config: IPUConfig) -> None:
     before = inventory(model)
     pipelined = to_pipelined(model, ipu_config)
     assert inventory(pipelined) == before, "to_pipelined changed the model"
-    for _ in range(2):
-        assert pipelined.parallelize() is pipelined
+    for for_inference in (False, True):
+        assert pipelined.parallelize(for_inference=for_inference) is pipelined
         assert pipelined.is_parallelized
+        assert inventory(pipelined)[1] == before[1], "parallelize changed or moved tensors of the model"
         assert pipelined.deparallelize() is pipelined
         assert not pipelined.is_parallelized
     assert inventory(pipelined) == before, "parallelize and deparallelize changed the pipelined model"
