@@ -42,13 +42,15 @@ class SerializedEmbedding(torch.nn.Embedding):
         """Give a view of `embedding`: a number of shards, or how many of them each IPU has.
 
         Raises:
-            IncompatibleIPUConfigError: rows that do not divide by S, or an embedding whose lookup needs all of them.
+            IncompatibleIPUConfigError: rows that do not divide by S, or an embedding that looks up in a way of its own
+                or needs all rows at once.
         """
+        _refuse_own_way(embedding, torch.nn.Embedding)
         for option, reason in _WHOLE_LOOKUPS.items():
             if getattr(embedding, option):
                 raise IncompatibleIPUConfigError(
-                    f"a `{type(embedding).__name__}` with `{option}={getattr(embedding, option)}` cannot be looked up "
-                    f"in shards, it {reason}: use one without, or leave it whole"
+                    f"an embedding with `{option}={getattr(embedding, option)}` cannot be looked up in shards, "
+                    f"it {reason}: use one without, or leave it whole"
                 )
         return _view(embedding, cls, shards, functools.partial(_Lookup, padding_idx=embedding.padding_idx))
 
@@ -79,8 +81,9 @@ class SerializedLinear(torch.nn.Linear):
         """Give a view of `linear`: a number of shards, or how many of them each IPU has.
 
         Raises:
-            IncompatibleIPUConfigError: rows that do not divide by S.
+            IncompatibleIPUConfigError: rows that do not divide by S, or a linear that computes in a way of its own.
         """
+        _refuse_own_way(linear, torch.nn.Linear)
         return _view(linear, cls, shards, _Product)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
@@ -107,8 +110,8 @@ class _Shard(PlacedModule):
 class _Lookup(_Shard):
     def __init__(self, *, padding_idx: int | None, **place: Any) -> None:
         super().__init__(**place)
-        is_here = padding_idx is not None and padding_idx // self.num_rows == self.index
-        self.padding_idx = padding_idx % self.num_rows if is_here and padding_idx is not None else None
+        here = range(self.first, self.first + self.num_rows)
+        self.padding_idx = here.index(padding_idx) if padding_idx is not None and padding_idx in here else None
 
     def forward(self, ids: torch.Tensor, weight: torch.Tensor, found: torch.Tensor | None) -> torch.Tensor:
         """Put the rows that are here in the place of what shards before this one found, [..., D]."""
@@ -136,12 +139,11 @@ _WHOLE_LOOKUPS = {
 
 
 def _view(module: Any, base: Any, shards: int | Sequence[int], make_shard: Callable[..., _Shard]) -> Any:
-    """Give an object over what `module` holds, of its class with the `forward` of `base` at the root."""
+    """Give an object over what `module` holds, of its class with the `forward` of `base` in the place of torch's."""
     ipus = (None,) * shards if isinstance(shards, int) else layer_ipus(shards)
-    root = torch.nn.Embedding if issubclass(base, torch.nn.Embedding) else torch.nn.Linear
-    _refuse_own_way(module, root)
     num_rows = _rows_a_shard(module.weight.shape[0], len(ipus))
-    cls = base if type(module) is root else _class_with(base, type(module))
+    own: Any = type(module)
+    cls: Any = base if own in base.__mro__ else _class_with(base, own)
     view = cls.__new__(cls)
     # Parameters, buffers and hooks are the module's own, later ones too; only the list of its modules is another.
     view.__dict__.update(vars(module))
@@ -171,11 +173,16 @@ def _refuse_own_way(module: torch.nn.Module, root: type[torch.nn.Module]) -> Non
         )
     own = type(module).__mro__[: type(module).__mro__.index(root)]
     forwards = [vars(cls)["forward"] for cls in own if "forward" in vars(cls)]
-    if "forward" in vars(module) or not all("super" in inspect.unwrap(f).__code__.co_names for f in forwards):
+    if "forward" in vars(module) or not all(map(_calls_super, forwards)):
         raise IncompatibleIPUConfigError(
             f"this {name} has a `forward` that does not call that of `torch.nn.{root.__name__}`, which is the one "
             "that works in shards: have it call `super().forward`, or leave it whole"
         )
+
+
+def _calls_super(forward: Callable[..., Any]) -> bool:
+    code = getattr(inspect.unwrap(forward), "__code__", None)
+    return code is not None and "super" in code.co_names
 
 
 def _rows_a_shard(num_rows: int, num_shards: int) -> int:
