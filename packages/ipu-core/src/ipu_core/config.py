@@ -52,11 +52,19 @@ class ExecutionConfig:
     stages_per_ipu: int = 1
     output_mode: str = "all"
     seed: int | None = None
+    device_memory: str | int | None = None
+    optimizer_state_offchip: bool = False
+    replicated_tensor_sharding: bool = False
 
     @property
     def batch_size_factor(self) -> int:
         """Micro-batches in a combined batch: replication x gradient accumulation x device iterations."""
         return self.replication_factor * self.gradient_accumulation_steps * self.device_iterations
+
+    @property
+    def micro_batches_per_update(self) -> int:
+        """Micro-batches an optimizer update takes: replication x gradient accumulation."""
+        return self.replication_factor * self.gradient_accumulation_steps
 
     @property
     def num_ipus(self) -> int:
@@ -260,6 +268,9 @@ class IPUConfig(BaseConfig):
             stages_per_ipu=read("stages_per_ipu"),
             output_mode=_output_mode(self.output_mode, inference=inference),
             seed=self.seed,
+            device_memory=self.device_memory,
+            optimizer_state_offchip=not inference and self.optimizer_state_offchip,
+            replicated_tensor_sharding=not inference and self.replicated_tensor_sharding,
         )
 
 

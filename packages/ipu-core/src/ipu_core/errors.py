@@ -5,6 +5,7 @@
 
     IPUError
     ├── IncompatibleIPUConfigError (ValueError)   options that contradict each other or the model
+    │   └── MemoryLimitError                      a model that does not fit the memory it was given
     ├── BatchError (ValueError)                   a batch the executor cannot take
     │   ├── BatchSizeError                        rows that do not divide into micro-batches
     │   └── BatchMismatchError                    other names, shapes or dtypes than compiled
@@ -32,6 +33,10 @@ class IPUError(Exception):
 
 class IncompatibleIPUConfigError(IPUError, ValueError):
     """Options that contradict each other, or do not fit the model they are used with."""
+
+
+class MemoryLimitError(IncompatibleIPUConfigError):
+    """A model that needs more memory than it was given."""
 
 
 class BatchError(IPUError, ValueError):

@@ -11,6 +11,7 @@ from typing import Any
 
 from .engine.schedule import SCHEDULES
 from .errors import IncompatibleIPUConfigError, nearest
+from .hardware import DEVICES
 from .partition import AUTO
 
 logger = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ class Option:
             if self.minimum is not None and not isinstance(element, str) and element < self.minimum:
                 raise ValueError(f"`{name}` must be >= {self.minimum}, and `{name}={value!r}` has {element!r}")
         choices = CHOICES.get(self.kind)
-        if choices and value not in choices:
+        if choices and isinstance(value, str) and value not in choices:
             raise ValueError(f"`{name}={value!r}` is not one of {choices}{nearest(value, choices)}")
         if self.name.endswith("splits_per_ipu"):
             _check_splits(name, value)
@@ -94,9 +95,14 @@ def _proportion_from_text(text: str) -> Any:
     return _list_from_text(text) if text.startswith("[") else float(text)
 
 
+def _device_from_text(text: str) -> Any:
+    return int(text) if text.isdigit() else text
+
+
 OUTPUT_MODE = "an output mode"
 SCHEDULE = "a schedule"
-CHOICES = {OUTPUT_MODE: OUTPUT_MODES, SCHEDULE: SCHEDULES}
+DEVICE = "a device or a number of bytes"
+CHOICES = {OUTPUT_MODE: OUTPUT_MODES, SCHEDULE: SCHEDULES, DEVICE: DEVICES}
 # kind -> (how `update_from_string` reads it, what an attribute accepts)
 KINDS: dict[str, tuple[Callable[[str], Any], Callable[[Any], bool]]] = {
     "an int": (int, _is_int),
@@ -108,6 +114,7 @@ KINDS: dict[str, tuple[Callable[[str], Any], Callable[[Any], bool]]] = {
         lambda value: _is_number(value) or _is_list_of(_is_number)(value),
     ),
     'a list of int or "auto"': (_layers_from_text, lambda value: value == AUTO or _is_list_of(_is_int)(value)),
+    DEVICE: (_device_from_text, lambda value: isinstance(value, str) or _is_int(value)),
     OUTPUT_MODE: (str, lambda value: isinstance(value, str)),
     SCHEDULE: (str, lambda value: isinstance(value, str)),
 }
@@ -203,18 +210,26 @@ OPTIONS: dict[str, Option] = {
             meaning="shards of the output projection on each IPU",
         ),
         Option(
+            name="device_memory",
+            default=None,
+            kind=DEVICE,
+            minimum=1,
+            optional=True,
+            meaning='memory to stay within: of one "gc200" or "bow", of the "host", or bytes an IPU; refused beyond',
+        ),
+        Option(
             name="optimizer_state_offchip",
             default=False,
             kind=_BOOL,
             training_only=True,
-            meaning="keep the optimiser state in streaming memory",
+            meaning="keep the optimiser state in streaming memory; plans count it so",
         ),
         Option(
             name="replicated_tensor_sharding",
             default=False,
             kind=_BOOL,
             training_only=True,
-            meaning="shard the optimiser state between replicas",
+            meaning="shard the optimiser state between replicas; plans count it so",
         ),
         Option(name="enable_half_partials", default=True, kind=_BOOL, meaning="float16 partial sums on hardware"),
         Option(
@@ -303,8 +318,6 @@ ATTRIBUTES = tuple(n for name, o in OPTIONS.items() for n in ((name, f"inference
 
 # Options that only hardware reads.
 HARDWARE_HINTS = (
-    "optimizer_state_offchip",
-    "replicated_tensor_sharding",
     "enable_half_partials",
     "auto_loss_scaling",
     "executable_cache_dir",

@@ -15,10 +15,11 @@ from .config import ExecutionConfig
 from .cost import Cost, entry_costs, node_cost
 from .graph.capture import Capture
 from .graph.cut import Segment
+from .hardware import HOST
+from .holdings import holdings
 from .layout import Layout
 from .partition import AUTO, balance, rounds
-
-COLUMNS = ("stage", "IPU", "modules", "layers", "parameters", "MiB", "GFLOP", "time", "receives KiB")
+from .report.plan import plan_svg, plan_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +48,36 @@ class Stage:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Memory:
+    """The most bytes one IPU holds.
+
+    Attributes:
+        ipu: which one.
+        parameters: of its parameters and buffers.
+        gradients: of its parameters' gradients, once all are there.
+        optimizer: of the optimizer's state.
+        activations: when its forward passes have left the most for its backward passes, under the schedule.
+        peak: at any moment. Gradients come while activations go, so it is less than the sum of the others.
+    """
+
+    ipu: int
+    parameters: int
+    gradients: int
+    optimizer: int
+    activations: int
+    peak: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Which modules sit on which IPU, and how a combined batch is cut; `print(plan)` is a table."""
+    """Which modules sit on which IPU, how a combined batch is cut, what memory it takes; `print(plan)` is a table.
+
+    Attributes:
+        memory: what each IPU of a replica holds.
+        process_peak_bytes: the most one process holds that runs every stage, as the host engine does.
+        device: what `limit_bytes` is the memory of: "bow", "gc200", "host" (this machine), or a number of bytes.
+        limit_bytes: the memory an IPU, or this machine, has; None when there is no limit to keep.
+    """
 
     model: str
     for_inference: bool
@@ -58,6 +87,10 @@ class Plan:
     device_iterations: int
     ipus_per_replica: int
     stages: tuple[Stage, ...]
+    memory: tuple[Memory, ...] = ()
+    process_peak_bytes: int = 0
+    device: str | None = None
+    limit_bytes: int | None = None
 
     @property
     def num_parameters(self) -> int:
@@ -79,50 +112,26 @@ class Plan:
         """Read the text `to_json` wrote."""
         values = json.loads(text)
         stages = tuple(Stage(**{**stage, "modules": tuple(stage["modules"])}) for stage in values.pop("stages"))
-        return cls(**values, stages=stages)
+        memory = tuple(Memory(**held) for held in values.pop("memory"))
+        return cls(**values, stages=stages, memory=memory)
+
+    @property
+    def excess(self) -> dict[str, int]:
+        """Where the plan needs more memory than there is, and how many bytes more; empty when it fits, or no limit."""
+        if self.limit_bytes is None:
+            return {}
+        if self.device == HOST:
+            held = {"this process": self.process_peak_bytes}
+        else:
+            held = {f"IPU {memory.ipu}": memory.peak for memory in self.memory}
+        return {where: peak - self.limit_bytes for where, peak in held.items() if peak > self.limit_bytes}
+
+    def to_svg(self, *, width: int = 960) -> str:
+        """Draw the plan: what each IPU holds, its limit, and its share of the work."""
+        return plan_svg(self, width=width)
 
     def __str__(self) -> str:
-        return "\n".join((self._title(), self._batch(), "", *_table(self._rows())))
-
-    def _title(self) -> str:
-        mode = "inference" if self.for_inference else "training"
-        ipus = f"{self.ipus_per_replica} IPU{'s' if self.ipus_per_replica > 1 else ''}"
-        replicas = f" x {self.replication_factor} replicas" if self.replication_factor > 1 else ""
-        return f"{self.model} for {mode} on {ipus}{replicas}: {self.num_parameters:,} parameters"
-
-    def _batch(self) -> str:
-        factors = [
-            f"{self.micro_batch_size} row{'s' if self.micro_batch_size > 1 else ''} a micro-batch",
-            *(
-                f"{n} {name}"
-                for n, name in (
-                    (self.gradient_accumulation_steps, "accumulation steps"),
-                    (self.replication_factor, "replicas"),
-                    (self.device_iterations, "device iterations"),
-                )
-                if n > 1
-            ),
-        ]
-        return f"batch: {' x '.join(factors)} = {self.combined_batch_size} rows a call"
-
-    def _rows(self) -> list[tuple[str, ...]]:
-        rows: list[tuple[str, ...]] = [COLUMNS]
-        total = sum(stage.seconds for stage in self.stages) or 1.0
-        for i, stage in enumerate(self.stages):
-            rows.append(
-                (
-                    str(i),
-                    str(stage.ipu),
-                    ", ".join(_abbreviate(stage.modules)),
-                    str(stage.num_layers),
-                    f"{stage.num_parameters:,}",
-                    f"{stage.parameter_bytes / 2**20:.1f}",
-                    f"{stage.flops / 1e9:.2f}",
-                    f"{stage.seconds / total:.0%}",
-                    f"{stage.received_bytes / 2**10:.1f}",
-                )
-            )
-        return rows
+        return plan_text(self)
 
 
 def make_plan(
@@ -217,58 +226,23 @@ def _stages(
 ) -> tuple[Stage, ...]:
     entries = {entry.path: entry for entry in model_layout.entries}
     nodes = {node.name: node for node in captured.graph.nodes}
-    homes: dict[int, int] = {}
-    for i, segment in enumerate(segments):
-        for path in segment.entries:
-            for name in entries[path].parameters:
-                homes.setdefault(id(model.get_parameter(name)), i)
-    # Parameters no stage reads, of unused modules say, are held by the last stage.
-    held: list[list[torch.nn.Parameter]] = [[] for _ in segments]
-    for parameter in model.parameters():
-        held[homes.get(id(parameter), len(segments) - 1)].append(parameter)
     costs = [sum((node_cost(nodes[name]) for name in segment.nodes), Cost()) for segment in segments]
-    sizes = {node.name: _bytes(node.meta.get("val")) for node in captured.graph.nodes}
+    sizes = {node.name: value_bytes(node.meta.get("val")) for node in captured.graph.nodes}
     return tuple(
         Stage(
             ipu=segment.ipu,
             modules=segment.entries,
             num_layers=sum(entries[path].repeated for path in segment.entries),
-            num_parameters=sum(p.numel() for p in parameters),
-            parameter_bytes=sum(p.numel() * p.element_size() for p in parameters),
+            num_parameters=held.num_parameters,
+            parameter_bytes=held.parameter_bytes,
             flops=cost.flops,
             seconds=cost.seconds,
             received_bytes=sum(sizes[name] for name in segment.receives),
         )
-        for segment, parameters, cost in zip(segments, held, costs, strict=True)
+        for segment, held, cost in zip(segments, holdings(captured, segments, model), costs, strict=True)
     )
 
 
-def _bytes(value: Any) -> int:
+def value_bytes(value: Any) -> int:
+    """Give the bytes of a value of a graph, 0 of what is no tensor."""
     return value.numel() * value.element_size() if isinstance(value, torch.Tensor) else 0
-
-
-def _abbreviate(paths: tuple[str, ...]) -> list[str]:
-    """Write runs of numbered modules as a range: ``layer.0, layer.1, layer.2`` becomes ``layer.0-2``."""
-    groups: list[tuple[str, list[str]]] = []
-    for path in paths:
-        stem, _, last = path.rpartition(".")
-        key = stem if last.isdigit() else path
-        if groups and last.isdigit() and groups[-1][0] == key:
-            groups[-1][1].append(last)
-        else:
-            groups.append((key, [last] if last.isdigit() else []))
-    return [
-        stem if not numbers else f"{stem}.{numbers[0]}" + (f"-{numbers[-1]}" if len(numbers) > 1 else "")
-        for stem, numbers in groups
-    ]
-
-
-def _table(rows: list[tuple[str, ...]]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    left = rows[0].index("modules")
-
-    def line(row: tuple[str, ...]) -> str:
-        cells = (c.ljust(w) if i == left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
-        return "  ".join(cells).rstrip()
-
-    return [line(row) for row in rows]

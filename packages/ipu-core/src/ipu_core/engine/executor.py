@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,16 +15,16 @@ from torch.utils import _pytree as pytree
 
 from ..config import ExecutionConfig, IPUConfig
 from ..errors import BatchError, IncompatibleIPUConfigError, NotCompiledError, nearest
-from ..graph.capture import Capture, capture
-from ..graph.cut import cut
-from ..graph.split import split
-from ..layout import layout
-from ..planning import Plan, make_plan, place
+from ..graph.capture import Capture
+from ..memory import refuse_what_does_not_fit, with_memory
+from ..planning import Plan
 from ..report.timeline import Span, Timeline
 from .batch import BatchSpec, combine, micro_batch_size, micro_batches
 from .engines import Engine, usable_engine
 from .host import HostProgram
+from .lowering import Lowered, lower
 from .schedule import Action, Schedule, make_schedule, simulate
+from .weights import Weights
 
 if TYPE_CHECKING:
     from ..modeling import PipelineMixin
@@ -71,6 +72,7 @@ class Executor:
         self._optimizer = optimizer
         self._selected = outputs
         self._compiled: _Compiled | None = None
+        self._plan: Plan | None = None
         self._spans: list[Span] = []
 
     @property
@@ -80,14 +82,19 @@ class Executor:
 
     @property
     def plan(self) -> Plan:
-        """Which modules sit on which IPU.
+        """Which modules sit on which IPU, and what they take; worked out when it is first asked for.
 
         Raises:
             NotCompiledError: before the first call or `compile`.
         """
         if self._compiled is None:
             raise NotCompiledError("the executor has no plan yet: call `compile(**batch)` first")
-        return self._compiled.plan
+        if not self._plan:
+            self._plan = self._with_memory(self._compiled)
+        return self._plan
+
+    def _with_memory(self, compiled: _Compiled) -> Plan:
+        return with_memory(compiled.lowered, self._config, self._model, optimizer=self._optimizer, loss=compiled.loss)
 
     def timeline(self) -> Timeline:
         """Give what each stage did when, in the last update of the last call.
@@ -97,7 +104,7 @@ class Executor:
         """
         if self._compiled is None or self._compiled.schedule is None or not self._spans:
             raise NotCompiledError("there is no timeline yet: call a training executor first")
-        return Timeline.measured(self._compiled.plan.model, self._compiled.schedule, self._spans)
+        return Timeline.measured(self._compiled.lowered.plan.model, self._compiled.schedule, self._spans)
 
     def compile(self, **batch: Any) -> Executor:
         """Capture, plan and split the model for batches like this one, without running it; returns the executor.
@@ -110,26 +117,33 @@ class Executor:
             return self
         started = time.perf_counter()
         self._name_options_without_effect()
-        size = micro_batch_size(batch, self._config)
-        micro_batch = next(micro_batches(batch, self._config))
-        with self._model.parallelized(for_inference=self._config.inference):
-            captured = self._captured or capture_model(self._model, self._config, micro_batch)
-            plan, placement = _plan(self._model, self._config, captured, micro_batch_size=size)
-        recompute = self._config.recompute_checkpoint_every_layer
-        segments = split(captured, cut(captured, placement, also_at=placement if recompute else ()))
-        program = HostProgram(captured, segments, self._model, recompute=recompute)
+        lowered = lower(
+            self._model,
+            self._config,
+            next(micro_batches(batch, self._config)),
+            micro_batch_size=micro_batch_size(batch, self._config),
+            captured=self._captured,
+        )
+        captured = lowered.captured
         names = _leaf_names(captured)
-        schedule = None if self._config.inference else self._schedule(plan)
-        self._compiled = _Compiled(
+        schedule = None if self._config.inference else self._schedule(lowered.plan)
+        compiled = _Compiled(
             spec=BatchSpec.of(batch),
-            plan=plan,
-            program=program,
-            output_spec=captured.output_spec,
+            lowered=lowered,
+            program=HostProgram(
+                captured,
+                lowered.programs,
+                Weights(captured, self._model),
+                recompute=self._config.recompute_checkpoint_every_layer,
+            ),
             kept=_selection(captured, names, self._selected),
             loss=None if self._config.inference else _loss_index(captured, names),
             schedule=schedule,
             order=tuple(simulate(schedule).in_order()) if schedule else (),
         )
+        if self._config.device_memory is not None:
+            refuse_what_does_not_fit(self._with_memory(compiled))
+        self._compiled = compiled
         if self._config.seed is not None:
             torch.manual_seed(self._config.seed)
         seconds = time.perf_counter() - started
@@ -144,12 +158,12 @@ class Executor:
             outputs = [self._compiled.keep(self._compiled.program.infer(b)) for b in micro_batches(batch, self._config)]
         else:
             outputs = self._train(self._compiled, batch)
-        return pytree.tree_unflatten(combine(outputs, self._config), self._compiled.output_spec)
+        return pytree.tree_unflatten(combine(outputs, self._config), self._compiled.lowered.captured.output_spec)
 
     def _train(self, compiled: _Compiled, batch: Mapping[str, Any]) -> list[list[Any]]:
         assert compiled.loss is not None
         parts = list(micro_batches(batch, self._config))
-        per_update = self._per_update
+        per_update = self._config.micro_batches_per_update
         outputs: list[list[Any]] = []
         for start in range(0, len(parts), per_update):
             if self._optimizer is not None:
@@ -157,7 +171,7 @@ class Executor:
             update = parts[start : start + per_update]
             self._spans = []
             for leaves in compiled.program.train(
-                update, compiled.order, loss=compiled.loss, weight=1 / per_update, spans=self._spans
+                update, compiled.order, loss=compiled.loss, weight=1 / per_update, watch=self._timed
             ):
                 outputs.append(compiled.keep(leaves))
                 if self._config.output_mode == "final":
@@ -172,13 +186,17 @@ class Executor:
             options = ", ".join(f"{name}={value}" for name, value in changed.items())
             logger.warning("the %s engine gives no effect to %s", self._engine.name, options)
 
-    @property
-    def _per_update(self) -> int:
-        return self._config.replication_factor * self._config.gradient_accumulation_steps
+    @contextlib.contextmanager
+    def _timed(self, action: Action) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self._spans.append((action, started, time.perf_counter()))
 
     def _schedule(self, plan: Plan) -> Schedule:
         return make_schedule(
-            self._config.schedule, stage_ipus=[s.ipu for s in plan.stages], num_micro_batches=self._per_update
+            self._config.schedule,
+            stage_ipus=[s.ipu for s in plan.stages],
+            num_micro_batches=self._config.micro_batches_per_update,
         )
 
 
@@ -187,9 +205,8 @@ class _Compiled:
     """What compiling fixes."""
 
     spec: BatchSpec
-    plan: Plan
+    lowered: Lowered
     program: HostProgram
-    output_spec: pytree.TreeSpec
     kept: frozenset[int]
     loss: int | None
     schedule: Schedule | None
@@ -198,23 +215,6 @@ class _Compiled:
     def keep(self, leaves: list[Any]) -> list[Any]:
         """Drop the outputs nobody asked for, so that their memory is free before the next micro-batch."""
         return [leaf if i in self.kept else None for i, leaf in enumerate(leaves)]
-
-
-def capture_model(model: PipelineMixin, config: ExecutionConfig, micro_batch: Mapping[str, Any]) -> Capture:
-    """Capture a pipelined model as it is when parallelized for this kind of run."""
-    with model.parallelized(for_inference=config.inference):
-        return capture(model, micro_batch, training=not config.inference)
-
-
-def _plan(
-    model: PipelineMixin, config: ExecutionConfig, captured: Capture, *, micro_batch_size: int
-) -> tuple[Plan, dict[str, int | None]]:
-    """Lay out, place and plan a model that is parallelized, as it was captured: a rewrite may place modules."""
-    model_layout = layout(model, model.layout_patterns, captured)
-    placement = place(model_layout, config, model, captured)
-    segments = cut(captured, placement)
-    plan = make_plan(captured, model_layout, segments, config, model, micro_batch_size=micro_batch_size)
-    return plan, placement
 
 
 def inference_model(
@@ -280,8 +280,14 @@ def training_model(
     return Executor(model, config, usable_engine(engine), optimizer=optimizer, outputs=outputs)
 
 
-def plan(model: PipelineMixin, inputs: Mapping[str, Any], for_inference: bool = False) -> Plan:
-    """Say which modules sit on which IPU, before anything runs.
+def plan(
+    model: PipelineMixin,
+    inputs: Mapping[str, Any],
+    for_inference: bool = False,
+    *,
+    optimizer: torch.optim.Optimizer | type[torch.optim.Optimizer] | None = torch.optim.AdamW,
+) -> Plan:
+    """Say which modules sit on which IPU and what they hold, before anything runs.
 
     ::
 
@@ -291,13 +297,14 @@ def plan(model: PipelineMixin, inputs: Mapping[str, Any], for_inference: bool = 
         model: made by `to_pipelined`; it may be on the meta device.
         inputs: a combined batch, of which only names, shapes and dtypes are read.
         for_inference: read the inference options of the configuration.
+        optimizer: what will step in training, or its class, for the memory of its state; None for none.
     """
     view = _ipu_config(model)
     config = view.for_inference() if for_inference else view.for_training()
     size = micro_batch_size(inputs, config)
-    with model.parallelized(for_inference=for_inference):
-        captured = capture_model(model, config, next(micro_batches(inputs, config)))
-        return _plan(model, config, captured, micro_batch_size=size)[0]
+    lowered = lower(model, config, next(micro_batches(inputs, config)), micro_batch_size=size)
+    loss = None if for_inference else _loss_index(lowered.captured, _leaf_names(lowered.captured))
+    return with_memory(lowered, config, model, optimizer=optimizer, loss=loss)
 
 
 def _ipu_config(model: Any) -> IPUConfig:

@@ -7,40 +7,24 @@ gradients its readers left, so a stage can run anywhere, micro-batches can overl
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from ..errors import BatchMismatchError
 from ..graph.capture import Capture, input_leaves
 from ..graph.split import StageGraph
-from ..report.timeline import Span
 from .schedule import BACKWARD, FORWARD, Action
+from .weights import Weights
+
+Watch = Callable[[Action], contextlib.AbstractContextManager[None]]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Slot:
-    """One tensor of the model as a graph reads it: found anew at each run, refused when it no longer fits."""
-
-    value: str
-    name: str
-    tensors: Mapping[str, torch.Tensor | None]
-    key: str
-    expected: tuple[torch.Size, torch.dtype]
-
-    def read(self) -> torch.Tensor:
-        tensor = self.tensors[self.key]
-        assert tensor is not None
-        if (tensor.shape, tensor.dtype) != self.expected:
-            shape, dtype = self.expected
-            raise BatchMismatchError(
-                f"`{self.name}` is {tensor.dtype} {list(tensor.shape)} and was {dtype} {list(shape)} when the executor "
-                "compiled: make a new executor after changing the model"
-            )
-        return tensor
+def unwatched(action: Action) -> contextlib.AbstractContextManager[None]:
+    """Let an action pass."""
+    return contextlib.nullcontext()
 
 
 class HostProgram:
@@ -49,31 +33,32 @@ class HostProgram:
     Args:
         captured: the captured model.
         segments: its stages, or parts of stages, in run order.
-        model: whose tensors are read.
+        weights: the model's tensors.
         recompute: keep only what crosses between segments, and run each segment again for its backward pass.
     """
 
     def __init__(
-        self, captured: Capture, segments: Sequence[StageGraph], model: torch.nn.Module, *, recompute: bool = False
+        self, captured: Capture, segments: Sequence[StageGraph], weights: Weights, *, recompute: bool = False
     ) -> None:
         self.captured = captured
+        self.weights = weights
         self.segments = tuple(segments)
         self.recomputed = frozenset(s for s in self.segments if recompute and s.is_repeatable)
         self.last_reader = {name: i for i, segment in enumerate(self.segments) for name in segment.inputs}
         # Which values of a recomputed segment carry gradients is known once it has run.
         self.carriers: dict[StageGraph, frozenset[str]] = {}
         self._trainable: tuple[bool, ...] = ()
-        read = set(self.last_reader) | {name for name in captured.outputs if isinstance(name, str)}
-        self._slots = [slot for value, slot in _slots(captured, model).items() if value in read]
+        self._read = frozenset(self.last_reader) | {name for name in captured.outputs if isinstance(name, str)}
         self._input_names = {v: s.name for v, s in captured.sources.items() if s.kind == "input"}
 
-    def infer(self, batch: Mapping[str, Any]) -> list[Any]:
-        """Run one micro-batch without gradients and give the leaves of the output."""
+    def infer(self, batch: Mapping[str, Any], *, watch: Watch = unwatched) -> list[Any]:
+        """Run one micro-batch without gradients and give the leaves of the output; `watch` is entered for each stage."""
         with torch.no_grad():
             values = self.initial_values(batch)
             kept = {name for name in self.captured.outputs if isinstance(name, str)}
             for i, segment in enumerate(self.segments):
-                results = segment.program(*[values[name] for name in segment.inputs])
+                with watch(Action(segment.stage, FORWARD, 0)):
+                    results = segment.program(*[values[name] for name in segment.inputs])
                 values.update(zip(segment.outputs, results, strict=True))
                 for name in segment.inputs:
                     if self.last_reader[name] == i and name not in kept:
@@ -87,7 +72,7 @@ class HostProgram:
         *,
         loss: int,
         weight: float,
-        spans: list[Span] | None = None,
+        watch: Watch = unwatched,
     ) -> Iterator[list[Any]]:
         """Run some micro-batches forward and backward; yield the leaves of each one's output, detached, in their order.
 
@@ -98,28 +83,26 @@ class HostProgram:
             order: every forward and backward pass, each after those it needs, micro-batches in order.
             loss: the leaf of the output whose gradient is taken.
             weight: by how much it is multiplied.
-            spans: gets each action with the seconds at which it began and ended.
+            watch: entered for each action, left when it is done.
         """
         self._forget_carriers_if_something_was_frozen()
         passes: dict[int, _Pass] = {}
         for action in order:
-            started = time.perf_counter()
             if action.micro_batch not in passes:
                 passes[action.micro_batch] = _Pass(self, self.initial_values(batches[action.micro_batch]), loss, weight)
             running = passes[action.micro_batch]
-            if action.kind == FORWARD:
-                running.forward(action.stage)
-            else:
-                running.backward(action.stage)
-            if spans is not None:
-                spans.append((action, started, time.perf_counter()))
+            with watch(action):
+                if action.kind == FORWARD:
+                    running.forward(action.stage)
+                else:
+                    running.backward(action.stage)
             if action.kind == BACKWARD and action.stage == 0:
                 del passes[action.micro_batch]
                 leaves = self.outputs({**running.values, **running.results})
                 yield [leaf.detach() if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
 
     def _forget_carriers_if_something_was_frozen(self) -> None:
-        trainable = tuple(slot.read().requires_grad for slot in self._slots)
+        trainable = tuple(tensor.requires_grad for tensor in self.weights.read(self._read).values())
         if trainable != self._trainable:
             self._trainable = trainable
             self.carriers.clear()
@@ -127,7 +110,7 @@ class HostProgram:
     def initial_values(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Give the values a micro-batch starts with: parameters, buffers, constants and its own leaves."""
         leaves = input_leaves(batch)
-        values: dict[str, Any] = {slot.value: slot.read() for slot in self._slots}
+        values: dict[str, Any] = dict(self.weights.read(self._read))
         for value, name in self._input_names.items():
             if name in leaves:
                 leaf = leaves[name]
@@ -216,17 +199,3 @@ def _set_generator_states(states: tuple[torch.Tensor, list[torch.Tensor]]) -> No
     torch.set_rng_state(host)
     if devices:
         torch.cuda.set_rng_state_all(devices)
-
-
-def _slots(captured: Capture, model: torch.nn.Module) -> dict[str, _Slot]:
-    slots = {}
-    expected = {node.name: node.meta["val"] for node in captured.graph.nodes if node.op == "placeholder"}
-    for value, source in captured.sources.items():
-        if source.kind not in ("parameter", "buffer"):
-            continue
-        owner, _, key = source.name.rpartition(".")
-        module = model.get_submodule(owner)
-        tensors = module._parameters if source.kind == "parameter" else module._buffers
-        fake = expected[value]
-        slots[value] = _Slot(value=value, name=source.name, tensors=tensors, key=key, expected=(fake.shape, fake.dtype))
-    return slots

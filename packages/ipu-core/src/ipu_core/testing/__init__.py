@@ -23,7 +23,8 @@ from torch.utils import _pytree as pytree
 from ..config import ExecutionConfig, IPUConfig
 from ..engine.batch import micro_batches
 from ..engine.engines import usable_engine
-from ..engine.executor import Executor, capture_model
+from ..engine.executor import Executor
+from ..engine.lowering import capture_model
 from ..graph.capture import Capture, without_cache
 from ..modeling import to_pipelined
 from ..partition import AUTO
