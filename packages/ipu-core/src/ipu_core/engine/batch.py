@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from ..config import ExecutionConfig
 from ..errors import BatchMismatchError, BatchSizeError
 from ..graph.capture import input_leaves
+from ..options import EVERY_N
 
 HOW_TO_CHANGE = (
     "shapes are fixed when an executor compiles: pad every batch to one shape, or make a new executor for the new one"
@@ -119,8 +120,20 @@ def rows_of(batch: Mapping[str, Any], start: int, stop: int) -> dict[str, Any]:
     return taken
 
 
+def is_returned(iteration: int, config: ExecutionConfig) -> bool:
+    """Say whether a device iteration, counted from 0, has a part in what a call returns.
+
+    >>> config = IPUConfig(device_iterations=4, output_mode="every_n", output_return_period=2).for_training()
+    >>> [is_returned(iteration, config) for iteration in range(4)]
+    [False, True, False, True]
+    """
+    if config.output_mode == "final":
+        return iteration == config.device_iterations - 1
+    return config.output_mode != EVERY_N or (iteration + 1) % (config.output_return_period or 1) == 0
+
+
 def combine(outputs: Sequence[Sequence[Any]], config: ExecutionConfig) -> list[Any]:
-    """Make one list of output leaves of the lists the micro-batches gave, as `output_mode` says.
+    """Make one list of output leaves of the lists the micro-batches of returned iterations gave, as `output_mode` says.
 
     Tensors are joined along dimension 0; a scalar of each of several micro-batches becomes a vector.
     """

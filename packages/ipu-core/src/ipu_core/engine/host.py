@@ -85,18 +85,18 @@ class HostProgram:
         batches: Sequence[Mapping[str, Any]],
         order: Iterable[Action],
         *,
-        loss: int,
+        loss: str,
         weight: float,
         spans: list[Span] | None = None,
     ) -> Iterator[list[Any]]:
         """Run some micro-batches forward and backward; yield the leaves of each one's output, detached, in their order.
 
-        The gradient of `weight` times output leaf `loss` is added to the parameters' gradients.
+        The gradient of `weight` times the value `loss` is added to the parameters' gradients.
 
         Args:
             batches: the micro-batches.
             order: every forward and backward pass, each after those it needs, micro-batches in order.
-            loss: the leaf of the output whose gradient is taken.
+            loss: the value of the graph whose gradient is taken.
             weight: by how much it is multiplied.
             spans: gets each action with the seconds at which it began and ended.
         """
@@ -148,7 +148,7 @@ class _Pass:
 
     program: HostProgram
     values: dict[str, Any]
-    loss: int
+    loss: str
     weight: float
     results: dict[str, Any] = field(default_factory=dict)
     sent: dict[StageGraph, dict[str, Any]] = field(default_factory=dict)
@@ -196,7 +196,7 @@ class _Pass:
             leaf = self.values[name]
             if isinstance(leaf, torch.Tensor) and leaf.is_leaf and leaf.grad is not None:
                 starts.append((value, leaf.grad))
-            if name == self.program.captured.outputs[self.loss]:
+            if name == self.loss:
                 starts.append((value, torch.full_like(value, self.weight)))
         if starts:
             tensors, gradients = zip(*starts, strict=True)

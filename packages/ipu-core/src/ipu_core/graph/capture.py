@@ -61,6 +61,14 @@ class Capture:
         """The static graph."""
         return self.graph_module.graph
 
+    def named_outputs(self) -> dict[str, list[int]]:
+        """Give the indices of the output leaves under each name; a bare tensor or tuple has the names "0", "1", ..."""
+        structure = pytree.tree_unflatten(list(range(len(self.outputs))), self.output_spec)
+        if isinstance(structure, Mapping):
+            return {str(name): pytree.tree_leaves(value) for name, value in structure.items()}
+        parts = structure if isinstance(structure, (tuple, list)) else (structure,)
+        return {str(i): pytree.tree_leaves(value) for i, value in enumerate(parts)}
+
 
 def capture(model: torch.nn.Module, batch: Mapping[str, Any], *, training: bool) -> Capture:
     """Capture `model.forward(**batch)` for the shapes of `batch`, a micro-batch, without running it.
