@@ -15,7 +15,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from ..config import ExecutionConfig
-from ..errors import BatchMismatchError, BatchSizeError
+from ..errors import BatchError, BatchMismatchError, BatchSizeError
 from ..graph.capture import input_leaves
 from ..options import EVERY_N
 
@@ -112,6 +112,20 @@ def micro_batches(batch: Mapping[str, Any], config: ExecutionConfig) -> Iterator
     size = micro_batch_size(batch, config)
     for start in range(0, size * config.batch_size_factor, size):
         yield rows_of(batch, start, start + size)
+
+
+def refuse_gradients_of_inputs(batch: Mapping[str, Any]) -> None:
+    """Refuse a batch that wants gradients itself: a training executor takes those of parameters.
+
+    Raises:
+        BatchError: a tensor requires a gradient.
+    """
+    for name, leaf in input_leaves(batch).items():
+        if isinstance(leaf, torch.Tensor) and leaf.requires_grad:
+            raise BatchError(
+                f"`{name}` requires a gradient, and training gives gradients to parameters alone: pass "
+                f"`{name}.detach()`, or make what computes it a part of the model"
+            )
 
 
 def rows_of(batch: Mapping[str, Any], start: int, stop: int) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from ..layout import layout
 from ..loss import loss_value
 from ..planning import Plan, make_plan, place
 from ..report.timeline import Span, Timeline
-from .batch import BatchSpec, combine, is_returned, micro_batch_size, micro_batches
+from .batch import BatchSpec, combine, is_returned, micro_batch_size, micro_batches, refuse_gradients_of_inputs
 from .engines import Engine, usable_engine
 from .host import HostProgram
 from .schedule import Action, Schedule, make_schedule, simulate
@@ -150,6 +150,7 @@ class Executor:
 
     def _train(self, compiled: _Compiled, batch: Mapping[str, Any]) -> list[list[Any]]:
         assert compiled.loss is not None
+        refuse_gradients_of_inputs(batch)
         parts = list(micro_batches(batch, self._config))
         per_update = self._per_update
         outputs: list[list[Any]] = []

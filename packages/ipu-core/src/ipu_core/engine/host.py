@@ -139,7 +139,7 @@ class HostProgram:
 
     def outputs(self, values: Mapping[str, Any]) -> list[Any]:
         """Give the leaves of the output."""
-        return [values[name] if isinstance(name, str) else name for name in self.captured.outputs]
+        return [values[leaf] if isinstance(leaf, str) else leaf.value for leaf in self.captured.outputs]
 
 
 @dataclass
