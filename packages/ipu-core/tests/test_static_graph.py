@@ -55,13 +55,12 @@ class Conditional(Chain):
 
 
 class InPlaceInput(Chain):
-    """An input is changed in place before and after layers, and read by each stage."""
+    """An input is changed in place, and read by each stage."""
 
     def forward(self, x, y):
         hidden = self.inner(x.mul_(2.0) * 1.0)
         hidden = self.layers[0](hidden + x.sum())
         hidden = self.layers[1](hidden + x.sum())
-        x.add_(1.0)
         hidden = self.layers[2](hidden + x.sum())
         prediction = self.head(hidden).squeeze(-1)
         return (prediction - y).pow(2).mean(), prediction
@@ -211,6 +210,14 @@ class BackwardInside(Chain):
         return loss + gradient.sum(), prediction
 
 
+class InputTwice(InPlaceInput):
+    """An input is changed in place by the first stage, and again by the last one."""
+
+    def forward(self, x, y):
+        loss, prediction = super().forward(x, y)
+        return loss + x.add_(1.0).sum(), prediction
+
+
 class BufferView(Counting):
     """A buffer is changed through a view that an earlier stage made."""
 
@@ -235,7 +242,8 @@ class BufferView(Counting):
         (PlainTensor, "changes the tensor `table` in place, which is neither a parameter nor a buffer: register it"),
         (OwnBackward, "calls the autograd function `Reversed`, .* would lose its backward: make it an operator"),
         (BackwardInside, "cannot be captured as one static graph"),
-        (BufferView, "changes `count` in place through the view `.*`, which another stage made: make the view where"),
+        (InputTwice, "changes `x` in place through `.*`, which another stage made of it: keep the modules that change"),
+        (BufferView, "changes `count` in place through `.*`, which another stage made of it: keep the modules"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:The tensor attribute self.count was assigned")

@@ -38,7 +38,7 @@ def split(captured: Capture, segments: Sequence[Segment]) -> tuple[StageGraph, .
 
     Raises:
         CaptureError: a value is changed in place in one stage and read again in another, or a buffer or an input is
-            changed through a view that another stage made.
+            changed through what another stage made of it.
     """
     nodes = {node.name: node for node in captured.graph.nodes}
     roots = aliases(captured.graph.nodes)
@@ -109,8 +109,8 @@ def _refuse_other_readers(captured: Capture, value: torch.fx.Node, writer: torch
     root = roots.get(value, value)
     if root.name in captured.sources:
         raise CaptureError(
-            f"`{captured.model_name}` changes `{captured.sources[root.name].name}` in place through the view "
-            f"`{value.name}`, which another stage made: make the view where it is written to, or keep both in one stage"
+            f"`{captured.model_name}` changes `{captured.sources[root.name].name}` in place through `{value.name}`, "
+            "which another stage made of it: keep the modules that change it on one IPU"
         )
     results = {writer}
     is_later = False
