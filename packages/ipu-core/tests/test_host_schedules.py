@@ -75,7 +75,7 @@ def assert_as_plain(setting, name, ipus, rounds, count, *, recompute=False):
 
 
 @pytest.mark.parametrize(("name", "ipus", "rounds"), MATRIX)
-def test_every_schedule_ends_and_gives_the_plain_models_outputs_and_gradients(setting, name, ipus, rounds):
+def test_every_schedule_gives_the_plain_models_outputs_and_gradients(setting, name, ipus, rounds):
     for count in MICRO_BATCHES:
         stage_ipus = list(range(ipus)) * rounds
         simulate(make_schedule(name, stage_ipus=stage_ipus, num_micro_batches=count))
