@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import torch
+from ipu_core import identity_loss
 from torch import nn
 
 
@@ -131,6 +132,27 @@ class Unused(Chain):
     def forward(self, x, y):
         loss, prediction = super().forward(x, y)
         return loss * self.scale, prediction
+
+
+class Marked(Chain):
+    """The loss is marked in the middle, between two metrics that are returned; `early` is computed before a layer."""
+
+    def forward(self, x, y):
+        hidden = self.layers[0](self.inner(x))
+        early = identity_loss((hidden.mean(-1) - y).pow(2), reduction="mean")
+        for layer in self.layers[1:]:
+            hidden = layer(hidden)
+        prediction = self.head(hidden).squeeze(-1)
+        return {"metric": (prediction - y).abs().mean(), "early": early, "prediction": prediction}
+
+
+class MarkedUnreturned(Marked):
+    """The marked value is no output; it is computed from another marked one and from the last layer."""
+
+    def forward(self, x, y):
+        outputs = super().forward(x, y)
+        identity_loss(outputs.pop("early") + outputs["prediction"].pow(2).sum())
+        return outputs
 
 
 class Flat(nn.Module):

@@ -6,7 +6,7 @@ import dataclasses
 import pytest
 import torch
 from ipu_core import IPUConfig
-from ipu_core.engine.batch import BatchSpec, combine, micro_batch_size, micro_batches
+from ipu_core.engine.batch import BatchSpec, combine, is_returned, micro_batch_size, micro_batches
 from ipu_core.errors import BatchMismatchError, BatchSizeError
 
 CONFIG = IPUConfig(replication_factor=2, gradient_accumulation_steps=3, device_iterations=2).for_training()
@@ -95,6 +95,23 @@ def test_output_modes(mode, scalars):
     assert scalar.tolist() == scalars
     assert tensor.tolist() == [[value, value] for value in scalars]
     assert constant == "same"
+
+
+@pytest.mark.parametrize(
+    ("mode", "period", "returned"),
+    [
+        ("all", None, [0, 1, 2, 3, 4, 5]),
+        ("sum", None, [0, 1, 2, 3, 4, 5]),
+        ("final", None, [5]),
+        ("every_n", 1, [0, 1, 2, 3, 4, 5]),
+        ("every_n", 2, [1, 3, 5]),
+        ("every_n", 3, [2, 5]),
+        ("every_n", 6, [5]),
+    ],
+)
+def test_which_device_iterations_are_returned(mode, period, returned):
+    config = IPUConfig(device_iterations=6, output_mode=mode, output_return_period=period).for_training()
+    assert [iteration for iteration in range(6) if is_returned(iteration, config)] == returned
 
 
 def test_a_single_scalar_stays_a_scalar():

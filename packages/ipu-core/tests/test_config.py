@@ -90,6 +90,32 @@ def test_an_unknown_output_mode_is_refused():
         IPUConfig(output_mode="finale")
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"output_mode": "every_n", "output_return_period": 4, "device_iterations": 6},
+            r"`output_return_period=4` does not divide `device_iterations=6`: set it to one of \[1, 2, 3, 6\]",
+        ),
+        (
+            {"output_mode": "every_n", "output_return_period": 12, "device_iterations": 6},
+            "`output_return_period=12` does not divide `device_iterations=6`",
+        ),
+        ({"output_mode": "every_n", "device_iterations": 6}, "`output_mode='every_n'` has no `output_return_period`"),
+        ({"output_return_period": 1}, "`output_return_period=1` has no effect with `output_mode='final'`: leave it"),
+    ],
+)
+def test_a_return_period_that_does_not_fit_is_refused(options, message):
+    with pytest.raises(IncompatibleIPUConfigError, match=message):
+        IPUConfig(**options)
+
+
+def test_inference_reads_no_return_period():
+    config = IPUConfig(output_mode="every_n", output_return_period=2, device_iterations=4)
+    assert config.for_training().output_return_period == 2
+    assert (config.for_inference().output_mode, config.for_inference().output_return_period) == ("all", None)
+
+
 @pytest.mark.parametrize("splits", [[3, 0, 2, 0], [0, 0, 0, 0]])
 def test_splits_with_a_gap_or_without_any_are_refused(splits):
     with pytest.raises(ValueError, match="serialized_embedding_splits_per_ipu"):

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .config import ExecutionConfig, IPUConfig, split_encoder_decoder_ipu_config
     from .engine.executor import Executor, inference_model, plan, training_model
     from .errors import IncompatibleIPUConfigError, IPUError
+    from .loss import identity_loss
     from .modeling import PipelineMixin, to_pipelined
     from .planning import Plan, Stage
     from .plugins.family import Family
@@ -37,6 +38,7 @@ _HOMES = {
     "Plan": "planning",
     "Stage": "planning",
     "hookimpl": "plugins.hookspecs",
+    "identity_loss": "loss",
     "inference_model": "engine.executor",
     "plan": "engine.executor",
     "split_encoder_decoder_ipu_config": "config",
@@ -55,6 +57,7 @@ __all__ = [
     "Plan",
     "Stage",
     "hookimpl",
+    "identity_loss",
     "inference_model",
     "plan",
     "split_encoder_decoder_ipu_config",

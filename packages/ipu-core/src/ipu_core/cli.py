@@ -112,7 +112,7 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _effects(file: Path) -> str:
-    """Say, for each option a configuration changes, whether the host engine gives it an effect."""
+    """Say of every option whether the host engine gives it an effect, and what it means where it is changed."""
     from .config import IPUConfig
     from .engine.engines import HOST_INERT
     from .options import OPTIONS, attribute_option
@@ -120,12 +120,17 @@ def _effects(file: Path) -> str:
     ipu_config = IPUConfig.from_pretrained(file)
     changed = ipu_config.changed(OPTIONS) | ipu_config.changed(OPTIONS, for_inference=True)
     lines = []
+    unchanged = dict.fromkeys(OPTIONS)
     for name, value in changed.items():
         option = attribute_option(name)
         assert option is not None
+        unchanged.pop(option.name, None)
         effect = "no effect on the host engine" if option.name in HOST_INERT else "has an effect"
         lines.append(f"{name}={value}: {effect}: {option.meaning}")
-    return "\n".join(lines) or f"{file} changes no option"
+    with_effect = ", ".join(name for name in unchanged if name not in HOST_INERT) or "none"
+    without = ", ".join(name for name in unchanged if name in HOST_INERT) or "none"
+    lines += ["at their defaults:", f"  with an effect: {with_effect}", f"  no effect on the host engine: {without}"]
+    return "\n".join(lines)
 
 
 def _plan(options: argparse.Namespace) -> int:

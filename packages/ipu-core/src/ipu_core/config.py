@@ -15,6 +15,7 @@ from .errors import IncompatibleIPUConfigError, nearest
 from .options import (
     ATTRIBUTES,
     DEFAULT_MATMUL_PROPORTION,
+    EVERY_N,
     KINDS,
     OPTIONS,
     attribute_option,
@@ -51,6 +52,7 @@ class ExecutionConfig:
     schedule: str = "sequential"
     stages_per_ipu: int = 1
     output_mode: str = "all"
+    output_return_period: int | None = None
     seed: int | None = None
     device_memory: str | int | None = None
     optimizer_state_offchip: bool = False
@@ -213,6 +215,7 @@ class IPUConfig(BaseConfig):
         return {name: getattr(self, name) for name in ATTRIBUTES}
 
     def _check(self) -> None:
+        self._check_output_return_period()
         for prefix in ("", "inference_"):
             num_ipus = getattr(self, f"{prefix}ipus_per_replica")
             layers = getattr(self, f"{prefix}layers_per_ipu")
@@ -232,6 +235,25 @@ class IPUConfig(BaseConfig):
                         f"can be used: set one of them to None"
                     )
                 self._check_length(splits, getattr(self, splits), prefix, num_ipus)
+
+    def _check_output_return_period(self) -> None:
+        period, iterations = self.output_return_period, self.device_iterations
+        if self.output_mode != EVERY_N and period is not None:
+            raise IncompatibleIPUConfigError(
+                f"`output_return_period={period}` has no effect with `output_mode={self.output_mode!r}`: leave it out, "
+                f"or set `output_mode={EVERY_N!r}`"
+            )
+        if self.output_mode == EVERY_N and period is None:
+            raise IncompatibleIPUConfigError(
+                f"`output_mode={EVERY_N!r}` has no `output_return_period`: set it to a divisor of "
+                f"`device_iterations={iterations}`"
+            )
+        if period is not None and iterations % period:
+            divisors = [n for n in range(1, iterations + 1) if iterations % n == 0]
+            raise IncompatibleIPUConfigError(
+                f"`output_return_period={period}` does not divide `device_iterations={iterations}`: set it to one of "
+                f"{divisors}, or change `device_iterations`"
+            )
 
     @staticmethod
     def _check_length(name: str, values: list[Any], prefix: str, num_ipus: int) -> None:
@@ -267,6 +289,7 @@ class IPUConfig(BaseConfig):
             schedule=self.schedule,
             stages_per_ipu=read("stages_per_ipu"),
             output_mode=_output_mode(self.output_mode, inference=inference),
+            output_return_period=None if inference else self.output_return_period,
             seed=self.seed,
             device_memory=self.device_memory,
             optimizer_state_offchip=not inference and self.optimizer_state_offchip,

@@ -8,7 +8,8 @@
     │   └── MemoryLimitError                      a model that does not fit the memory it was given
     ├── BatchError (ValueError)                   a batch the executor cannot take
     │   ├── BatchSizeError                        rows that do not divide into micro-batches
-    │   └── BatchMismatchError                    other names, shapes or dtypes than compiled
+    │   ├── BatchMismatchError                    other names, shapes or dtypes than compiled
+    │   └── LossError                             no loss to train on, or several to choose from
     ├── ScheduleError (ValueError)                a schedule that does not end, or text that is none
     ├── LayoutError (ValueError)                  a model whose modules cannot be laid out
     ├── CaptureError (RuntimeError)               a forward that is not one static graph
@@ -49,6 +50,10 @@ class BatchSizeError(BatchError):
 
 class BatchMismatchError(BatchError):
     """Names, shapes, dtypes or constants that differ from the compiled ones."""
+
+
+class LossError(BatchError):
+    """A forward that gives no loss for a batch, or several and none of them marked."""
 
 
 class ScheduleError(IPUError, ValueError):

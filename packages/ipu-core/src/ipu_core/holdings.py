@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which stage holds which parameters and buffers: the first that reads them; a shard of a table, the first to read it."""
+"""Which stage holds which parameters and buffers: the first that reads them, shard by shard."""
 
 from __future__ import annotations
 

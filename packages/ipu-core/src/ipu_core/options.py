@@ -16,7 +16,8 @@ from .partition import AUTO
 
 logger = logging.getLogger(__name__)
 
-OUTPUT_MODES = ("all", "sum", "final", "default")
+EVERY_N = "every_n"
+OUTPUT_MODES = ("all", "sum", "final", EVERY_N, "default")
 DEFAULT_MATMUL_PROPORTION = 0.2
 
 
@@ -244,7 +245,16 @@ OPTIONS: dict[str, Option] = {
             default="final",
             kind=OUTPUT_MODE,
             training_only=True,
-            meaning="what a training executor returns: every micro-batch, their sum, or the last",
+            meaning="what a training executor returns: every micro-batch, their sum, the last, or every n-th iteration",
+        ),
+        Option(
+            name="output_return_period",
+            default=None,
+            kind=_INT,
+            minimum=1,
+            optional=True,
+            training_only=True,
+            meaning='with `output_mode="every_n"`, n: of the device iterations of a call, n, 2n, ... are returned',
         ),
         Option(
             name="schedule",

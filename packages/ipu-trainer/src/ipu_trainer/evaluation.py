@@ -11,7 +11,7 @@ import torch
 from ipu_core import Executor, PipelineMixin
 from ipu_core.engine.batch import rows_of
 from ipu_core.engine.engines import usable_engine
-from ipu_core.engine.executor import capture_model
+from ipu_core.engine.lowering import capture_model
 from ipu_core.graph.capture import Capture
 from torch.utils import _pytree as pytree
 

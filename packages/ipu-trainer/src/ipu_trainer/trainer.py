@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from ipu_core import Executor, IPUConfig, PipelineMixin, to_pipelined
 from ipu_core.engine.batch import arithmetic, rows_of
 from ipu_core.engine.engines import usable_engine
 from ipu_core.errors import BatchSizeError
+from torch.utils._pytree import tree_leaves
 from transformers import Trainer
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -133,7 +134,8 @@ class IPUTrainer(Trainer):
         for i in range(iterations):
             part = rows_of(inputs, i * rows, (i + 1) * rows)
             outputs = self.training_executor(**part)
-            losses.append((outputs["loss"] if isinstance(outputs, Mapping) else outputs[0]).mean())
+            # The loss is all that was selected, under whatever name the model returns it.
+            losses.append(next(leaf for leaf in tree_leaves(outputs) if leaf is not None).mean())
             if i < iterations - 1:  # the loop updates after the last one
                 if self.args.max_grad_norm:
                     self._clip_grad_norm(model)

@@ -15,8 +15,9 @@ import torch
 from torch.utils import _pytree as pytree
 
 from ..config import ExecutionConfig
-from ..errors import BatchMismatchError, BatchSizeError
+from ..errors import BatchError, BatchMismatchError, BatchSizeError
 from ..graph.capture import input_leaves
+from ..options import EVERY_N
 
 HOW_TO_CHANGE = (
     "shapes are fixed when an executor compiles: pad every batch to one shape, or make a new executor for the new one"
@@ -113,14 +114,40 @@ def micro_batches(batch: Mapping[str, Any], config: ExecutionConfig) -> Iterator
         yield rows_of(batch, start, start + size)
 
 
+def refuse_gradients_of_inputs(batch: Mapping[str, Any]) -> None:
+    """Refuse a batch that wants gradients itself: a training executor takes those of parameters.
+
+    Raises:
+        BatchError: a tensor requires a gradient.
+    """
+    for name, leaf in input_leaves(batch).items():
+        if isinstance(leaf, torch.Tensor) and leaf.requires_grad:
+            raise BatchError(
+                f"`{name}` requires a gradient, and training gives gradients to parameters alone: pass "
+                f"`{name}.detach()`, or make what computes it a part of the model"
+            )
+
+
 def rows_of(batch: Mapping[str, Any], start: int, stop: int) -> dict[str, Any]:
     """Give some rows of a batch, as views; what is no tensor, or a scalar, is in every part."""
     taken: dict[str, Any] = pytree.tree_map_only(torch.Tensor, lambda t: t[start:stop] if t.ndim else t, dict(batch))
     return taken
 
 
+def is_returned(iteration: int, config: ExecutionConfig) -> bool:
+    """Say whether a device iteration, counted from 0, has a part in what a call returns.
+
+    >>> config = IPUConfig(device_iterations=4, output_mode="every_n", output_return_period=2).for_training()
+    >>> [is_returned(iteration, config) for iteration in range(4)]
+    [False, True, False, True]
+    """
+    if config.output_mode == "final":
+        return iteration == config.device_iterations - 1
+    return config.output_mode != EVERY_N or (iteration + 1) % (config.output_return_period or 1) == 0
+
+
 def combine(outputs: Sequence[Sequence[Any]], config: ExecutionConfig) -> list[Any]:
-    """Make one list of output leaves of the lists the micro-batches gave, as `output_mode` says.
+    """Make one list of output leaves of the lists the micro-batches of returned iterations gave, as `output_mode` says.
 
     Tensors are joined along dimension 0; a scalar of each of several micro-batches becomes a vector.
     """

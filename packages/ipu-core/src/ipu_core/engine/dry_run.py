@@ -19,11 +19,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .host import HostProgram
-from .schedule import FORWARD, Action
 from ..graph.capture import Capture
 from ..graph.passes import on_device
 from ..graph.split import StageGraph
+from .host import HostProgram
+from .schedule import FORWARD, Action
 
 
 @dataclass(frozen=True, kw_only=True)

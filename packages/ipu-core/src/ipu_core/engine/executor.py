@@ -16,10 +16,11 @@ from torch.utils import _pytree as pytree
 from ..config import ExecutionConfig, IPUConfig
 from ..errors import BatchError, IncompatibleIPUConfigError, NotCompiledError, nearest
 from ..graph.capture import Capture
+from ..loss import loss_value
 from ..memory import refuse_what_does_not_fit, with_memory
 from ..planning import Plan
 from ..report.timeline import Span, Timeline
-from .batch import BatchSpec, combine, micro_batch_size, micro_batches
+from .batch import BatchSpec, combine, is_returned, micro_batch_size, micro_batches, refuse_gradients_of_inputs
 from .engines import Engine, usable_engine
 from .host import HostProgram
 from .lowering import Lowered, lower
@@ -52,7 +53,7 @@ class Executor:
     Raises:
         BatchSizeError: rows that do not divide into micro-batches.
         BatchMismatchError: a batch, or a model, other than the compiled one.
-        CaptureError, LayoutError, IncompatibleIPUConfigError: when compiling.
+        CaptureError, LayoutError, LossError, IncompatibleIPUConfigError: when compiling.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Executor:
         *,
         optimizer: torch.optim.Optimizer | None = None,
         outputs: Collection[str] | None = None,
+        loss: str | None = None,
         captured: Capture | None = None,
     ) -> None:
         self._model = model
@@ -71,6 +73,7 @@ class Executor:
         self._engine = engine
         self._optimizer = optimizer
         self._selected = outputs
+        self._loss = loss
         self._compiled: _Compiled | None = None
         self._plan: Plan | None = None
         self._spans: list[Span] = []
@@ -125,7 +128,7 @@ class Executor:
             captured=self._captured,
         )
         captured = lowered.captured
-        names = _leaf_names(captured)
+        loss = None if self._config.inference else loss_value(captured, self._loss)
         schedule = None if self._config.inference else self._schedule(lowered.plan)
         compiled = _Compiled(
             spec=BatchSpec.of(batch),
@@ -136,8 +139,8 @@ class Executor:
                 Weights(captured, self._model),
                 recompute=self._config.recompute_checkpoint_every_layer,
             ),
-            kept=_selection(captured, names, self._selected),
-            loss=None if self._config.inference else _loss_index(captured, names),
+            kept=_selection(captured, loss, self._selected),
+            loss=loss,
             schedule=schedule,
             order=tuple(simulate(schedule).in_order()) if schedule else (),
         )
@@ -162,18 +165,20 @@ class Executor:
 
     def _train(self, compiled: _Compiled, batch: Mapping[str, Any]) -> list[list[Any]]:
         assert compiled.loss is not None
+        refuse_gradients_of_inputs(batch)
         parts = list(micro_batches(batch, self._config))
         per_update = self._config.micro_batches_per_update
         outputs: list[list[Any]] = []
-        for start in range(0, len(parts), per_update):
+        for iteration in range(self._config.device_iterations):
             if self._optimizer is not None:
                 self._optimizer.zero_grad()
-            update = parts[start : start + per_update]
+            update = parts[iteration * per_update : (iteration + 1) * per_update]
             self._spans = []
             for leaves in compiled.program.train(
                 update, compiled.order, loss=compiled.loss, weight=1 / per_update, watch=self._timed
             ):
-                outputs.append(compiled.keep(leaves))
+                if is_returned(iteration, self._config):
+                    outputs.append(compiled.keep(leaves))
                 if self._config.output_mode == "final":
                     del outputs[: -self._config.replication_factor]
             if self._optimizer is not None:
@@ -208,7 +213,7 @@ class _Compiled:
     lowered: Lowered
     program: HostProgram
     kept: frozenset[int]
-    loss: int | None
+    loss: str | None
     schedule: Schedule | None
     order: tuple[Action, ...]
 
@@ -245,6 +250,7 @@ def training_model(
     engine: str | None = None,
     *,
     outputs: Collection[str] | None = None,
+    loss: str | None = None,
 ) -> Executor:
     """Make an executor that runs a pipelined model forward and backward.
 
@@ -260,6 +266,8 @@ def training_model(
             the averaged gradients are left on the parameters.
         engine: "host" (the default), or another engine `ipu doctor` calls usable.
         outputs: names of the outputs to return, "loss" among them whatever the model calls it; all by default.
+        loss: the name of the output to take the gradient of, where it is not called `loss` and the forward cannot mark
+            it with `identity_loss`; the outputs of a tuple are called "0", "1", and so on.
 
     Raises:
         EngineNotAvailableError: the engine is not usable here.
@@ -277,7 +285,7 @@ def training_model(
         owned = {id(parameter) for parameter in model.parameters()}
         if not any(id(p) in owned for group in optimizer.param_groups for p in group["params"]):
             raise ValueError("the optimizer has none of the model's parameters: make it from `model.parameters()`")
-    return Executor(model, config, usable_engine(engine), optimizer=optimizer, outputs=outputs)
+    return Executor(model, config, usable_engine(engine), optimizer=optimizer, outputs=outputs, loss=loss)
 
 
 def plan(
@@ -286,6 +294,7 @@ def plan(
     for_inference: bool = False,
     *,
     optimizer: torch.optim.Optimizer | type[torch.optim.Optimizer] | None = torch.optim.AdamW,
+    loss: str | None = None,
 ) -> Plan:
     """Say which modules sit on which IPU and what they hold, before anything runs.
 
@@ -298,13 +307,17 @@ def plan(
         inputs: a combined batch, of which only names, shapes and dtypes are read.
         for_inference: read the inference options of the configuration.
         optimizer: what will step in training, or its class, for the memory of its state; None for none.
+        loss: as for `training_model`.
+
+    Raises:
+        LossError: the model has no loss for this batch, which training needs.
     """
     view = _ipu_config(model)
     config = view.for_inference() if for_inference else view.for_training()
     size = micro_batch_size(inputs, config)
     lowered = lower(model, config, next(micro_batches(inputs, config)), micro_batch_size=size)
-    loss = None if for_inference else _loss_index(lowered.captured, _leaf_names(lowered.captured))
-    return with_memory(lowered, config, model, optimizer=optimizer, loss=loss)
+    value = None if for_inference else loss_value(lowered.captured, loss)
+    return with_memory(lowered, config, model, optimizer=optimizer, loss=value)
 
 
 def _ipu_config(model: Any) -> IPUConfig:
@@ -314,18 +327,17 @@ def _ipu_config(model: Any) -> IPUConfig:
     return ipu_config
 
 
-def _leaf_names(captured: Capture) -> dict[str, list[int]]:
-    """Give the indices of the output leaves under each name; a bare tensor or tuple has the names "0", "1", ..."""
-    structure = pytree.tree_unflatten(list(range(len(captured.outputs))), captured.output_spec)
-    if isinstance(structure, Mapping):
-        return {str(name): pytree.tree_leaves(value) for name, value in structure.items()}
-    parts = structure if isinstance(structure, (tuple, list)) else (structure,)
-    return {str(i): pytree.tree_leaves(value) for i, value in enumerate(parts)}
-
-
-def _selection(captured: Capture, names: Mapping[str, list[int]], selected: Collection[str] | None) -> frozenset[int]:
-    if "loss" in (selected or ()) and "loss" not in names:
-        names = {**names, "loss": [_loss_index(captured, names)]}
+def _selection(captured: Capture, loss: str | None, selected: Collection[str] | None) -> frozenset[int]:
+    """Give the indices of the selected output leaves; "loss" is the loss whatever the model calls it."""
+    names = captured.named_outputs()
+    if selected is not None and "loss" in selected and "loss" not in names:
+        loss = loss or loss_value(captured)
+        names["loss"] = [i for i, value in enumerate(captured.outputs) if value == loss]
+        if not names["loss"]:
+            raise BatchError(
+                f"`outputs` names `loss`, and the value that `{captured.model_name}` marks as its loss is not among "
+                f"what it returns, {list(captured.named_outputs())}: return it, or leave `loss` out of `outputs`"
+            )
     for name in selected or ():
         if name not in names:
             raise BatchError(
@@ -333,18 +345,3 @@ def _selection(captured: Capture, names: Mapping[str, list[int]], selected: Coll
                 f"`{name}`{nearest(name, names)}"
             )
     return frozenset(i for name, leaves in names.items() if selected is None or name in selected for i in leaves)
-
-
-def _loss_index(captured: Capture, names: Mapping[str, list[int]]) -> int:
-    """Find the loss: the output called `loss`, or the first one; a scalar."""
-    values = {node.name: node.meta.get("val") for node in captured.graph.nodes}
-    candidates = names.get("loss") or names.get("0") or []
-    for index in candidates[:1]:
-        name = captured.outputs[index]
-        value = values.get(name) if isinstance(name, str) else None
-        if isinstance(value, torch.Tensor) and value.ndim == 0 and value.is_floating_point():
-            return index
-    raise BatchError(
-        f"`{captured.model_name}` returns no loss for this batch, it returns {list(names)}: pass its labels "
-        "(a loss is the output `loss`, or the first one, and a scalar)"
-    )

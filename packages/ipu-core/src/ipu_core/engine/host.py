@@ -52,7 +52,7 @@ class HostProgram:
         self._input_names = {v: s.name for v, s in captured.sources.items() if s.kind == "input"}
 
     def infer(self, batch: Mapping[str, Any], *, watch: Watch = unwatched) -> list[Any]:
-        """Run one micro-batch without gradients and give the leaves of the output; `watch` is entered for each stage."""
+        """Run one micro-batch without gradients and give the leaves of its output; `watch` is entered for each stage."""
         with torch.no_grad():
             values = self.initial_values(batch)
             kept = {name for name in self.captured.outputs if isinstance(name, str)}
@@ -70,18 +70,18 @@ class HostProgram:
         batches: Sequence[Mapping[str, Any]],
         order: Iterable[Action],
         *,
-        loss: int,
+        loss: str,
         weight: float,
         watch: Watch = unwatched,
     ) -> Iterator[list[Any]]:
         """Run some micro-batches forward and backward; yield the leaves of each one's output, detached, in their order.
 
-        The gradient of `weight` times output leaf `loss` is added to the parameters' gradients.
+        The gradient of `weight` times the value `loss` is added to the parameters' gradients.
 
         Args:
             batches: the micro-batches.
             order: every forward and backward pass, each after those it needs, micro-batches in order.
-            loss: the leaf of the output whose gradient is taken.
+            loss: the value of the graph whose gradient is taken.
             weight: by how much it is multiplied.
             watch: entered for each action, left when it is done.
         """
@@ -122,7 +122,7 @@ class HostProgram:
 
     def outputs(self, values: Mapping[str, Any]) -> list[Any]:
         """Give the leaves of the output."""
-        return [values[name] if isinstance(name, str) else name for name in self.captured.outputs]
+        return [values[leaf] if isinstance(leaf, str) else leaf.value for leaf in self.captured.outputs]
 
 
 @dataclass
@@ -131,7 +131,7 @@ class _Pass:
 
     program: HostProgram
     values: dict[str, Any]
-    loss: int
+    loss: str
     weight: float
     results: dict[str, Any] = field(default_factory=dict)
     sent: dict[StageGraph, dict[str, Any]] = field(default_factory=dict)
@@ -179,7 +179,7 @@ class _Pass:
             leaf = self.values[name]
             if isinstance(leaf, torch.Tensor) and leaf.is_leaf and leaf.grad is not None:
                 starts.append((value, leaf.grad))
-            if name == self.program.captured.outputs[self.loss]:
+            if name == self.loss:
                 starts.append((value, torch.full_like(value, self.weight)))
         if starts:
             tensors, gradients = zip(*starts, strict=True)

@@ -21,6 +21,8 @@ from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
 from ..errors import CaptureError
+from .aliases import aliases, written
+from .watch import watched
 
 logger = getLogger(__name__)
 
@@ -31,6 +33,13 @@ class Source:
 
     kind: str
     name: str
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A leaf of the output that is no tensor: what the forward returned when it was captured."""
+
+    value: Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +53,7 @@ class Capture:
         sources: placeholder name -> where its value comes from. Inputs are named by path: ``input_ids``,
             ``past[0]``.
         constants: tensors made while tracing.
-        outputs: for each leaf of the output, the name of the graph value, or the constant itself.
+        outputs: for each leaf of the output, the name of the graph value, or a constant.
         output_spec: how the leaves make up what the model returns.
     """
 
@@ -53,13 +62,21 @@ class Capture:
     graph_module: torch.fx.GraphModule
     sources: Mapping[str, Source]
     constants: Mapping[str, torch.Tensor]
-    outputs: tuple[Any, ...]
+    outputs: tuple[str | Constant, ...]
     output_spec: pytree.TreeSpec
 
     @property
     def graph(self) -> torch.fx.Graph:
         """The static graph."""
         return self.graph_module.graph
+
+    def named_outputs(self) -> dict[str, list[int]]:
+        """Give the indices of the output leaves under each name; a bare tensor or tuple has the names "0", "1", ..."""
+        structure = pytree.tree_unflatten(list(range(len(self.outputs))), self.output_spec)
+        if isinstance(structure, Mapping):
+            return {str(name): pytree.tree_leaves(value) for name, value in structure.items()}
+        parts = structure if isinstance(structure, (tuple, list)) else (structure,)
+        return {str(i): pytree.tree_leaves(value) for i, value in enumerate(parts)}
 
 
 def capture(model: torch.nn.Module, batch: Mapping[str, Any], *, training: bool) -> Capture:
@@ -74,7 +91,10 @@ def capture(model: torch.nn.Module, batch: Mapping[str, Any], *, training: bool)
     name = type(model).__name__
     with _mode(model, training=training), torch.random.fork_rng(devices=[]):
         try:
-            program = torch.export.export(model, (), without_cache(model, batch), strict=False)
+            with watched(model, training=training):
+                program = torch.export.export(model, (), without_cache(model, batch), strict=False)
+        except CaptureError:
+            raise
         except Exception as error:
             raise CaptureError(_explain(name, error)) from error
     captured = _read(name, program, training=training)
@@ -123,9 +143,11 @@ def _read(name: str, program: torch.export.ExportedProgram, *, training: bool) -
         else:
             raise CaptureError(f"`{name}` takes a value of kind {spec.kind.name}, which a stage cannot be handed")
     output_node = next(iter(reversed(graph_module.graph.nodes)))
-    outputs = tuple(n.name if isinstance(n, torch.fx.Node) else n for n in output_node.args[0])
+    outputs = tuple(n.name if isinstance(n, torch.fx.Node) else Constant(n) for n in output_node.args[0])
     # Mutated buffers, were there any, come first; the model's own outputs are the last ones.
     outputs = outputs[len(outputs) - program.call_spec.out_spec.num_leaves :]
+    _refuse_changed_constants(name, graph_module.graph, sources)
+    _refuse_shapes_of_values(name, graph_module.graph)
     return Capture(
         model_name=name,
         training=training,
@@ -135,6 +157,30 @@ def _read(name: str, program: torch.export.ExportedProgram, *, training: bool) -
         outputs=outputs,
         output_spec=program.call_spec.out_spec,
     )
+
+
+def _refuse_changed_constants(name: str, graph: torch.fx.Graph, sources: Mapping[str, Source]) -> None:
+    roots = aliases(graph.nodes)
+    for node in graph.nodes:
+        for value in written(node):
+            source = sources.get(roots.get(value, value).name)
+            if source is not None and source.kind == "constant":
+                raise CaptureError(
+                    f"`{name}` changes the tensor `{source.name}` in place, which is neither a parameter nor a buffer: "
+                    "register it with `register_buffer`"
+                )
+
+
+def _refuse_shapes_of_values(name: str, graph: torch.fx.Graph) -> None:
+    for node in graph.nodes:
+        for leaf in pytree.tree_leaves(node.meta.get("val")):
+            if isinstance(leaf, torch.Tensor) and not all(isinstance(size, int) for size in leaf.shape):
+                modules = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values() if path]
+                raise CaptureError(
+                    f"`{name}` cannot be captured as one static graph: the shape {list(leaf.shape)} of `{node.name}` "
+                    f"({node.target}{f' in `{modules[-1]}`' if modules else ''}) depends on the values of tensors: "
+                    "give it a fixed one, with `torch.where` or a mask"
+                )
 
 
 def _input_paths(in_spec: pytree.TreeSpec) -> list[str]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from ..loss import marked_values
 from .capture import Capture, node_entry
 
 
@@ -25,7 +26,7 @@ class Segment:
         entries: paths of the layout entries it runs, in run order.
         nodes: names of its operations.
         receives: names of values other segments made.
-        sends: names of its values that later segments or the caller read.
+        sends: names of its values that later segments or the caller read, and the loss.
     """
 
     stage: int
@@ -44,7 +45,7 @@ def cut(captured: Capture, ipu_of: Mapping[str, int | None], *, also_at: Collect
     """
     parts = _parts(captured, ipu_of, frozenset(also_at))
     part_of = {node.name: i for i, part in enumerate(parts) for node in part.nodes}
-    results = {name for name in captured.outputs if isinstance(name, str)}
+    results = {name for name in captured.outputs if isinstance(name, str)}.union(marked_values(captured.graph))
     segments = []
     for i, part in enumerate(parts):
         receives = dict.fromkeys(

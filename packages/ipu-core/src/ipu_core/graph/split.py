@@ -7,12 +7,13 @@ graph can share one program.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from ..errors import CaptureError
+from .aliases import aliases, shared, written
 from .capture import Capture
 from .cut import Segment
 
@@ -21,7 +22,7 @@ from .cut import Segment
 class StageGraph:
     """One segment as a function: values named `inputs` in, values named `outputs` out, in that order.
 
-    `is_repeatable` says that running it again changes nothing: it writes to no buffer.
+    `is_repeatable` says that running it again gives the same: it reads nothing that a run changes.
     """
 
     stage: int
@@ -36,13 +37,20 @@ def split(captured: Capture, segments: Sequence[Segment]) -> tuple[StageGraph, .
     """Give each segment its own graph.
 
     Raises:
-        CaptureError: a value is changed in place in one stage and read again in another.
+        CaptureError: a value is changed in place in one stage and read again in another, or a buffer or an input is
+            changed through what another stage made of it.
     """
     nodes = {node.name: node for node in captured.graph.nodes}
-    return tuple(_stage(captured, segment, nodes) for segment in segments)
+    roots = aliases(captured.graph.nodes)
+    changing = _changing_sources(captured)
+    # A segment that reads what changes, even in another segment, would read something else when it is run again.
+    fixed = {name for name, node in nodes.items() if roots.get(node, node).name not in changing}
+    return tuple(_stage(captured, segment, nodes, fixed) for segment in segments)
 
 
-def _stage(captured: Capture, segment: Segment, nodes: Mapping[str, torch.fx.Node]) -> StageGraph:
+def _stage(
+    captured: Capture, segment: Segment, nodes: Mapping[str, torch.fx.Node], fixed: Collection[str]
+) -> StageGraph:
     graph = torch.fx.Graph()
     own = [nodes[name] for name in segment.nodes]
     inside = set(own)
@@ -63,67 +71,47 @@ def _stage(captured: Capture, segment: Segment, nodes: Mapping[str, torch.fx.Nod
     return StageGraph(
         stage=segment.stage,
         ipu=segment.ipu,
-        is_repeatable=not _updates_buffers(captured, own),
+        is_repeatable=all(source.name in fixed for node in own for source in node.all_input_nodes),
         program=program,
         inputs=tuple(n.name for n in outer),
         outputs=segment.sends,
     )
 
 
-def _updates_buffers(captured: Capture, own: Sequence[torch.fx.Node]) -> bool:
-    """Say whether operations write to a buffer: by their schema, or as normalisation with running statistics does."""
-    buffers = {name for name, source in captured.sources.items() if source.kind == "buffer"}
-    aliases = _aliases(own)
-    for node in own:
-        if any(aliases.get(value, value).name in buffers for value in _written(node)):
-            return True
-        if "norm" in str(node.target) and any(source.name in buffers for source in node.all_input_nodes):
-            return True
-    return False
+def _changing_sources(captured: Capture) -> set[str]:
+    """Give what a run changes besides its results: by operators' schemas, or as running statistics are in training."""
+    roots = aliases(captured.graph.nodes)
+    changing = set()
+    for node in captured.graph.nodes:
+        changing |= {roots.get(value, value).name for value in written(node)} & captured.sources.keys()
+        if "norm" in str(node.target):
+            names = {source.name for source in node.all_input_nodes} & captured.sources.keys()
+            changing |= {name for name in names if captured.sources[name].kind == "buffer"}
+    return changing
 
 
 def _changed_in_place(captured: Capture, own: Sequence[torch.fx.Node], received: set[str]) -> list[torch.fx.Node]:
     """Give the received values that an operation of this stage changes in place, itself or through a view."""
-    aliases = _aliases(own)
+    roots = aliases(own)
     changed: dict[torch.fx.Node, None] = {}
     for node in own:
-        for value in _written(node):
-            root = aliases.get(value, value)
+        for value in written(node):
+            root = roots.get(value, value)
             if root.name in received:
                 _refuse_other_readers(captured, root, node)
                 changed[root] = None
     return list(changed)
 
 
-def _aliases(nodes: Iterable[torch.fx.Node]) -> dict[torch.fx.Node, torch.fx.Node]:
-    """Give, for each value that shares memory with an earlier one, the earliest of them."""
-    roots: dict[torch.fx.Node, torch.fx.Node] = {}
-    for node in nodes:
-        for value, _ in _shared(node):
-            roots[node] = roots.get(value, value)
-    return roots
-
-
-def _written(node: torch.fx.Node) -> list[torch.fx.Node]:
-    return [value for value, is_write in _shared(node) if is_write]
-
-
-def _shared(node: torch.fx.Node) -> list[tuple[torch.fx.Node, bool]]:
-    """Give the arguments whose memory an operation's result shares, and whether it writes to it: its schema says so."""
-    schema = getattr(node.target, "_schema", None)
-    if schema is None:
-        return []
-    return [
-        (value, argument.alias_info.is_write)
-        for argument, value in zip(schema.arguments, node.args, strict=False)
-        if argument.alias_info is not None and isinstance(value, torch.fx.Node)
-    ]
-
-
 def _refuse_other_readers(captured: Capture, value: torch.fx.Node, writer: torch.fx.Node) -> None:
     """Refuse a write to a received value that is read afterwards under another name than the write's own result."""
-    roots = _aliases(captured.graph.nodes)
+    roots = aliases(captured.graph.nodes)
     root = roots.get(value, value)
+    if root.name in captured.sources:
+        raise CaptureError(
+            f"`{captured.model_name}` changes `{captured.sources[root.name].name}` in place through `{value.name}`, "
+            "which another stage made of it: keep the modules that change it on one IPU"
+        )
     results = {writer}
     is_later = False
     for node in captured.graph.nodes:
@@ -134,6 +122,6 @@ def _refuse_other_readers(captured: Capture, value: torch.fx.Node, writer: torch
                     f"`{captured.model_name}` changes the value `{value.name}` in place in one stage and reads it "
                     f"again, as `{through[0].name}`, in `{node.name}`: keep the modules that share it on one IPU"
                 )
-            if any(source in results for source, _ in _shared(node)):
+            if any(source in results for source, _ in shared(node)):
                 results.add(node)
         is_later = is_later or node is writer

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which values of a graph share memory, and which operations write to it: operators' schemas say so."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+
+import torch
+
+
+def aliases(nodes: Iterable[torch.fx.Node]) -> dict[torch.fx.Node, torch.fx.Node]:
+    """Give, for each value that shares memory with an earlier one, the earliest of them."""
+    roots: dict[torch.fx.Node, torch.fx.Node] = {}
+    for node in nodes:
+        for value, _ in shared(node):
+            roots[node] = roots.get(value, value)
+        # One of the views that `split` and its like give; what other operations return in a tuple is memory of its own.
+        if node.target is operator.getitem and node.args[0] in roots:
+            roots[node] = roots[node.args[0]]  # type: ignore[index]
+    return roots
+
+
+def written(node: torch.fx.Node) -> list[torch.fx.Node]:
+    """Give the arguments an operation changes in place."""
+    return [value for value, is_write in shared(node) if is_write]
+
+
+def shared(node: torch.fx.Node) -> list[tuple[torch.fx.Node, bool]]:
+    """Give the arguments whose memory an operation's result shares, and whether it writes to it."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        return []
+    return [
+        (value, argument.alias_info.is_write)
+        for argument, value in zip(schema.arguments, node.args, strict=False)
+        if argument.alias_info is not None and isinstance(value, torch.fx.Node)
+    ]

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a forward may not do while it is captured, because one static graph would silently leave it out."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from ..errors import CaptureError
+
+
+@contextlib.contextmanager
+def watched(model: torch.nn.Module, *, training: bool) -> Iterator[None]:
+    """Refuse, inside the block, a forward that gives its model other tensors or, in training, has its own backward.
+
+    The model's tensors are put back, and plain tensor attributes get their values back.
+
+    Raises:
+        CaptureError: the forward does one of these.
+    """
+    with contextlib.ExitStack() as stack:
+        if training:
+            stack.enter_context(_no_function_of_its_own(model))
+        stack.enter_context(_no_new_parameter(model))
+        stack.enter_context(_no_lost_tensor(model))
+        yield
+
+
+@contextlib.contextmanager
+def _no_new_parameter(model: torch.nn.Module) -> Iterator[None]:
+    modules = {module: path for path, module in model.named_modules()}
+
+    def refuse(module: torch.nn.Module, name: str, parameter: Any) -> None:
+        if module in modules:
+            path = f"{modules[module]}.{name}".removeprefix(".")
+            raise CaptureError(
+                f"`{type(model).__name__}` gives itself a new parameter `{path}` in its forward, and a captured graph "
+                "has the parameters the model has: change it before the call"
+            )
+
+    handle = torch.nn.modules.module.register_module_parameter_registration_hook(refuse)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextlib.contextmanager
+def _no_lost_tensor(model: torch.nn.Module) -> Iterator[None]:
+    before = [(module, vars(module).copy()) for module in model.modules()]
+    tensors = [(module, dict(module._parameters), dict(module._buffers)) for module in model.modules()]
+    plain = [(v, v.clone()) for _, state in before for v in state.values() if _is_plain_tensor(v)]
+    lost = []
+    try:
+        yield
+        paths = {module: path for path, module in model.named_modules()}
+        for module, parameters, buffers in tensors:
+            gone = (set(parameters) - set(module._parameters)) | (set(buffers) - set(module._buffers))
+            lost += [f"{paths[module]}.{name}".removeprefix(".") for name in sorted(gone)]
+        if lost:
+            raise CaptureError(
+                f"`{type(model).__name__}` removes {', '.join(f'`{name}`' for name in lost)} in its forward, and every "
+                "call runs the graph of the first: remove it before the call"
+            )
+    finally:
+        for module, parameters, buffers in tensors:
+            for name in {*parameters, *buffers} & set(vars(module)):
+                del vars(module)[name]
+            module._parameters.update(parameters)
+            module._buffers.update(buffers)
+        with torch.no_grad():
+            for tensor, value in plain:
+                if not torch.equal(tensor, value):
+                    tensor.copy_(value)
+
+
+def _is_plain_tensor(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and not value.is_meta
+
+
+@contextlib.contextmanager
+def _no_function_of_its_own(model: torch.nn.Module) -> Iterator[None]:
+    """Refuse a user's `autograd.Function`: a capture sees, and would differentiate, its forward."""
+    apply = torch.autograd.Function.__dict__["apply"]
+
+    def refuse(cls: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
+        if not cls.__module__.startswith("torch."):
+            raise CaptureError(
+                f"`{type(model).__name__}` calls the autograd function `{cls.__name__}`, and a captured graph would "
+                "lose its backward: make it an operator with `torch.library.custom_op` and `register_autograd`"
+            )
+        return apply.__func__(cls, *args, **kwargs)
+
+    torch.autograd.Function.apply = classmethod(refuse)  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        torch.autograd.Function.apply = apply  # type: ignore[method-assign]

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every option of `IPUConfig` has an effect that a test observes, or is a hint that the host engine names as such."""
+
+from pathlib import Path
+
+import pytest
+from ipu_core.cli import main
+from ipu_core.config import IPUConfig
+from ipu_core.engine.engines import HOST_INERT
+from ipu_core.options import HARDWARE_HINTS, OPTIONS
+
+HERE = Path(__file__).parent
+# option -> the test that observes its effect
+OBSERVED = {
+    "layers_per_ipu": "test_executor.py::test_training_equals_plain_on_every_split",
+    "ipus_per_replica": "test_host_schedules.py::test_every_schedule_gives_the_plain_models_outputs_and_gradients",
+    "replication_factor": "test_executor.py::test_micro_batches_average_to_one_large_batch",
+    "gradient_accumulation_steps": "test_executor.py::test_micro_batches_average_to_one_large_batch",
+    "device_iterations": "test_executor.py::test_with_an_optimizer_it_steps_once_a_device_iteration",
+    "recompute_checkpoint_every_layer": "test_recomputation.py::test_recomputation_keeps_less",
+    "output_mode": "test_outputs.py::test_an_output_mode_returns_these_micro_batches_in_order",
+    "output_return_period": "test_outputs.py::test_an_output_mode_returns_these_micro_batches_in_order",
+    "schedule": "test_timeline.py::test_an_executor_measures_every_pass_of_its_last_update",
+    "stages_per_ipu": "test_host_schedules.py::test_layers_go_round_the_ipus_when_an_ipu_holds_several_stages",
+    "seed": "test_executor.py::test_a_seed_makes_a_run_repeatable_zero_included",
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_option_has_an_observed_effect_or_is_a_hint(name):
+    assert (name in OBSERVED) != (name in HOST_INERT), f"`{name}` is to be in OBSERVED or in HOST_INERT"
+    if name in OBSERVED:
+        file, _, test = OBSERVED[name].partition("::")
+        assert f"def {test}(" in (HERE / file).read_text(), OBSERVED[name]
+
+
+def test_what_only_hardware_reads_has_no_effect_on_the_host():
+    assert set(HARDWARE_HINTS) <= set(HOST_INERT) <= set(OPTIONS)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_doctor_says_of_every_option_whether_it_has_an_effect(name, capsys, tmp_path):
+    IPUConfig().save_pretrained(tmp_path)
+    assert main(["doctor", "--config", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out.partition("at their defaults")[2].splitlines()
+    (line,) = [line for line in printed if name in line.replace(",", " ").split()]
+    assert line.startswith("  no effect on the host engine:" if name in HOST_INERT else "  with an effect:")
