@@ -137,24 +137,6 @@ def test_buffers_are_updated_micro_batch_after_micro_batch():
     assert torch.equal(model.norm.running_mean, before)
 
 
-@pytest.mark.parametrize(("mode", "losses"), [("all", 4), ("final", 1), ("sum", 1)])
-def test_output_modes_of_training(mode, losses):
-    model = make(Chain)
-    config = IPUConfig(layers_per_ipu=[1, 2], gradient_accumulation_steps=4, output_mode=mode)
-    loss, prediction = training_model(to_pipelined(model, config))(**batch(8))
-    with torch.no_grad():
-        each = [model(**{n: t[i : i + 2] for n, t in batch(8).items()}) for i in range(0, 8, 2)]
-    expected = {
-        "all": (torch.stack([e[0] for e in each]), torch.cat([e[1] for e in each])),
-        "final": each[-1],
-        "sum": (sum(e[0] for e in each), sum(e[1] for e in each)),
-    }[mode]
-    assert loss.numel() == losses
-    torch.testing.assert_close(loss, expected[0])
-    torch.testing.assert_close(prediction, expected[1])
-    assert not loss.requires_grad
-
-
 def test_inference_returns_every_row_in_order():
     model = make(Chain).eval()
     config = IPUConfig(layers_per_ipu=[1, 2], inference_replication_factor=2, inference_device_iterations=2)

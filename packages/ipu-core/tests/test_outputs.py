@@ -50,6 +50,8 @@ def test_an_output_mode_returns_these_micro_batches_in_order(mode, period, micro
     each = each_micro_batch()
     torch.testing.assert_close(loss, torch.stack([each[i][0] for i in micro_batches]))
     torch.testing.assert_close(prediction, torch.cat([each[i][1] for i in micro_batches]))
+    assert not loss.requires_grad
+    assert not prediction.requires_grad
 
 
 def test_sum_adds_up_for_each_replica():

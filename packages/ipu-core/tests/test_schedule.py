@@ -77,6 +77,11 @@ def test_text_that_is_no_action_is_refused(text):
         Action.parse(text)
 
 
+def test_an_action_that_is_there_twice_is_refused():
+    with pytest.raises(ScheduleError, match="`0F0` is there twice: a stage takes a micro-batch once each way"):
+        Schedule.parse("0F0,0F0,0B0", stage_ipus=[0])
+
+
 def test_an_action_on_the_wrong_ipu_is_refused():
     with pytest.raises(ScheduleError, match=r"`1F0` stands on IPU 0, and the stages' IPUs are \[0, 1\]"):
         Schedule.parse("0F0,1F0\n1B0,0B0", stage_ipus=[0, 1])

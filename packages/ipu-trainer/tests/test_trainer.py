@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from ipu_core import IncompatibleIPUConfigError, IPUConfig, PipelineMixin, to_pipelined
+from ipu_core import IncompatibleIPUConfigError, IPUConfig, PipelineMixin, identity_loss, to_pipelined
 from ipu_core.errors import BatchMismatchError, BatchSizeError
 from ipu_core.samples import sample_batch
 from ipu_trainer import IPUTrainer, IPUTrainingArguments
@@ -417,3 +417,25 @@ def test_an_unknown_override_is_refused(tmp_path):
 def test_a_seed_of_the_configuration_that_is_not_the_arguments_is_said(tmp_path, caplog):
     trainer(tmp_path, config=CONFIG.replace(seed=7))
     assert "`seed=42` of the arguments is used, not `seed=7` of the IPUConfig" in caplog.text
+
+
+class MarkedHead(transformers.BertForSequenceClassification):
+    """Returns its loss under another name, and marks it."""
+
+    def forward(self, input_ids, attention_mask=None, labels=None):
+        outputs = super().forward(input_ids, attention_mask=attention_mask, labels=labels)
+        if labels is None:
+            return {"logits": outputs.logits}
+        return {"logits": outputs.logits, "error": identity_loss(outputs.loss)}
+
+
+def test_a_loss_that_is_marked_is_trained_on_under_whatever_name_it_is_returned(tmp_path):
+    logged = []
+    for cls in (transformers.BertForSequenceClassification, MarkedHead):
+        net = model(dropout=0.0)
+        net.__class__ = cls
+        one = trainer(tmp_path, net, max_steps=2, per_device_train_batch_size=4)
+        one.train()
+        logged.append((one.state.log_history[0]["loss"], weights(one)))
+    assert logged[0][0] == logged[1][0]
+    assert_same_weights(logged[1][1], logged[0][1], **EXACT)

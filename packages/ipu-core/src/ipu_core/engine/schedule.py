@@ -75,13 +75,17 @@ class Schedule:
         """Read what `to_text` wrote.
 
         Raises:
-            ScheduleError: something is no action, or stands on another IPU than its stage.
+            ScheduleError: something is no action, is there twice, or stands on another IPU than its stage.
         """
         rows = tuple(
             tuple(Action.parse(cell.strip()) for cell in line.split(",") if cell.strip()) for line in text.split("\n")
         )
+        seen = set()
         for ipu, row in enumerate(rows):
             for action in row:
+                if action in seen:
+                    raise ScheduleError(f"`{action}` is there twice: a stage takes a micro-batch once each way")
+                seen.add(action)
                 if action.stage >= len(stage_ipus) or stage_ipus[action.stage] != ipu:
                     raise ScheduleError(f"`{action}` stands on IPU {ipu}, and the stages' IPUs are {list(stage_ipus)}")
         return cls(name=name, stage_ipus=tuple(stage_ipus), actions=rows)
