@@ -174,7 +174,7 @@ def test_the_plan_is_there_once_compiled_and_is_the_plan_made_before():
         executor.plan  # noqa: B018
     assert executor.compile(**batch()) is executor
     assert executor.is_compiled
-    assert executor.plan == plan(model, batch())
+    assert executor.plan == plan(model, batch(), optimizer=None)
 
 
 def test_compiling_runs_nothing():
@@ -191,7 +191,7 @@ def test_compiling_runs_nothing():
 def test_a_second_call_does_not_capture_again(monkeypatch):
     executor = inference_model(to_pipelined(make(Chain), IPUConfig()))
     executor(x=batch()["x"])
-    monkeypatch.setattr("ipu_core.engine.executor.capture", lambda *a, **k: pytest.fail("captured again"))
+    monkeypatch.setattr("ipu_core.engine.lowering.capture", lambda *a, **k: pytest.fail("captured again"))
     executor(x=batch(seed=1)["x"])
 
 
@@ -267,7 +267,7 @@ def warnings_of_ours(caplog):
 def test_options_the_engine_gives_no_effect_to_are_named_once(caplog):
     config = IPUConfig(
         layers_per_ipu=[1, 2],
-        optimizer_state_offchip=True,
+        auto_loss_scaling=True,
         embedding_serialization_factor=1,
         inference_matmul_proportion=0.3,
         seed=0,
@@ -277,7 +277,7 @@ def test_options_the_engine_gives_no_effect_to_are_named_once(caplog):
         executor(**batch())
         executor(**batch())
     assert warnings_of_ours(caplog) == [
-        "the host engine gives no effect to optimizer_state_offchip=True",
+        "the host engine gives no effect to auto_loss_scaling=True",
         "the host engine gives no effect to inference_matmul_proportion=0.3",
     ]
 
@@ -304,7 +304,8 @@ def test_layers_that_do_not_add_up_are_refused_before_anything_runs():
 
 def test_a_capture_can_be_shared():
     from ipu_core.engine.engines import usable_engine
-    from ipu_core.engine.executor import Executor, capture_model
+    from ipu_core.engine.executor import Executor
+    from ipu_core.engine.lowering import capture_model
 
     model = to_pipelined(make(Chain), IPUConfig(layers_per_ipu=[1, 2]))
     config = model.ipu_config.for_inference()

@@ -5,7 +5,8 @@ import pytest
 import torch
 from ipu_core import IPUConfig, plan, to_pipelined
 from ipu_core.engine.engines import usable_engine
-from ipu_core.engine.executor import Executor, capture_model
+from ipu_core.engine.executor import Executor
+from ipu_core.engine.lowering import capture_model
 from ipu_core.engine.schedule import SCHEDULES, make_schedule, simulate
 from models import Chain, Skip, batch, make
 

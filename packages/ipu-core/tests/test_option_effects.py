@@ -22,6 +22,13 @@ OBSERVED = {
     "output_return_period": "test_outputs.py::test_an_output_mode_returns_these_micro_batches_in_order",
     "schedule": "test_timeline.py::test_an_executor_measures_every_pass_of_its_last_update",
     "stages_per_ipu": "test_host_schedules.py::test_layers_go_round_the_ipus_when_an_ipu_holds_several_stages",
+    "embedding_serialization_factor": "test_serialized.py::test_a_factor_leaves_the_stages_as_they_are",
+    "projection_serialization_factor": "test_serialized.py::test_a_factor_leaves_the_stages_as_they_are",
+    "serialized_embedding_splits_per_ipu": "test_serialized.py::test_every_embedding_that_shares_the_weight_is_split",
+    "serialized_projection_splits_per_ipu": "test_serialized.py::test_an_untied_projection_is_split_alone",
+    "device_memory": "test_memory.py::test_what_does_not_fit_is_refused_before_anything_runs",
+    "optimizer_state_offchip": "test_memory.py::test_the_state_of_an_ipu_may_be_elsewhere",
+    "replicated_tensor_sharding": "test_memory.py::test_the_state_of_an_ipu_may_be_elsewhere",
     "seed": "test_executor.py::test_a_seed_makes_a_run_repeatable_zero_included",
 }
 

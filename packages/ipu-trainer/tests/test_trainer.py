@@ -311,8 +311,8 @@ def test_a_pipelined_model_brings_its_configuration(tmp_path):
 
 
 def test_options_without_effect_are_named(tmp_path, caplog):
-    trainer(tmp_path, config=CONFIG.replace(optimizer_state_offchip=True), max_steps=1).train()
-    assert "the host engine gives no effect to optimizer_state_offchip=True" in caplog.text
+    trainer(tmp_path, config=CONFIG.replace(auto_loss_scaling=True), max_steps=1).train()
+    assert "the host engine gives no effect to auto_loss_scaling=True" in caplog.text
 
 
 def test_the_plan_of_training_can_be_read(tmp_path):

@@ -11,7 +11,7 @@ import torch
 
 from .config import ExecutionConfig
 from .engine.dry_run import DryRun, OptimizerCost, dry_run
-from .engine.lowering import Lowered
+from .engine.lowering import Lowered, recomputed
 from .engine.schedule import FORWARD, Action, make_schedule, simulate
 from .errors import MemoryLimitError
 from .graph.capture import Capture
@@ -44,7 +44,7 @@ def with_memory(
         captured,
         lowered.programs,
         _trainable_values(captured, model),
-        recompute=config.recompute_checkpoint_every_layer,
+        recomputed=recomputed(lowered, config, loss),
         loss=loss,
     )
     ipus = [stage.ipu for stage in made.stages]

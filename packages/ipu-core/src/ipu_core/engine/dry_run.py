@@ -89,7 +89,12 @@ class DryRun:
 
 
 def dry_run(
-    captured: Capture, segments: Sequence[StageGraph], trainable: Collection[str], *, recompute: bool, loss: Any
+    captured: Capture,
+    segments: Sequence[StageGraph],
+    trainable: Collection[str],
+    *,
+    recomputed: Collection[StageGraph],
+    loss: str | None,
 ) -> DryRun:
     """Run one micro-batch, then another, on tensors without data.
 
@@ -97,17 +102,22 @@ def dry_run(
         captured: the captured model.
         segments: its stages, or parts of stages.
         trainable: the values of `captured` that are parameters with gradients.
-        recompute: as for `HostProgram`.
+        recomputed: as for `HostProgram`.
         loss: what `HostProgram.train` starts from; None for inference.
     """
     ipus = {segment.stage: segment.ipu for segment in segments}
     here = torch.device("cpu")
-    moved = [replace(segment, program=on_device(segment.program, here)) for segment in segments]
+    moved = {segment: replace(segment, program=on_device(segment.program, here)) for segment in segments}
     with FakeTensorMode(), _Storages() as storages:
         # Made inside the mode, so that they have no data either.
         weights = _Shapes(captured, trainable)
-        constants = {name: torch.empty_like(t, device=here) for name, t in captured.constants.items()}
-        program = HostProgram(replace(captured, constants=constants), moved, weights, recompute=recompute)  # type: ignore[arg-type]
+        constants = {name: torch.empty(t.shape, dtype=t.dtype) for name, t in captured.constants.items()}
+        program = HostProgram(
+            replace(captured, constants=constants),
+            list(moved.values()),
+            weights,
+            recomputed=[moved[segment] for segment in recomputed],
+        )
         storages.know([*weights.values.values(), *constants.values()])
 
         def once() -> Mapping[Action, Usage]:
@@ -120,12 +130,12 @@ def dry_run(
                 program.infer(weights.inputs, watch=watch)
             else:
                 order = _one_pass(len(ipus))
-                for _ in program.train([weights.inputs], order, loss=loss, weight=1.0, watch=watch):
-                    pass
+                for outputs in program.train([weights.inputs], order, loss=loss, weight=1.0, watch=watch):
+                    del outputs
             storages.settle()
             return storages.usage
 
-        if recompute:
+        if recomputed:
             once()  # which of a segment's values carry gradients is known once it has run
             weights.forget_gradients()
         first = once()

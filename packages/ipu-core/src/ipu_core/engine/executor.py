@@ -14,7 +14,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from ..config import ExecutionConfig, IPUConfig
-from ..errors import BatchError, IncompatibleIPUConfigError, NotCompiledError, nearest
+from ..errors import BatchError, IncompatibleIPUConfigError, LossError, NotCompiledError, nearest
 from ..graph.capture import Capture
 from ..loss import loss_value
 from ..memory import refuse_what_does_not_fit, with_memory
@@ -23,8 +23,8 @@ from ..report.timeline import Span, Timeline
 from .batch import BatchSpec, combine, is_returned, micro_batch_size, micro_batches, refuse_gradients_of_inputs
 from .engines import Engine, usable_engine
 from .host import HostProgram
-from .lowering import Lowered, lower
-from .schedule import Action, Schedule, make_schedule, simulate
+from .lowering import Lowered, lower, recomputed, schedule_of
+from .schedule import Action, Schedule
 from .weights import Weights
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ class Executor:
         )
         captured = lowered.captured
         loss = None if self._config.inference else loss_value(captured, self._loss)
-        schedule = None if self._config.inference else self._schedule(lowered.plan)
+        schedule = None if self._config.inference else schedule_of(lowered, self._config)
         compiled = _Compiled(
             spec=BatchSpec.of(batch),
             lowered=lowered,
@@ -137,12 +137,12 @@ class Executor:
                 captured,
                 lowered.programs,
                 Weights(captured, self._model),
-                recompute=self._config.recompute_checkpoint_every_layer,
+                recomputed=recomputed(lowered, self._config, loss),
             ),
             kept=_selection(captured, loss, self._selected),
             loss=loss,
-            schedule=schedule,
-            order=tuple(simulate(schedule).in_order()) if schedule else (),
+            schedule=schedule.schedule if schedule else None,
+            order=tuple(schedule.in_order()) if schedule else (),
         )
         if self._config.device_memory is not None:
             refuse_what_does_not_fit(self._with_memory(compiled))
@@ -196,13 +196,6 @@ class Executor:
         started = time.perf_counter()
         yield
         self._spans.append((action, started, time.perf_counter()))
-
-    def _schedule(self, plan: Plan) -> Schedule:
-        return make_schedule(
-            self._config.schedule,
-            stage_ipus=[s.ipu for s in plan.stages],
-            num_micro_batches=self._config.micro_batches_per_update,
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -310,13 +303,19 @@ def plan(
         loss: as for `training_model`.
 
     Raises:
-        LossError: the model has no loss for this batch, which training needs.
+        LossError: the model has no loss for this batch, and one is named, or there is a limit to hold memory against.
+            Without either, the plan says nothing about memory.
     """
     view = _ipu_config(model)
     config = view.for_inference() if for_inference else view.for_training()
     size = micro_batch_size(inputs, config)
     lowered = lower(model, config, next(micro_batches(inputs, config)), micro_batch_size=size)
-    value = None if for_inference else loss_value(lowered.captured, loss)
+    try:
+        value = None if for_inference else loss_value(lowered.captured, loss)
+    except LossError:
+        if loss is not None or config.device_memory is not None:
+            raise
+        return lowered.plan
     return with_memory(lowered, config, model, optimizer=optimizer, loss=value)
 
 

@@ -17,7 +17,7 @@ import torch
 from ..graph.capture import Capture, input_leaves
 from ..graph.split import StageGraph
 from .schedule import BACKWARD, FORWARD, Action
-from .weights import Weights
+from .weights import Tensors
 
 Watch = Callable[[Action], contextlib.AbstractContextManager[None]]
 
@@ -33,17 +33,22 @@ class HostProgram:
     Args:
         captured: the captured model.
         segments: its stages, or parts of stages, in run order.
-        weights: the model's tensors.
-        recompute: keep only what crosses between segments, and run each segment again for its backward pass.
+        weights: the model's tensors, or others in their place.
+        recomputed: segments of which only what crosses to others is kept, and which run again for their backward pass.
     """
 
     def __init__(
-        self, captured: Capture, segments: Sequence[StageGraph], weights: Weights, *, recompute: bool = False
+        self,
+        captured: Capture,
+        segments: Sequence[StageGraph],
+        weights: Tensors,
+        *,
+        recomputed: Iterable[StageGraph] = (),
     ) -> None:
         self.captured = captured
         self.weights = weights
         self.segments = tuple(segments)
-        self.recomputed = frozenset(s for s in self.segments if recompute and s.is_repeatable)
+        self.recomputed = frozenset(recomputed)
         self.last_reader = {name: i for i, segment in enumerate(self.segments) for name in segment.inputs}
         # Which values of a recomputed segment carry gradients is known once it has run.
         self.carriers: dict[StageGraph, frozenset[str]] = {}
@@ -52,7 +57,7 @@ class HostProgram:
         self._input_names = {v: s.name for v, s in captured.sources.items() if s.kind == "input"}
 
     def infer(self, batch: Mapping[str, Any], *, watch: Watch = unwatched) -> list[Any]:
-        """Run one micro-batch without gradients and give the leaves of its output; `watch` is entered for each stage."""
+        """Run one micro-batch without gradients and give the leaves of its output; each stage enters `watch`."""
         with torch.no_grad():
             values = self.initial_values(batch)
             kept = {name for name in self.captured.outputs if isinstance(name, str)}
@@ -98,8 +103,9 @@ class HostProgram:
                     running.backward(action.stage)
             if action.kind == BACKWARD and action.stage == 0:
                 del passes[action.micro_batch]
-                leaves = self.outputs({**running.values, **running.results})
-                yield [leaf.detach() if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+                finished = [running.detached_outputs()]
+                del running  # with all it keeps, which an output that is not detached would keep too
+                yield finished.pop()
 
     def _forget_carriers_if_something_was_frozen(self) -> None:
         trainable = tuple(tensor.requires_grad for tensor in self.weights.read(self._read).values())
@@ -146,6 +152,10 @@ class _Pass:
         for segment in reversed(self.program.segments):
             if segment.stage == stage:
                 self._backward(segment)
+
+    def detached_outputs(self) -> list[Any]:
+        leaves = self.program.outputs({**self.values, **self.results})
+        return [leaf.detach() if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
 
     def _forward(self, segment: StageGraph) -> None:
         is_recomputed = segment in self.program.recomputed

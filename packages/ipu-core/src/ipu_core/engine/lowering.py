@@ -13,6 +13,7 @@ from ..graph.cut import Segment, cut
 from ..graph.split import StageGraph, split
 from ..layout import layout
 from ..planning import Plan, make_plan, place
+from .schedule import Simulation, make_schedule, simulate
 
 if TYPE_CHECKING:
     from ..modeling import PipelineMixin
@@ -64,6 +65,33 @@ def lower(
         stages=stages,
         programs=split(captured, pieces),
         plan=make_plan(captured, model_layout, stages, config, model, micro_batch_size=micro_batch_size),
+    )
+
+
+def schedule_of(lowered: Lowered, config: ExecutionConfig) -> Simulation:
+    """Give the schedule of one optimizer update of a training run, simulated."""
+    return simulate(
+        make_schedule(
+            config.schedule,
+            stage_ipus=[stage.ipu for stage in lowered.plan.stages],
+            num_micro_batches=config.micro_batches_per_update,
+        )
+    )
+
+
+def recomputed(lowered: Lowered, config: ExecutionConfig, loss: str | None) -> frozenset[StageGraph]:
+    """Give the pieces of stages that run again for their backward pass.
+
+    Not those that read what a run changes. And not the one that makes the loss, when its stage has one micro-batch in
+    flight: its backward pass follows at once, so that running it again would keep more, not less.
+    """
+    if not config.recompute_checkpoint_every_layer:
+        return frozenset()
+    in_flight = schedule_of(lowered, config).peak_stash
+    return frozenset(
+        piece
+        for piece in lowered.programs
+        if piece.is_repeatable and not (loss in piece.outputs and in_flight[piece.stage] == 1)
     )
 
 

@@ -5,11 +5,20 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
 from ..errors import BatchMismatchError
 from ..graph.capture import Capture
+
+
+class Tensors(Protocol):
+    """Something the parameters and buffers of a model are read from."""
+
+    def read(self, values: Collection[str], /) -> dict[str, torch.Tensor]:
+        """Give those of some values of a graph that are parameters or buffers."""
+        ...
 
 
 class Weights:

@@ -28,6 +28,8 @@ def plan_text(plan: Plan) -> str:
     parts = [_title(plan), _batch(plan), "", *_table(_stage_rows(plan))]
     if plan.memory:
         parts += ["", *_table(_memory_rows(plan)), *_verdict(plan)]
+    else:
+        parts += ["", "memory: not worked out, the model returns no loss for this batch"]
     return "\n".join(parts)
 
 
