@@ -54,6 +54,8 @@ class ExecutionConfig:
     output_mode: str = "all"
     output_return_period: int | None = None
     seed: int | None = None
+    compile: bool = False
+    executable_cache_dir: str = ""
     device_memory: str | int | None = None
     optimizer_state_offchip: bool = False
     replicated_tensor_sharding: bool = False
@@ -291,6 +293,8 @@ class IPUConfig(BaseConfig):
             output_mode=_output_mode(self.output_mode, inference=inference),
             output_return_period=None if inference else self.output_return_period,
             seed=self.seed,
+            compile=self.compile,
+            executable_cache_dir=self.executable_cache_dir,
             device_memory=self.device_memory,
             optimizer_state_offchip=not inference and self.optimizer_state_offchip,
             replicated_tensor_sharding=not inference and self.replicated_tensor_sharding,

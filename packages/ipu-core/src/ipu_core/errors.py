@@ -13,6 +13,7 @@
     ├── ScheduleError (ValueError)                a schedule that does not end, or text that is none
     ├── LayoutError (ValueError)                  a model whose modules cannot be laid out
     ├── CaptureError (RuntimeError)               a forward that is not one static graph
+    ├── CompileError (RuntimeError)               a stage torch cannot compile
     ├── EngineNotAvailableError (RuntimeError)    an engine that is not here
     ├── NotCompiledError (RuntimeError)           a plan asked of an executor that has none yet
     └── PluginError (RuntimeError)                a plugin that cannot be used
@@ -66,6 +67,10 @@ class LayoutError(IPUError, ValueError):
 
 class CaptureError(IPUError, RuntimeError):
     """A forward that cannot be captured as one static graph."""
+
+
+class CompileError(IPUError, RuntimeError):
+    """A stage that cannot be compiled."""
 
 
 class EngineNotAvailableError(IPUError, RuntimeError):

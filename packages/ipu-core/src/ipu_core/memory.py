@@ -11,7 +11,7 @@ import torch
 
 from .config import ExecutionConfig
 from .engine.dry_run import DryRun, OptimizerCost, dry_run
-from .engine.lowering import Lowered, recomputed
+from .engine.lowering import Lowered, recomputed, trainable_values
 from .engine.schedule import FORWARD, Action, make_schedule, simulate
 from .errors import MemoryLimitError
 from .graph.capture import Capture
@@ -43,7 +43,7 @@ def with_memory(
     run = dry_run(
         captured,
         lowered.programs,
-        _trainable_values(captured, model),
+        trainable_values(captured, model),
         recomputed=recomputed(lowered, config, loss),
         loss=loss,
     )
@@ -166,14 +166,6 @@ def _state_on_the_device(state: float, config: ExecutionConfig) -> int:
     if config.optimizer_state_offchip:
         return 0
     return round(state / config.replication_factor) if config.replicated_tensor_sharding else round(state)
-
-
-def _trainable_values(captured: Capture, model: torch.nn.Module) -> set[str]:
-    return {
-        value
-        for value, source in captured.sources.items()
-        if source.kind == "parameter" and model.get_parameter(source.name).requires_grad
-    }
 
 
 def _order(config: ExecutionConfig, stage_ipus: Sequence[int], num_micro_batches: int) -> Iterable[Action]:

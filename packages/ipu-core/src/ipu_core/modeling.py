@@ -160,6 +160,11 @@ class PipelineMixin(_MixinBase):
             if before is not None:
                 self.parallelize(for_inference=before.inference)
 
+    @staticmethod
+    def own_attributes() -> frozenset[str]:
+        """Give the names of what a pipelined model has and its plain one does not; no forward reads them."""
+        return frozenset(vars(PipelineMixin))
+
     def to_transformers(self) -> Any:
         """Give a view of the plain transformers class over the same modules and tensors, without any rewrite."""
         with self._plain():

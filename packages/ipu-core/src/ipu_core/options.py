@@ -286,7 +286,16 @@ OPTIONS: dict[str, Option] = {
             meaning="scale a float16 loss automatically",
         ),
         Option(
-            name="executable_cache_dir", default="", kind=_STR, meaning='directory of compiled programs; "" is none'
+            name="compile",
+            default=False,
+            kind=_BOOL,
+            meaning="run stages as code compiled for this processor, equal layers compiled once",
+        ),
+        Option(
+            name="executable_cache_dir",
+            default="",
+            kind=_STR,
+            meaning='directory of captured graphs and compiled code, which the next process uses; "" is none',
         ),
         Option(
             name="explicit_ir_inference",
@@ -330,7 +339,6 @@ ATTRIBUTES = tuple(n for name, o in OPTIONS.items() for n in ((name, f"inference
 HARDWARE_HINTS = (
     "enable_half_partials",
     "auto_loss_scaling",
-    "executable_cache_dir",
     "explicit_ir_inference",
 )
 

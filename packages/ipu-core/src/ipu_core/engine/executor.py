@@ -7,7 +7,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,9 +21,11 @@ from ..memory import refuse_what_does_not_fit, with_memory
 from ..planning import Plan
 from ..report.timeline import Span, Timeline
 from .batch import BatchSpec, combine, is_returned, micro_batch_size, micro_batches, refuse_gradients_of_inputs
+from .cache import ExecutableCache
+from .compile import compiled
 from .engines import Engine, usable_engine
 from .host import HostProgram
-from .lowering import Lowered, lower, recomputed, schedule_of
+from .lowering import Lowered, lower, recomputed, schedule_of, trainable_values
 from .schedule import Action, Schedule
 from .weights import Weights
 
@@ -120,17 +122,22 @@ class Executor:
             return self
         started = time.perf_counter()
         self._name_options_without_effect()
+        cache = ExecutableCache(self._config.executable_cache_dir)
         lowered = lower(
             self._model,
             self._config,
             next(micro_batches(batch, self._config)),
             micro_batch_size=micro_batch_size(batch, self._config),
             captured=self._captured,
+            cache=cache,
         )
         captured = lowered.captured
+        if self._config.compile:
+            code = compiled(captured, lowered.programs, trainable_values(captured, self._model), cache)
+            lowered = replace(lowered, programs=code)
         loss = None if self._config.inference else loss_value(captured, self._loss)
         schedule = None if self._config.inference else schedule_of(lowered, self._config)
-        compiled = _Compiled(
+        result = _Compiled(
             spec=BatchSpec.of(batch),
             lowered=lowered,
             program=HostProgram(
@@ -145,8 +152,8 @@ class Executor:
             order=tuple(schedule.in_order()) if schedule else (),
         )
         if self._config.device_memory is not None:
-            refuse_what_does_not_fit(self._with_memory(compiled))
-        self._compiled = compiled
+            refuse_what_does_not_fit(self._with_memory(result))
+        self._compiled = result
         if self._config.seed is not None:
             torch.manual_seed(self._config.seed)
         seconds = time.perf_counter() - started

@@ -63,7 +63,7 @@ class HostProgram:
             kept = {name for name in self.captured.outputs if isinstance(name, str)}
             for i, segment in enumerate(self.segments):
                 with watch(Action(segment.stage, FORWARD, 0)):
-                    results = segment.program(*[values[name] for name in segment.inputs])
+                    results = segment(*[values[name] for name in segment.inputs])
                 values.update(zip(segment.outputs, results, strict=True))
                 for name in segment.inputs:
                     if self.last_reader[name] == i and name not in kept:
@@ -196,7 +196,7 @@ class _Pass:
             torch.autograd.backward(tensors, gradients)
 
     def _run(self, segment: StageGraph) -> dict[str, Any]:
-        sent = segment.program(*[self.values[name] for name in segment.inputs])
+        sent = segment(*[self.values[name] for name in segment.inputs])
         return dict(zip(segment.outputs, sent, strict=True))
 
 

@@ -3,20 +3,30 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from ..config import ExecutionConfig
 from ..graph.capture import Capture, capture
 from ..graph.cut import Segment, cut
+from ..graph.fingerprint import NoFingerprint, fingerprint
 from ..graph.split import StageGraph, split
-from ..layout import layout
+from ..graph.store import NotStorable, read_capture, write_capture
+from ..layout import Entry, Layout, layout
 from ..planning import Plan, make_plan, place
+from .batch import BatchSpec
+from .cache import NO_CACHE, ExecutableCache
 from .schedule import Simulation, make_schedule, simulate
 
 if TYPE_CHECKING:
     from ..modeling import PipelineMixin
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +53,7 @@ def lower(
     *,
     micro_batch_size: int,
     captured: Capture | None = None,
+    cache: ExecutableCache = NO_CACHE,
 ) -> Lowered:
     """Lower a model for one kind of run; nothing is run.
 
@@ -52,14 +63,16 @@ def lower(
         micro_batch: of which names, shapes, dtypes and constants are read.
         micro_batch_size: its rows.
         captured: the model's graph for this micro-batch, where there is one already.
+        cache: where captured graphs are kept.
     """
     # A rewrite may place modules, so that the layout is that of the model as it was captured.
     with model.parallelized(for_inference=config.inference):
-        captured = captured or capture_model(model, config, micro_batch)
+        captured = captured or capture_model(model, config, micro_batch, cache)
         model_layout = layout(model, model.layout_patterns, captured)
         placement = place(model_layout, config, model, captured)
     stages = cut(captured, placement)
-    pieces = cut(captured, placement, also_at=placement) if config.recompute_checkpoint_every_layer else stages
+    is_cut_further = config.recompute_checkpoint_every_layer or config.compile
+    pieces = cut(captured, placement, also_at=_layer_starts(model_layout)) if is_cut_further else stages
     return Lowered(
         captured=captured,
         stages=stages,
@@ -95,7 +108,53 @@ def recomputed(lowered: Lowered, config: ExecutionConfig, loss: str | None) -> f
     )
 
 
-def capture_model(model: PipelineMixin, config: ExecutionConfig, micro_batch: Mapping[str, Any]) -> Capture:
-    """Capture a pipelined model as it is when parallelized for this kind of run."""
+def trainable_values(captured: Capture, model: torch.nn.Module) -> frozenset[str]:
+    """Give the values of a captured graph that are parameters with gradients."""
+    return frozenset(
+        value
+        for value, source in captured.sources.items()
+        if source.kind == "parameter" and model.get_parameter(source.name).requires_grad
+    )
+
+
+def capture_model(
+    model: PipelineMixin,
+    config: ExecutionConfig,
+    micro_batch: Mapping[str, Any],
+    cache: ExecutableCache = NO_CACHE,
+) -> Capture:
+    """Capture a pipelined model as it is when parallelized for this kind of run, unless `cache` has its graph."""
+    made: list[Capture] = []
+
+    def write(folder: Path) -> None:
+        made.append(capture(model, micro_batch, training=not config.inference))
+        write_capture(made[0], folder)
+
     with model.parallelized(for_inference=config.inference):
-        return capture(model, micro_batch, training=not config.inference)
+        if cache.is_on:
+            try:
+                return cache.entry(f"graph-{_key(model, config, micro_batch)}", load=read_capture, write=write)
+            except (NoFingerprint, NotStorable) as error:
+                logger.warning("the graph of %s is not kept in the executable cache: %s", type(model).__name__, error)
+        return made[0] if made else capture(model, micro_batch, training=not config.inference)
+
+
+def _key(model: PipelineMixin, config: ExecutionConfig, micro_batch: Mapping[str, Any]) -> str:
+    """Tell what a capture depends on: the model, the kind of run, what the batch looks like."""
+    spec = BatchSpec.of(micro_batch)
+    # What a view has of its own, and what only `generate` reads.
+    ignored = {*model.own_attributes(), "generation_config"}
+    # The plan counts too: a rewrite may read any option. Not where the cache is.
+    told = replace(config, executable_cache_dir="", seed=None)
+    return fingerprint(model, repr(told), dict(spec.tensors), dict(spec.constants), ignored=ignored)
+
+
+def _layer_starts(model_layout: Layout) -> frozenset[str]:
+    """Give the entries where repeated layers begin, and where what follows them does."""
+    starts = set()
+    before: Entry | None = None
+    for entry in model_layout.entries:
+        if entry.repeated or (before is not None and before.repeated):
+            starts.add(entry.path)
+        before = entry
+    return frozenset(starts)

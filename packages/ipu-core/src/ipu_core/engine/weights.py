@@ -59,7 +59,7 @@ class _Slot:
 
 def _slots(captured: Capture, model: torch.nn.Module) -> dict[str, _Slot]:
     slots = {}
-    expected = {node.name: node.meta["val"] for node in captured.graph.nodes if node.op == "placeholder"}
+    expected = {node.name: node.meta.get("val") for node in captured.graph.nodes if node.op == "placeholder"}
     for value, source in captured.sources.items():
         if source.kind not in ("parameter", "buffer"):
             continue

@@ -7,8 +7,9 @@ graph can share one program.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -22,7 +23,8 @@ from .cut import Segment
 class StageGraph:
     """One segment as a function: values named `inputs` in, values named `outputs` out, in that order.
 
-    `is_repeatable` says that running it again gives the same: it reads nothing that a run changes.
+    `is_repeatable` says that running it again gives the same: it reads nothing that a run changes. `code` is compiled
+    code that runs in the place of the graph `program`.
     """
 
     stage: int
@@ -31,6 +33,12 @@ class StageGraph:
     program: torch.fx.GraphModule
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    code: Callable[..., Sequence[Any]] | None = None
+
+    def __call__(self, *inputs: Any) -> Sequence[Any]:
+        """Run it."""
+        results: Sequence[Any] = (self.code or self.program)(*inputs)
+        return results
 
 
 def split(captured: Capture, segments: Sequence[Segment]) -> tuple[StageGraph, ...]:

@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compiled stages: equal to the plain model, one compilation for equal layers, none in the next process."""
+
+import logging
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from ipu_core import IPUConfig, inference_model, to_pipelined, training_model
+from ipu_core.engine.lowering import lower
+from ipu_core.errors import BatchMismatchError, CompileError
+from ipu_core.testing import assert_inference_equals_plain, assert_training_equals_plain
+from models import Chain, Normed, Skip, Tied, batch, make
+from torch import nn
+
+pytestmark = [
+    pytest.mark.usefixtures("no_plugins"),
+    pytest.mark.skipif(shutil.which("g++") is None, reason="torch's compiler needs g++, which is not installed"),
+]
+
+
+class Layers(nn.Module):
+    """Nothing but equal layers, with dropout, and a loss: two graphs, of a layer and of the last layer."""
+
+    def __init__(self, num_layers=3, dropout=0.5):
+        super().__init__()
+        self.layers = Chain(num_layers, width=4, dropout=dropout).layers
+
+    def forward(self, x, y):
+        for layer in self.layers:
+            x = layer(x)
+        return (x - y).pow(2).mean(), x
+
+
+def inputs(rows=4):
+    torch.manual_seed(3)
+    return {"x": torch.randn(rows, 4), "y": torch.randn(rows, 4)}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """A cache that has the executables of `Layers`, for training and for inference."""
+    directory = tmp_path_factory.mktemp("cache")
+    config = IPUConfig(layers_per_ipu=[1, 2], compile=True, executable_cache_dir=str(directory))
+    with pytest.MonkeyPatch.context() as patch:
+        from ipu_core.plugins.registry import Registry
+
+        patch.setattr("ipu_core.modeling.installed", lambda: Registry(()))
+        training_model(to_pipelined(make(Layers), config)).compile(**inputs())
+        inference_model(to_pipelined(make(Layers), config)).compile(**inputs())
+    return directory
+
+
+@pytest.fixture
+def config(cache, monkeypatch):
+    """A configuration whose executables are all there: compiling anything is an error."""
+    refuse = lambda *a, **k: pytest.fail("compiled again")  # noqa: E731
+    monkeypatch.setattr("ipu_core.engine.compile.write_executable", refuse)
+    return IPUConfig(layers_per_ipu=[1, 2], compile=True, executable_cache_dir=str(cache))
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_compiled_training_equals_plain_dropout_included(config, recompute):
+    configs = [
+        config.replace(layers_per_ipu=split, recompute_checkpoint_every_layer=recompute) for split in ([3], [1, 2])
+    ]
+    assert_training_equals_plain(make(Layers), configs, inputs(), atol=1e-6)
+
+
+def test_compiled_inference_equals_plain(config):
+    assert_inference_equals_plain(make(Layers), config, inputs(), atol=1e-6)
+
+
+@pytest.mark.parametrize("schedule", ["sequential", "gpipe", "1f1b"])
+def test_compiled_micro_batches_average(config, schedule):
+    """Rows in four micro-batches, which are what was compiled, are as good as one batch of all."""
+    gradients = []
+    for change in ({}, {"gradient_accumulation_steps": 4, "schedule": schedule}):
+        model = make(Layers, dropout=0.0)
+        rows = {name: t.repeat(4, 1) for name, t in inputs().items()}
+        ipu_config = config.replace(**change) if change else IPUConfig(layers_per_ipu=[1, 2])
+        training_model(to_pipelined(model, ipu_config))(**rows) if change else model(**rows)[0].backward()
+        gradients.append([p.grad for p in model.parameters()])
+    for ours, plain in zip(*gradients, strict=True):
+        assert torch.allclose(ours, plain, atol=1e-6)
+
+
+def test_equal_layers_are_compiled_once(cache):
+    """Of a layer, and of the last one with the loss; in training, the first takes no gradient to its input."""
+    assert len([entry for entry in cache.iterdir() if entry.name.startswith("code-")]) == 3 + 2
+    assert len([entry for entry in cache.iterdir() if entry.name.startswith("graph-")]) == 2
+
+
+def test_more_layers_need_no_more_compilations(config, caplog):
+    executor = training_model(to_pipelined(make(Layers, num_layers=9), config.replace(layers_per_ipu=[4, 5])))
+    with caplog.at_level(logging.INFO, logger="ipu_core.engine.compile"):
+        executor.compile(**inputs())
+    assert "9 pieces run 3 executables" in caplog.text
+
+
+def test_the_next_process_neither_captures_nor_compiles(cache):
+    code = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import ipu_core.engine.compile, ipu_core.engine.lowering
+def refuse(*a, **k): raise AssertionError("captured or compiled again")
+ipu_core.engine.compile.write_executable = ipu_core.engine.lowering.capture = refuse
+from test_compile import *
+config = IPUConfig(layers_per_ipu=[1, 2], compile=True, executable_cache_dir={str(cache)!r})
+torch.set_num_threads({torch.get_num_threads()})
+model = make(Layers)
+torch.manual_seed(0)
+print(training_model(to_pipelined(model, config))(**inputs())[0].item())
+torch.manual_seed(0)
+print(model.train()(**inputs())[0].item())
+"""
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    ours, plain = map(float, printed.split())
+    assert ours == pytest.approx(plain, abs=1e-6)
+
+
+def test_inputs_laid_out_otherwise_are_read_right(config):
+    model = make(Layers).eval()
+    rows = {name: t.t().contiguous().t() for name, t in inputs().items()}
+    assert rows["x"].stride() == (1, 4)
+    executor = inference_model(to_pipelined(model, config))
+    executor(**inputs())
+    with torch.no_grad():
+        assert torch.allclose(executor(**rows)[1], model(**rows)[1], atol=1e-6)
+
+
+def test_parameters_are_read_at_every_call(config):
+    model = make(Layers).eval()
+    executor = inference_model(to_pipelined(model, config))
+    before = executor(**inputs())[1]
+    with torch.no_grad():
+        model.layers[0].linear.weight.add_(1.0)
+        assert torch.allclose(executor(**inputs())[1], model(**inputs())[1], atol=1e-6)
+    assert not torch.allclose(executor(**inputs())[1], before)
+
+
+def test_parameters_frozen_later_get_no_gradient(config):
+    model = make(Layers)
+    executor = training_model(to_pipelined(model, config)).compile(**inputs())
+    model.layers[0].requires_grad_(False)
+    executor(**inputs())
+    assert all(p.grad is None for p in model.layers[0].parameters())
+    assert all(p.grad is not None for p in model.layers[1].parameters())
+
+
+def test_a_parameter_that_carries_a_gradient_only_later_is_refused(cache, monkeypatch):
+    from ipu_core.engine.executable import Executable
+
+    entries = [Executable(entry) for entry in cache.iterdir() if entry.name.startswith("code-")]
+    inference = next(entry for entry in entries if not entry.manifest.requires_grad)
+    made = [torch.zeros(spec.shape, requires_grad=True) for spec in inference.manifest.inputs]
+    with pytest.raises(BatchMismatchError, match="requires a gradient, and it did not when the stage was compiled"):
+        inference(*made)
+
+
+def test_the_plan_is_that_of_the_same_stages_not_compiled(config):
+    executor = training_model(to_pipelined(make(Layers), config)).compile(**inputs())
+    plain = training_model(to_pipelined(make(Layers), IPUConfig(layers_per_ipu=[1, 2]))).compile(**inputs())
+    assert executor.plan.stages == plain.plan.stages
+    assert executor.plan.memory
+
+
+def test_what_cannot_be_compiled_is_an_error_with_what_to_do(monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("no such operation\nand more")
+
+    monkeypatch.setattr("torch._inductor.aoti_compile_and_package", broken)
+    executor = training_model(to_pipelined(make(Layers), IPUConfig(layers_per_ipu=[1, 2], compile=True)))
+    with pytest.raises(CompileError, match=r"RuntimeError: no such operation; `compile=True` needs a C\+\+ compiler"):
+        executor(**inputs())
+
+
+def test_a_cache_that_cannot_be_written_does_not_stop_a_run(tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    config = IPUConfig(layers_per_ipu=[1, 2], executable_cache_dir=str(tmp_path / "file" / "cache"))
+    training_model(to_pipelined(make(Chain), config))(**batch())
+    assert "cannot be written, nothing is kept" in caplog.text
+
+
+def test_a_graph_that_is_kept_is_not_captured_again(tmp_path, monkeypatch):
+    config = IPUConfig(layers_per_ipu=[1, 2], executable_cache_dir=str(tmp_path / "cache"))
+    first = training_model(to_pipelined(make(Skip), config))(**batch())
+    monkeypatch.setattr("ipu_core.engine.lowering.capture", lambda *a, **k: pytest.fail("captured again"))
+    again = training_model(to_pipelined(make(Skip), config))(**batch())
+    assert torch.equal(first["loss"], again["loss"])
+
+
+@pytest.mark.parametrize("change", [{"layers_per_ipu": [2, 1]}, {"seed": 4}])
+def test_a_graph_is_kept_for_its_plan_but_not_for_its_seed(tmp_path, monkeypatch, change):
+    config = IPUConfig(layers_per_ipu=[1, 2], executable_cache_dir=str(tmp_path / "cache"))
+    training_model(to_pipelined(make(Chain), config)).compile(**batch())
+    calls = []
+    from ipu_core.engine import lowering
+
+    capture = lowering.capture
+    monkeypatch.setattr(lowering, "capture", lambda *a, **k: calls.append(1) or capture(*a, **k))
+    training_model(to_pipelined(make(Chain), config.replace(**change))).compile(**batch())
+    assert len(calls) == (0 if "seed" in change else 1)
+
+
+def test_a_model_that_has_no_key_runs_and_says_so(tmp_path, caplog):
+    model = make(Chain)
+    model.note = (i for i in range(3))
+    config = IPUConfig(layers_per_ipu=[1, 2], executable_cache_dir=str(tmp_path / "cache"))
+    training_model(to_pipelined(model, config))(**batch())
+    assert "is not kept in the executable cache: `note` is a generator, whose content cannot be told" in caplog.text
+
+
+def test_pieces_begin_where_layers_do_and_where_they_end():
+    config = IPUConfig(layers_per_ipu=[1, 2], compile=True)
+    for cls, num_pieces in ((Chain, 5), (Tied, 5), (Normed, 4)):
+        model = to_pipelined(make(cls), config.replace(layers_per_ipu=[-1], ipus_per_replica=1))
+        rows = next(iter(batch().values())).shape[0]
+        lowered = lower(model, model.ipu_config.for_training(), batch(), micro_batch_size=rows)
+        assert len(lowered.programs) == num_pieces, cls

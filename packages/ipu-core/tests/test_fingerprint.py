@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keys of models: equal where graphs are, in any process, and different where they may not be."""
+
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+import transformers
+from ipu_core.graph.fingerprint import NoFingerprint, fingerprint
+from models import Chain, Tied, make
+
+IN_ANOTHER_PROCESS = """
+import torch, transformers
+from ipu_core.graph.fingerprint import fingerprint
+config = transformers.GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=40)
+print(fingerprint(transformers.GPT2LMHeadModel(config), {"a": {1, 2}}, ignored={"generation_config"}))
+"""
+
+
+def test_the_key_is_the_same_in_every_process():
+    keys = set()
+    for seed in ("1", "2"):
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        run = [sys.executable, "-c", IN_ANOTHER_PROCESS]
+        keys.add(subprocess.run(run, env=environment, capture_output=True, text=True, check=True).stdout)
+    assert len(keys) == 1
+
+
+def test_weights_do_not_count():
+    torch.manual_seed(0)
+    first = Chain()
+    torch.manual_seed(1)
+    assert fingerprint(first) == fingerprint(Chain())
+
+
+def changed(change):
+    model = make(Chain)
+    change(model)
+    return model
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: setattr(m.layers[1].dropout, "p", 0.3),
+        lambda m: setattr(m, "scale", 2.0),
+        lambda m: m.head.weight.requires_grad_(False),
+        lambda m: m.double(),
+        lambda m: m.layers[1].eval(),
+        lambda m: setattr(m, "head", torch.nn.Linear(4, 1, bias=False)),
+        lambda m: setattr(m.layers[0].linear, "weight", m.layers[1].linear.weight),
+        lambda m: m.layers.append(m.layers[0]),
+        lambda m: m.head.register_forward_hook(lambda *a: None),
+        lambda m: setattr(m, "table", torch.ones(3)),
+        lambda m: setattr(m, "forward", lambda x: x + 1),
+        lambda m: setattr(m, "names", ["a", {"b": (1, None)}]),
+    ],
+)
+def test_what_a_graph_may_depend_on_counts(change):
+    assert fingerprint(changed(change)) != fingerprint(make(Chain))
+    assert fingerprint(changed(change)) == fingerprint(changed(change))
+
+
+def test_functions_count_by_what_they_do():
+    def model_with(function):
+        model = make(Chain)
+        model.activation = function
+        return model
+
+    def scaled(by):
+        return lambda x: x * by
+
+    assert fingerprint(model_with(scaled(2))) == fingerprint(model_with(scaled(2)))
+    assert fingerprint(model_with(scaled(2))) != fingerprint(model_with(scaled(3)))
+
+
+def test_other_values_and_ignored_attributes():
+    model = make(Chain)
+    assert fingerprint(model, 1) != fingerprint(model, 2)
+    model.note = "x"
+    assert fingerprint(model, ignored={"note"}) == fingerprint(make(Chain))
+
+
+def test_the_default_type_counts():
+    before = fingerprint(make(Tied))
+    model = make(Tied)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert fingerprint(model) != before
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_configurations_count():
+    config = transformers.GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=40)
+    first = fingerprint(transformers.GPT2Model(config))
+    config.activation_function = "relu"
+    assert fingerprint(transformers.GPT2Model(config)) != first
+
+
+def test_what_cannot_be_told_is_named():
+    model = make(Chain)
+    model.layers[0].lock = threading.Lock()
+    with pytest.raises(NoFingerprint, match=r"`layers.0.lock` is a lock, whose content cannot be told"):
+        fingerprint(model)
