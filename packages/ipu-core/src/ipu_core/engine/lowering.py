@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,8 @@ from ..graph.cut import Segment, cut
 from ..graph.split import StageGraph, split
 from ..layout import layout
 from ..planning import Plan, make_plan, place
+from .devices import named_devices, placed
+from .residence import on_one_device
 from .schedule import Simulation, make_schedule, simulate
 
 if TYPE_CHECKING:
@@ -26,7 +29,8 @@ class Lowered:
     Attributes:
         captured: its forward as one graph.
         stages: where the graph is cut.
-        programs: the stages as functions; several of each stage where activations are recomputed.
+        programs: the stages as functions, on the devices of their IPUs; several of each stage where activations are
+            recomputed.
         plan: what sits where; what it holds is not worked out yet.
     """
 
@@ -63,7 +67,7 @@ def lower(
     return Lowered(
         captured=captured,
         stages=stages,
-        programs=split(captured, pieces),
+        programs=placed(captured, split(captured, pieces), named_devices(config)),
         plan=make_plan(captured, model_layout, stages, config, model, micro_batch_size=micro_batch_size),
     )
 
@@ -97,5 +101,7 @@ def recomputed(lowered: Lowered, config: ExecutionConfig, loss: str | None) -> f
 
 def capture_model(model: PipelineMixin, config: ExecutionConfig, micro_batch: Mapping[str, Any]) -> Capture:
     """Capture a pipelined model as it is when parallelized for this kind of run."""
-    with model.parallelized(for_inference=config.inference):
+    with model.parallelized(for_inference=config.inference), contextlib.ExitStack() as stack:
+        if config.devices is not None:
+            micro_batch = stack.enter_context(on_one_device(model, micro_batch))
         return capture(model, micro_batch, training=not config.inference)
