@@ -10,7 +10,7 @@ import torch
 
 from ..config import ExecutionConfig
 from ..errors import CaptureError, EngineNotAvailableError, IncompatibleIPUConfigError
-from ..graph.aliases import aliases
+from ..graph.aliases import aliases, written
 from ..graph.capture import Capture
 from ..graph.passes import on_device
 from ..graph.split import StageGraph
@@ -57,7 +57,7 @@ def placed(
     """Put each program on the device of its IPU; programs as they are where there are no devices.
 
     Raises:
-        CaptureError: stages share a view of something a run changes, which cannot be shared between devices.
+        CaptureError: a view that one stage made is read after another stage changed what it shows.
     """
     if devices is None:
         return tuple(programs)
@@ -69,16 +69,30 @@ def placed(
 
 
 def _refuse_shared_views(captured: Capture, programs: Sequence[StageGraph]) -> None:
-    changing = frozenset[str]().union(*(program.changes for program in programs))
     roots = {value.name: root.name for value, root in aliases(captured.graph.nodes).items()}
-    for program in programs:
-        for name in program.inputs:
-            if roots.get(name) in changing:
+    handed_over: set[str] = set()
+    for i, program in enumerate(programs):
+        for name in handed_over:
+            if roots.get(name) not in program.changes:
+                continue
+            if _reads_after_writing(program, name, roots[name]) or any(name in p.inputs for p in programs[i + 1 :]):
                 raise CaptureError(
-                    f"`{captured.model_name}` changes `{captured.sources[roots[name]].name}` in place, and hands the "
-                    f"view `{name}` of it to another stage: with `devices` a stage may have a copy of what another "
-                    "changes, so hand over a `clone()`, or leave `devices` out"
+                    f"`{captured.model_name}` changes `{captured.sources[roots[name]].name}` in place and reads it "
+                    f"afterwards as `{name}`, which an earlier stage made: with `devices` stages may have copies, so make "
+                    "that a `clone()`, or leave `devices` out"
                 )
+        handed_over.update(program.outputs)
+
+
+def _reads_after_writing(program: StageGraph, view: str, source: str) -> bool:
+    nodes = program.program.graph.nodes
+    roots = aliases(nodes)
+    is_written = False
+    for node in nodes:
+        if is_written and any(roots.get(value, value).name == view for value in node.all_input_nodes):
+            return True
+        is_written = is_written or any(roots.get(value, value).name == source for value in written(node))
+    return False
 
 
 def _parse(config: ExecutionConfig, name: str) -> torch.device:
