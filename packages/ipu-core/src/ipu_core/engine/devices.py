@@ -78,8 +78,8 @@ def _refuse_shared_views(captured: Capture, programs: Sequence[StageGraph]) -> N
             if _reads_after_writing(program, name, roots[name]) or any(name in p.inputs for p in programs[i + 1 :]):
                 raise CaptureError(
                     f"`{captured.model_name}` changes `{captured.sources[roots[name]].name}` in place and reads it "
-                    f"afterwards as `{name}`, which an earlier stage made: with `devices` stages may have copies, so make "
-                    "that a `clone()`, or leave `devices` out"
+                    f"afterwards as `{name}`, which an earlier stage made: with `devices` stages may have copies, so "
+                    "make that a `clone()`, or leave `devices` out"
                 )
         handed_over.update(program.outputs)
 
