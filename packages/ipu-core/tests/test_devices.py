@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Stages on devices of their own: equal to the plain model, and only what crosses from device to device is copied."""
 
+import copy
+
 import pytest
 import torch
+import transformers
 from ipu_core import IncompatibleIPUConfigError, IPUConfig, inference_model, plan, to_pipelined, training_model
 from ipu_core.engine.devices import CPU, devices_there
 from ipu_core.errors import CaptureError, EngineNotAvailableError
@@ -10,6 +13,7 @@ from ipu_core.graph.passes import on_device
 from ipu_core.testing import assert_inference_equals_plain, assert_training_equals_plain
 from models import Chain, InPlace, Normed, Skip, Tied, Unused, batch, make
 from simulated_devices import COPIES, Simulation, to_plain
+from test_executor import ARCHITECTURES
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -88,6 +92,7 @@ def test_tensors_live_with_their_stage_and_only_what_crosses_is_copied(simulatio
     assert all(parameter is before[name] for name, parameter in model.named_parameters())
     for module, device in [(model.inner, FIRST), (model.layers[1], torch.device("cpu")), (model.head, LAST)]:
         assert {t.device for p in module.parameters() for t in (p, p.grad)} == {device}
+    assert executor.plan == plan(to_pipelined(make(Chain), ON_THREE.replace(devices=None)), batch(), optimizer=None)
     simulation.copies.clear()
     outputs = executor(**batch())
     assert simulation.copies == {
@@ -271,6 +276,21 @@ def test_graphs_that_a_graph_calls_are_put_on_the_device_too():
     (result,) = on_device(program, torch.device("meta"))(torch.ones(3, device="meta"))
     assert result.device.type == "meta"
     assert on_device(program, torch.device("cpu")) is program
+
+
+@pytest.mark.parametrize("name", ["GPT2LMHeadModel", "LlamaForCausalLM", "T5ForConditionalGeneration"])
+def test_transformers_models_on_devices_equal_one_device(name, simulation):
+    torch.manual_seed(0)
+    plain = getattr(transformers, name)(ARCHITECTURES[name]).double()
+    model = copy.deepcopy(plain)
+    inputs = {"input_ids": torch.ones(2, 8, dtype=torch.long), "attention_mask": torch.ones(2, 8, dtype=torch.long)}
+    inputs = {**inputs, "labels": torch.arange(16).view(2, 8)}
+    results = []
+    for m, config in [(plain, ON_THREE.replace(devices=None)), (model, ON_THREE)]:
+        executor = training_model(to_pipelined(m, config.replace(seed=0)), outputs=["loss"])
+        results.append((executor(**inputs).loss, gradients(m)))
+    torch.testing.assert_close(*results, atol=1e-12, rtol=0)
+    assert len({p.device for p in model.parameters()}) == 3
 
 
 CUDA = [str(device) for device in devices_there() if device.type == "cuda"]

@@ -126,7 +126,7 @@ def node_entry(node: torch.fx.Node, paths: Collection[str]) -> str | None:
 def _read(name: str, program: torch.export.ExportedProgram, *, training: bool) -> Capture:
     graph_module = program.graph_module
     for node in list(graph_module.graph.nodes):
-        # Checks of what is static anyway would tie the graph to one device, and copies of a buffer to itself do nothing.
+        # Checks of what is static anyway would tie the graph to one device; copies of a buffer to itself do nothing.
         if node.target is torch.ops.aten._assert_tensor_metadata.default or _copies_to_itself(node):
             node.replace_all_uses_with(node.args[0])
             graph_module.graph.erase_node(node)
