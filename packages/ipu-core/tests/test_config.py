@@ -44,6 +44,11 @@ def test_defaults_are_not_shared_between_configurations():
             {"layers_per_ipu": [1, 2], "matmul_proportion": [0.1, 0.3]},
             {"inference_matmul_proportion": [0.1, 0.3]},
         ),
+        ({"layers_per_ipu": [1, 2], "devices": ("cuda:0", "cpu")}, {"inference_devices": ["cuda:0", "cpu"]}),
+        (
+            {"layers_per_ipu": [1, 2], "devices": ["cuda:0", "cpu"], "inference_devices": None},
+            {"devices": ["cuda:0", "cpu"], "inference_devices": None},
+        ),
         (
             {"layers_per_ipu": [1, 2], "serialized_embedding_splits_per_ipu": [2, 1]},
             {"embedding_serialization_factor": None, "inference_embedding_serialization_factor": 1},
@@ -76,6 +81,8 @@ def test_a_value_below_the_minimum_is_refused_by_name(name):
         ("matmul_proportion", ["a"]),
         ("executable_cache_dir", None),
         ("output_mode", 3),
+        ("devices", "cuda:0"),
+        ("devices", [0]),
     ],
 )
 def test_a_value_of_the_wrong_type_is_refused_by_name(name, value):
@@ -128,6 +135,7 @@ def test_splits_with_a_gap_or_without_any_are_refused(splits):
     [
         ({"layers_per_ipu": [1, 2], "ipus_per_replica": 3}, r"layers_per_ipu=\[1, 2\]` has 2 values and .*=3"),
         ({"ipus_per_replica": 2, "matmul_proportion": [0.1]}, r"matmul_proportion=\[0.1\]` has 1 values"),
+        ({"ipus_per_replica": 2, "devices": ["cpu"]}, r"devices=\['cpu'\]` has 1 values and .*=2`: give one value"),
         (
             {
                 "ipus_per_replica": 2,
@@ -268,6 +276,8 @@ def test_update_from_string_reads_each_option_as_its_type_and_works_fall_backs_o
     assert config.optimizer_state_offchip is True
     assert config.inference_matmul_proportion == 0.5
     assert config.seed == 0
+    config.update_from_string("layers_per_ipu=[1 1],devices=[cuda:1, 'cpu']")
+    assert config.inference_devices == ["cuda:1", "cpu"]
 
 
 @pytest.mark.parametrize(
@@ -290,12 +300,14 @@ def test_encoder_and_decoder_get_their_own_ipus():
     config = IPUConfig(
         layers_per_ipu=[3, 3, 6, 0],
         matmul_proportion=[0.1, 0.2, 0.3, 0.4],
+        devices=["cuda:0", "cuda:1", "cpu", "cuda:0"],
         serialized_embedding_splits_per_ipu=[2, 0, 0, 0],
         serialized_projection_splits_per_ipu=[0, 0, 0, 3],
     )
     encoder, decoder = split_encoder_decoder_ipu_config(config, 6, 6)
     assert (encoder.layers_per_ipu, decoder.layers_per_ipu) == ([3, 3], [6, 0])
     assert (encoder.matmul_proportion, decoder.matmul_proportion) == ([0.1, 0.2], [0.3, 0.4])
+    assert (encoder.devices, decoder.devices) == (["cuda:0", "cuda:1"], ["cpu", "cuda:0"])
     assert encoder.serialized_embedding_splits_per_ipu == [2, 0]
     assert decoder.serialized_projection_splits_per_ipu == [0, 3]
     assert encoder.serialized_projection_splits_per_ipu is decoder.serialized_embedding_splits_per_ipu is None

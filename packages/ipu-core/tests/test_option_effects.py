@@ -26,9 +26,12 @@ OBSERVED = {
     "projection_serialization_factor": "test_serialized.py::test_a_factor_leaves_the_stages_as_they_are",
     "serialized_embedding_splits_per_ipu": "test_serialized.py::test_every_embedding_that_shares_the_weight_is_split",
     "serialized_projection_splits_per_ipu": "test_serialized.py::test_an_untied_projection_is_split_alone",
+    "devices": "test_devices.py::test_tensors_live_with_their_stage_and_only_what_crosses_is_copied",
     "device_memory": "test_memory.py::test_what_does_not_fit_is_refused_before_anything_runs",
     "optimizer_state_offchip": "test_memory.py::test_the_state_of_an_ipu_may_be_elsewhere",
     "replicated_tensor_sharding": "test_memory.py::test_the_state_of_an_ipu_may_be_elsewhere",
+    "compile": "test_compile.py::test_equal_layers_are_compiled_once",
+    "executable_cache_dir": "test_compile.py::test_a_graph_that_is_kept_is_not_captured_again",
     "seed": "test_executor.py::test_a_seed_makes_a_run_repeatable_zero_included",
 }
 

@@ -56,6 +56,7 @@ class ExecutionConfig:
     seed: int | None = None
     compile: bool = False
     executable_cache_dir: str = ""
+    devices: tuple[str, ...] | None = None
     device_memory: str | int | None = None
     optimizer_state_offchip: bool = False
     replicated_tensor_sharding: bool = False
@@ -226,6 +227,9 @@ class IPUConfig(BaseConfig):
             proportion = getattr(self, f"{prefix}matmul_proportion")
             if isinstance(proportion, list):
                 self._check_length(f"{prefix}matmul_proportion", proportion, prefix, num_ipus)
+            devices = getattr(self, f"{prefix}devices")
+            if devices is not None:
+                self._check_length(f"{prefix}devices", devices, prefix, num_ipus)
             for layer in ("embedding", "projection"):
                 factor = f"{prefix}{layer}_serialization_factor"
                 splits = f"{prefix}serialized_{layer}_splits_per_ipu"
@@ -275,6 +279,7 @@ class IPUConfig(BaseConfig):
         proportion = read("matmul_proportion")
         embedding_splits = read("serialized_embedding_splits_per_ipu")
         projection_splits = read("serialized_projection_splits_per_ipu")
+        devices = read("devices")
         return ExecutionConfig(
             inference=inference,
             layers_per_ipu=AUTO if read("layers_per_ipu") == AUTO else tuple(read("layers_per_ipu")),
@@ -295,6 +300,7 @@ class IPUConfig(BaseConfig):
             seed=self.seed,
             compile=self.compile,
             executable_cache_dir=self.executable_cache_dir,
+            devices=None if devices is None else tuple(devices),
             device_memory=self.device_memory,
             optimizer_state_offchip=not inference and self.optimizer_state_offchip,
             replicated_tensor_sharding=not inference and self.replicated_tensor_sharding,
@@ -314,6 +320,8 @@ def _resolve(given: Mapping[str, Any]) -> dict[str, Any]:
         own = values["matmul_proportion"]
         fits = not isinstance(own, list) or len(own) == values["inference_ipus_per_replica"]
         values["inference_matmul_proportion"] = copy.copy(own) if fits else DEFAULT_MATMUL_PROPORTION
+    if "inference_devices" not in given:
+        values["inference_devices"] = copy.copy(values["devices"])
     for prefix in ("", "inference_"):
         for kind in ("embedding", "projection"):
             if values[f"{prefix}serialized_{kind}_splits_per_ipu"] is None:
@@ -371,6 +379,8 @@ def split_encoder_decoder_ipu_config(
         side[f"{prefix}layers_per_ipu"] = list(layers[part])
         side[f"{prefix}ipus_per_replica"] = len(layers[part])
         side[f"{prefix}matmul_proportion"] = list(view.matmul_proportion[part])
+        if view.devices is not None:
+            side[f"{prefix}devices"] = list(view.devices[part])
     _give_splits(view, "embedding", encoder, decoder, slice(0, cut), slice(cut, None), prefix)
     _give_splits(view, "projection", decoder, encoder, slice(cut, None), slice(0, cut), prefix)
     return _side(ipu_config, encoder, prefix), _side(ipu_config, decoder, prefix)

@@ -14,7 +14,7 @@
     ├── LayoutError (ValueError)                  a model whose modules cannot be laid out
     ├── CaptureError (RuntimeError)               a forward that is not one static graph
     ├── CompileError (RuntimeError)               a stage torch cannot compile
-    ├── EngineNotAvailableError (RuntimeError)    an engine that is not here
+    ├── EngineNotAvailableError (RuntimeError)    an engine or a device that is not here
     ├── NotCompiledError (RuntimeError)           a plan asked of an executor that has none yet
     └── PluginError (RuntimeError)                a plugin that cannot be used
         ├── BrokenPluginError                     it raised while being loaded
@@ -74,7 +74,7 @@ class CompileError(IPUError, RuntimeError):
 
 
 class EngineNotAvailableError(IPUError, RuntimeError):
-    """An engine that was named and cannot run here."""
+    """An engine that was named and cannot run here, or a device that is not there."""
 
 
 class NotCompiledError(IPUError, RuntimeError):

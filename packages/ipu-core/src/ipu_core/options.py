@@ -96,10 +96,15 @@ def _proportion_from_text(text: str) -> Any:
     return _list_from_text(text) if text.startswith("[") else float(text)
 
 
+def _names_from_text(text: str) -> list[str]:
+    return [name.strip("'\"") for name in text.strip("[]").replace(",", " ").split()]
+
+
 def _device_from_text(text: str) -> Any:
     return int(text) if text.isdigit() else text
 
 
+NAMES = "a list of str"
 OUTPUT_MODE = "an output mode"
 SCHEDULE = "a schedule"
 DEVICE = "a device or a number of bytes"
@@ -115,6 +120,7 @@ KINDS: dict[str, tuple[Callable[[str], Any], Callable[[Any], bool]]] = {
         lambda value: _is_number(value) or _is_list_of(_is_number)(value),
     ),
     'a list of int or "auto"': (_layers_from_text, lambda value: value == AUTO or _is_list_of(_is_int)(value)),
+    NAMES: (_names_from_text, _is_list_of(lambda value: isinstance(value, str))),
     DEVICE: (_device_from_text, lambda value: isinstance(value, str) or _is_int(value)),
     OUTPUT_MODE: (str, lambda value: isinstance(value, str)),
     SCHEDULE: (str, lambda value: isinstance(value, str)),
@@ -209,6 +215,14 @@ OPTIONS: dict[str, Option] = {
             optional=True,
             managed=True,
             meaning="shards of the output projection on each IPU",
+        ),
+        Option(
+            name="devices",
+            default=None,
+            kind=NAMES,
+            optional=True,
+            managed=True,
+            meaning='a torch device for each IPU, such as "cuda:0"; by default stages run where the model is',
         ),
         Option(
             name="device_memory",

@@ -18,6 +18,8 @@ import torch
 from torch._inductor.cpu_vec_isa import pick_vec_isa
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from ..config import ExecutionConfig
+from ..errors import IncompatibleIPUConfigError
 from ..graph.capture import Capture
 from ..graph.split import StageGraph
 from ..graph.store import text_of
@@ -58,6 +60,21 @@ def compiled(
         )
     logger.info("%d pieces run %d executables", len(keys), len(distinct))
     return tuple(replace(p, code=executables[keys[p]]) if p in keys else p for p in pieces)
+
+
+def refuse_other_processors(model: torch.nn.Module, config: ExecutionConfig) -> None:
+    """Refuse to compile for a device that is not the processor of this machine.
+
+    Raises:
+        IncompatibleIPUConfigError: which device.
+    """
+    held = {tensor.device.type for tensor in (*model.parameters(), *model.buffers())}
+    others = sorted({*held, *(device.partition(":")[0] for device in config.devices or ())} - {"cpu"})
+    if others:
+        raise IncompatibleIPUConfigError(
+            f"`compile=True` makes code for the CPU, and there is work for {', '.join(others)}: leave `compile` out, "
+            "or keep the model and `devices` on the CPU"
+        )
 
 
 def _examples(

@@ -107,7 +107,10 @@ def dry_run(
     """
     ipus = {segment.stage: segment.ipu for segment in segments}
     here = torch.device("cpu")
-    moved = {segment: replace(segment, program=on_device(segment.program, here), code=None) for segment in segments}
+    moved = {
+        segment: replace(segment, program=on_device(segment.program, here), device=None, code=None)
+        for segment in segments
+    }
     with FakeTensorMode(), _Storages() as storages:
         # Made inside the mode, so that they have no data either.
         weights = _Shapes(captured, trainable)

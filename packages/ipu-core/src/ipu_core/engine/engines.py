@@ -31,7 +31,7 @@ class Engine:
 def engines() -> dict[str, Engine]:
     """Give every engine by name."""
     known = (
-        Engine(name="host", meaning="this process, on the device the model is on", inert=HOST_INERT),
+        Engine(name="host", meaning="this process, on the devices named, or where the model is", inert=HOST_INERT),
         Engine(
             name="distributed",
             meaning="one process a stage, with torch.distributed",

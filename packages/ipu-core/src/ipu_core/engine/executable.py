@@ -21,8 +21,14 @@ from torch._functorch.partitioners import min_cut_rematerialization_partition
 from ..errors import BatchMismatchError, CompileError
 
 FORWARD_FILE, BACKWARD_FILE, MANIFEST = "forward.pt2", "backward.pt2", "executable.json"
-# The plain model's random operations are called, so that seeds mean the same.
-OPTIONS: Mapping[str, Any] = MappingProxyType({"fallback_random": True})
+OPTIONS: Mapping[str, Any] = MappingProxyType(
+    {
+        # The plain model's random operations are called, so that seeds mean the same.
+        "fallback_random": True,
+        # What calls the kernels: most of the time to compile, and little of the time to run.
+        "aot_inductor.compile_wrapper_opt_level": "O0",
+    }
+)
 
 
 @dataclass(frozen=True, kw_only=True)

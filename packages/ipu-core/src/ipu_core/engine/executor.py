@@ -15,18 +15,21 @@ from torch.utils import _pytree as pytree
 
 from ..config import ExecutionConfig, IPUConfig
 from ..errors import BatchError, IncompatibleIPUConfigError, LossError, NotCompiledError, nearest
-from ..graph.capture import Capture
+from ..graph.capture import Capture, input_leaves
 from ..loss import loss_value
 from ..memory import refuse_what_does_not_fit, with_memory
 from ..planning import Plan
 from ..report.timeline import Span, Timeline
 from .batch import BatchSpec, combine, is_returned, micro_batch_size, micro_batches, refuse_gradients_of_inputs
 from .cache import ExecutableCache
-from .compile import compiled
+from .compile import compiled, refuse_other_processors
+from .devices import refuse_missing_devices
 from .engines import Engine, usable_engine
 from .host import HostProgram
 from .lowering import Lowered, lower, recomputed, schedule_of, trainable_values
+from .residence import Residence
 from .schedule import Action, Schedule
+from .transfers import moved
 from .weights import Weights
 
 if TYPE_CHECKING:
@@ -50,12 +53,16 @@ class Executor:
     Without an optimizer a training executor adds the averaged gradients of the batch to the parameters' gradients, as
     ``loss.backward()`` does; with one it clears them, and steps once for every device iteration.
 
+    With the option `devices` a call moves every parameter and buffer to the device of its stage, where it stays, the
+    same object, until `release`; outputs come back to the device of the batch.
+
     Several executors of one model can share one `captured` graph, made for their micro-batch.
 
     Raises:
         BatchSizeError: rows that do not divide into micro-batches.
         BatchMismatchError: a batch, or a model, other than the compiled one.
         CaptureError, LayoutError, LossError, IncompatibleIPUConfigError: when compiling.
+        EngineNotAvailableError: when compiling, a device that is not there.
     """
 
     def __init__(
@@ -104,6 +111,9 @@ class Executor:
     def timeline(self) -> Timeline:
         """Give what each stage did when, in the last update of the last call.
 
+        The times are this process's: of a device that works by itself, such as "cuda:0", when work was handed to it.
+        Waiting for it to be done would keep devices from working at the same time.
+
         Raises:
             NotCompiledError: it is not a training executor, or was not called yet.
         """
@@ -122,6 +132,9 @@ class Executor:
             return self
         started = time.perf_counter()
         self._name_options_without_effect()
+        refuse_missing_devices(self._config)
+        if self._config.compile:
+            refuse_other_processors(self._model, self._config)
         cache = ExecutableCache(self._config.executable_cache_dir)
         lowered = lower(
             self._model,
@@ -137,15 +150,17 @@ class Executor:
             lowered = replace(lowered, programs=code)
         loss = None if self._config.inference else loss_value(captured, self._loss)
         schedule = None if self._config.inference else schedule_of(lowered, self._config)
+        weights = Weights(captured, self._model)
         result = _Compiled(
             spec=BatchSpec.of(batch),
             lowered=lowered,
             program=HostProgram(
                 captured,
                 lowered.programs,
-                Weights(captured, self._model),
+                weights,
                 recomputed=recomputed(lowered, self._config, loss),
             ),
+            residence=Residence(weights, lowered.programs),
             kept=_selection(captured, loss, self._selected),
             loss=loss,
             schedule=schedule.schedule if schedule else None,
@@ -164,11 +179,24 @@ class Executor:
         """Run one combined batch; returns what the model returns, its micro-batches joined as `output_mode` says."""
         self.compile(**batch)
         assert self._compiled is not None
+        self._compiled.residence.settle(self._optimizer)
         if self._config.inference:
             outputs = [self._compiled.keep(self._compiled.program.infer(b)) for b in micro_batches(batch, self._config)]
         else:
             outputs = self._train(self._compiled, batch)
-        return pytree.tree_unflatten(combine(outputs, self._config), self._compiled.lowered.captured.output_spec)
+        combined = combine(outputs, self._config)
+        if self._config.devices is not None:
+            # Only now, when every device has all its work: on the way the host would wait for each micro-batch.
+            combined = _brought_together(combined, batch)
+        return pytree.tree_unflatten(combined, self._compiled.lowered.captured.output_spec)
+
+    def release(self) -> None:
+        """Move the model's tensors, and their gradients, back from the devices of its stages to where they were.
+
+        The next call moves them out again. An optimizer's state stays where it is.
+        """
+        if self._compiled is not None:
+            self._compiled.residence.release()
 
     def _train(self, compiled: _Compiled, batch: Mapping[str, Any]) -> list[list[Any]]:
         assert compiled.loss is not None
@@ -212,6 +240,7 @@ class _Compiled:
     spec: BatchSpec
     lowered: Lowered
     program: HostProgram
+    residence: Residence
     kept: frozenset[int]
     loss: str | None
     schedule: Schedule | None
@@ -331,6 +360,12 @@ def _ipu_config(model: Any) -> IPUConfig:
         raise TypeError(f"`{type(model).__name__}` is not pipelined: call `to_pipelined(model, ipu_config)` first")
     ipu_config: IPUConfig = model.ipu_config
     return ipu_config
+
+
+def _brought_together(leaves: list[Any], batch: Mapping[str, Any]) -> list[Any]:
+    """Bring output leaves to the device of the batch."""
+    device = next(leaf.device for leaf in input_leaves(batch).values() if isinstance(leaf, torch.Tensor))
+    return [moved(leaf, device) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
 
 
 def _selection(captured: Capture, loss: str | None, selected: Collection[str] | None) -> frozenset[int]:

@@ -17,6 +17,7 @@ import torch
 from ..graph.capture import Capture, input_leaves
 from ..graph.split import StageGraph
 from .schedule import BACKWARD, FORWARD, Action
+from .transfers import Values
 from .weights import Tensors
 
 Watch = Callable[[Action], contextlib.AbstractContextManager[None]]
@@ -32,7 +33,7 @@ class HostProgram:
 
     Args:
         captured: the captured model.
-        segments: its stages, or parts of stages, in run order.
+        segments: its stages, or parts of stages, in run order; each runs on its device, where it has one.
         weights: the model's tensors, or others in their place.
         recomputed: segments of which only what crosses to others is kept, and which run again for their backward pass.
     """
@@ -53,6 +54,7 @@ class HostProgram:
         # Which values of a recomputed segment carry gradients is known once it has run.
         self.carriers: dict[StageGraph, frozenset[str]] = {}
         self._trainable: tuple[bool, ...] = ()
+        self._changing = frozenset[str]().union(*(segment.changes for segment in self.segments))
         self._read = frozenset(self.last_reader) | {name for name in captured.outputs if isinstance(name, str)}
         self._input_names = {v: s.name for v, s in captured.sources.items() if s.kind == "input"}
 
@@ -63,11 +65,8 @@ class HostProgram:
             kept = {name for name in self.captured.outputs if isinstance(name, str)}
             for i, segment in enumerate(self.segments):
                 with watch(Action(segment.stage, FORWARD, 0)):
-                    results = segment(*[values[name] for name in segment.inputs])
-                values.update(zip(segment.outputs, results, strict=True))
-                for name in segment.inputs:
-                    if self.last_reader[name] == i and name not in kept:
-                        values.pop(name, None)
+                    values.update(values.run(segment))
+                values.forget(n for n in segment.inputs if self.last_reader[n] == i and n not in kept)
         return self.outputs(values)
 
     def train(
@@ -113,7 +112,7 @@ class HostProgram:
             self._trainable = trainable
             self.carriers.clear()
 
-    def initial_values(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+    def initial_values(self, batch: Mapping[str, Any]) -> Values:
         """Give the values a micro-batch starts with: parameters, buffers, constants and its own leaves."""
         leaves = input_leaves(batch)
         values: dict[str, Any] = dict(self.weights.read(self._read))
@@ -124,7 +123,7 @@ class HostProgram:
         for value, source in self.captured.sources.items():
             if source.kind == "constant":
                 values[value] = self.captured.constants[source.name]
-        return values
+        return Values(values, self._changing)
 
     def outputs(self, values: Mapping[str, Any]) -> list[Any]:
         """Give the leaves of the output."""
@@ -136,7 +135,7 @@ class _Pass:
     """One micro-batch on its way through the segments and back."""
 
     program: HostProgram
-    values: dict[str, Any]
+    values: Values
     loss: str
     weight: float
     results: dict[str, Any] = field(default_factory=dict)
@@ -162,7 +161,7 @@ class _Pass:
         if is_recomputed:
             self.generators[segment] = _generator_states()
         with torch.set_grad_enabled(not is_recomputed or segment not in self.program.carriers):
-            sent = self._run(segment)
+            sent = self.values.run(segment)
         carriers = self.program.carriers.get(segment) if is_recomputed else None
         if carriers is None:
             carriers = frozenset(n for n, v in sent.items() if isinstance(v, torch.Tensor) and v.requires_grad)
@@ -179,9 +178,8 @@ class _Pass:
 
     def _backward(self, segment: StageGraph) -> None:
         if segment in self.program.recomputed:
-            with torch.random.fork_rng(), torch.enable_grad():
-                _set_generator_states(self.generators.pop(segment))
-                sent = self._run(segment)
+            with _drawing_again(self.generators.pop(segment)), torch.enable_grad():
+                sent = self.values.run(segment)
         else:
             sent = self.sent.pop(segment)
         starts = []
@@ -195,9 +193,16 @@ class _Pass:
             tensors, gradients = zip(*starts, strict=True)
             torch.autograd.backward(tensors, gradients)
 
-    def _run(self, segment: StageGraph) -> dict[str, Any]:
-        sent = segment(*[self.values[name] for name in segment.inputs])
-        return dict(zip(segment.outputs, sent, strict=True))
+
+@contextlib.contextmanager
+def _drawing_again(states: tuple[torch.Tensor, list[torch.Tensor]]) -> Iterator[None]:
+    """Draw, inside the block, what was drawn from these states; not `fork_rng`, which warns about several devices."""
+    now = _generator_states()
+    _set_generator_states(states)
+    try:
+        yield
+    finally:
+        _set_generator_states(now)
 
 
 def _generator_states() -> tuple[torch.Tensor, list[torch.Tensor]]:

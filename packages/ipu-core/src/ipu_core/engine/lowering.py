@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -21,6 +22,8 @@ from ..layout import Entry, Layout, layout
 from ..planning import Plan, make_plan, place
 from .batch import BatchSpec
 from .cache import NO_CACHE, ExecutableCache
+from .devices import named_devices, placed
+from .residence import on_one_device
 from .schedule import Simulation, make_schedule, simulate
 
 if TYPE_CHECKING:
@@ -36,7 +39,8 @@ class Lowered:
     Attributes:
         captured: its forward as one graph.
         stages: where the graph is cut.
-        programs: the stages as functions; several of each stage where activations are recomputed.
+        programs: the stages as functions, on the devices of their IPUs; several of each stage where activations are
+            recomputed.
         plan: what sits where; what it holds is not worked out yet.
     """
 
@@ -76,7 +80,7 @@ def lower(
     return Lowered(
         captured=captured,
         stages=stages,
-        programs=split(captured, pieces),
+        programs=placed(captured, split(captured, pieces), named_devices(config)),
         plan=make_plan(captured, model_layout, stages, config, model, micro_batch_size=micro_batch_size),
     )
 
@@ -130,7 +134,9 @@ def capture_model(
         made.append(capture(model, micro_batch, training=not config.inference))
         write_capture(made[0], folder)
 
-    with model.parallelized(for_inference=config.inference):
+    with model.parallelized(for_inference=config.inference), contextlib.ExitStack() as stack:
+        if config.devices is not None:
+            micro_batch = stack.enter_context(on_one_device(model, micro_batch))
         if cache.is_on:
             try:
                 return cache.entry(f"graph-{_key(model, config, micro_batch)}", load=read_capture, write=write)

@@ -126,8 +126,9 @@ def node_entry(node: torch.fx.Node, paths: Collection[str]) -> str | None:
 def _read(name: str, program: torch.export.ExportedProgram, *, training: bool) -> Capture:
     graph_module = program.graph_module
     for node in list(graph_module.graph.nodes):
-        # Checks of what is static anyway; they would tie the graph to one device.
-        if node.target is torch.ops.aten._assert_tensor_metadata.default:
+        # Checks of what is static anyway would tie the graph to one device; copies of a buffer to itself do nothing.
+        if node.target is torch.ops.aten._assert_tensor_metadata.default or _copies_to_itself(node):
+            node.replace_all_uses_with(node.args[0])
             graph_module.graph.erase_node(node)
     graph_module.graph.eliminate_dead_code()
     kinds = {InputKind.PARAMETER: "parameter", InputKind.BUFFER: "buffer", InputKind.CONSTANT_TENSOR: "constant"}
@@ -157,6 +158,16 @@ def _read(name: str, program: torch.export.ExportedProgram, *, training: bool) -
         outputs=outputs,
         output_spec=program.call_spec.out_spec,
     )
+
+
+def _copies_to_itself(node: torch.fx.Node) -> bool:
+    """Say whether it is what `self.count += 1` leaves behind: a copy of a tensor to itself, after it was changed."""
+    if node.target is not torch.ops.aten.copy_.default:
+        return False
+    target, value = node.args[:2]
+    while isinstance(value, torch.fx.Node) and value is not target and value.args and value.args[0] in written(value):
+        value = value.args[0]
+    return value is target
 
 
 def _refuse_changed_constants(name: str, graph: torch.fx.Graph, sources: Mapping[str, Source]) -> None:

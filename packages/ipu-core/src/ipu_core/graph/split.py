@@ -7,7 +7,7 @@ graph can share one program.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +23,11 @@ from .cut import Segment
 class StageGraph:
     """One segment as a function: values named `inputs` in, values named `outputs` out, in that order.
 
-    `is_repeatable` says that running it again gives the same: it reads nothing that a run changes. `code` is compiled
-    code that runs in the place of the graph `program`.
+    Attributes:
+        is_repeatable: whether running it again gives the same: it reads nothing that a run changes.
+        changes: those of its inputs that it changes in place, themselves or through a view.
+        device: where it runs; None where its inputs are.
+        code: compiled code that runs in the place of the graph `program`.
     """
 
     stage: int
@@ -33,6 +36,8 @@ class StageGraph:
     program: torch.fx.GraphModule
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    changes: frozenset[str] = frozenset()
+    device: torch.device | None = None
     code: Callable[..., Sequence[Any]] | None = None
 
     def __call__(self, *inputs: Any) -> Sequence[Any]:
@@ -50,7 +55,7 @@ def split(captured: Capture, segments: Sequence[Segment]) -> tuple[StageGraph, .
     """
     nodes = {node.name: node for node in captured.graph.nodes}
     roots = aliases(captured.graph.nodes)
-    changing = _changing_sources(captured)
+    changing = _changed_sources(captured, captured.graph.nodes)
     # A segment that reads what changes, even in another segment, would read something else when it is run again.
     fixed = {name for name, node in nodes.items() if roots.get(node, node).name not in changing}
     return tuple(_stage(captured, segment, nodes, fixed) for segment in segments)
@@ -83,14 +88,15 @@ def _stage(
         program=program,
         inputs=tuple(n.name for n in outer),
         outputs=segment.sends,
+        changes=frozenset(_changed_sources(captured, own)),
     )
 
 
-def _changing_sources(captured: Capture) -> set[str]:
-    """Give what a run changes besides its results: by operators' schemas, or as running statistics are in training."""
+def _changed_sources(captured: Capture, nodes: Iterable[torch.fx.Node]) -> set[str]:
+    """Give what operations change besides their results: by their schemas, or as running statistics are in training."""
     roots = aliases(captured.graph.nodes)
     changing = set()
-    for node in captured.graph.nodes:
+    for node in nodes:
         changing |= {roots.get(value, value).name for value in written(node)} & captured.sources.keys()
         if "norm" in str(node.target):
             names = {source.name for source in node.all_input_nodes} & captured.sources.keys()

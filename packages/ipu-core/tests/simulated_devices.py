@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several devices on a machine without any: tensors that say they are on `meta:i`, and hold their data on the CPU.
+
+Like real devices they refuse operations on tensors of two devices, and autograd takes gradients to where values are.
+"""
+
+import collections
+
+import torch
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+aten = torch.ops.aten
+COPIES = (aten._to_copy.default, aten.copy_.default)
+
+
+class SimulatedTensor(torch.Tensor):
+    """A tensor on a simulated device."""
+
+    @staticmethod
+    def __new__(cls, held, device):
+        options = {"strides": held.stride(), "dtype": held.dtype, "device": device}
+        made = torch.Tensor._make_wrapper_subclass(cls, held.shape, **options)
+        made.held = held
+        return made
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        return _run(function, args, kwargs or {})
+
+
+class Simulation(TorchDispatchMode):
+    """Makes tensors where operations name a simulated device, and counts copies between devices."""
+
+    def __init__(self):
+        super().__init__()
+        self.copies = collections.Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function is COPIES[0] and kwargs.get("device", args[0].device) != args[0].device:
+            self.copies[str(args[0].device), str(kwargs["device"])] += 1
+        elif function is COPIES[1] and args[0].device != args[1].device:
+            self.copies[str(args[1].device), str(args[0].device)] += 1
+        return _run(function, args, kwargs)
+
+
+def _run(function, args, kwargs):
+    tensors = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+    devices = {t.device for t in tensors}
+    target = kwargs.get("device")
+    if function not in COPIES and len(devices) > 1:
+        raise RuntimeError(f"{function} works on tensors of several devices: {sorted(map(str, devices))}")
+    device = torch.device(target) if target is not None else tensors[0].device if tensors else torch.device("cpu")
+    held_args, held_kwargs = pytree.tree_map_only(SimulatedTensor, lambda t: t.held, (args, kwargs))
+    if target is not None:
+        held_kwargs["device"] = "cpu"
+    result = function(*held_args, **held_kwargs)
+    if function._schema.is_mutable and len(function._schema.returns) == 1:
+        return args[0]
+    if device.type == "cpu":
+        return result
+    return pytree.tree_map_only(torch.Tensor, lambda t: SimulatedTensor(t, device), result)
+
+
+def to_plain(value):
+    """Give the data of a tensor on any device."""
+    value = value.detach()
+    return value.held if isinstance(value, SimulatedTensor) else value
