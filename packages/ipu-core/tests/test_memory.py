@@ -7,10 +7,10 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 import torch
 from ipu_core import IPUConfig, Plan, inference_model, plan, to_pipelined, training_model
-from ipu_core.engine.dry_run import OptimizerCost, Usage, _Storages
+from ipu_core.accounts import in_flight
+from ipu_core.engine.dry_run import DryRun, OptimizerCost, Usage, _Storages
 from ipu_core.engine.schedule import BACKWARD, FORWARD, Action
 from ipu_core.errors import LossError, MemoryLimitError
-from ipu_core.memory import DryRun, in_flight
 from models import Chain, Tied, batch, make
 
 pytestmark = pytest.mark.usefixtures("no_plugins")

@@ -129,7 +129,7 @@ def dry_run(
             if loss is None:
                 program.infer(weights.inputs, watch=watch)
             else:
-                order = _one_pass(len(ipus))
+                order = one_pass(len(ipus))
                 for outputs in program.train([weights.inputs], order, loss=loss, weight=1.0, watch=watch):
                     del outputs
             storages.settle()
@@ -142,7 +142,8 @@ def dry_run(
         return DryRun(first=first, following=first if loss is None else once())
 
 
-def _one_pass(num_stages: int) -> Iterator[Action]:
+def one_pass(num_stages: int) -> Iterator[Action]:
+    """Give the passes of one micro-batch: forward through every stage, and back."""
     yield from (Action(stage, FORWARD, 0) for stage in range(num_stages))
     yield from (Action(stage, "B", 0) for stage in reversed(range(num_stages)))
 

@@ -126,6 +126,8 @@ class Executor:
             next(micro_batches(batch, self._config)),
             micro_batch_size=micro_batch_size(batch, self._config),
             captured=self._captured,
+            optimizer=self._optimizer,
+            loss=self._loss,
         )
         captured = lowered.captured
         loss = None if self._config.inference else loss_value(captured, self._loss)
@@ -145,7 +147,7 @@ class Executor:
             order=tuple(schedule.in_order()) if schedule else (),
         )
         if self._config.device_memory is not None:
-            refuse_what_does_not_fit(self._with_memory(compiled))
+            refuse_what_does_not_fit(self._with_memory(compiled), self._config)
         self._compiled = compiled
         if self._config.seed is not None:
             torch.manual_seed(self._config.seed)
@@ -303,13 +305,20 @@ def plan(
         loss: as for `training_model`.
 
     Raises:
-        LossError: the model has no loss for this batch, and one is named, or there is a limit to hold memory against.
-            Without either, the plan says nothing about memory.
+        LossError: the model has no loss for this batch, and one is named, or there is a limit to hold memory against,
+            or times are measured. Otherwise the plan says nothing about memory.
     """
     view = _ipu_config(model)
     config = view.for_inference() if for_inference else view.for_training()
     size = micro_batch_size(inputs, config)
-    lowered = lower(model, config, next(micro_batches(inputs, config)), micro_batch_size=size)
+    lowered = lower(
+        model,
+        config,
+        next(micro_batches(inputs, config)),
+        micro_batch_size=size,
+        optimizer=optimizer,
+        loss=loss,
+    )
     try:
         value = None if for_inference else loss_value(lowered.captured, loss)
     except LossError:
