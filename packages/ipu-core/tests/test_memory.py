@@ -105,6 +105,7 @@ def test_more_micro_batches_in_flight_keep_more_activations_and_recomputing_keep
         (torch.optim.SGD, 0.0),
         (torch.optim.AdamW, 2.0),
         (torch.optim.Adagrad, 1.0),
+        (torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=0.1), 2.0),
         (torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1, momentum=0.9), 1.0),
     ],
 )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import torch
@@ -94,7 +94,9 @@ def footprint(
     Raises:
         CaptureError: a value is changed in place in one module and read again in another.
     """
-    visits = visits_of(captured, paths)
+    entered = visits_of(captured, paths)
+    # Each on an IPU of its own, so that the dry run says which of them memory is of.
+    visits = tuple(replace(visit, ipu=visit.stage) for visit in entered)
     graphs = split(captured, visits)
     run = dry_run(
         captured,
@@ -105,7 +107,7 @@ def footprint(
     )
     return Footprint(
         visits=visits,
-        paths=tuple(paths[visit.ipu] for visit in visits),
+        paths=tuple(paths[visit.ipu] for visit in entered),
         held=holdings(captured, visits, model),
         run=run,
         sizes={node.name: value_bytes(node.meta.get("val")) for node in captured.graph.nodes},

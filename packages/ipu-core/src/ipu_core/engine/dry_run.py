@@ -8,6 +8,7 @@ allocator rounds up are not counted.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import weakref
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -43,7 +44,10 @@ class OptimizerCost:
         if optimizer is None:
             return cls()
         kind = optimizer if isinstance(optimizer, type) else type(optimizer)
-        options = {} if isinstance(optimizer, type) else optimizer.defaults
+        # AdamW's defaults have more than its constructor takes.
+        taken = inspect.signature(kind).parameters
+        defaults = {} if isinstance(optimizer, type) else optimizer.defaults
+        options = {name: value for name, value in defaults.items() if name in taken or "kwargs" in taken}
         parameter = torch.nn.Parameter(torch.zeros(64, 64))
         parameter.grad = torch.zeros_like(parameter)
         try:
