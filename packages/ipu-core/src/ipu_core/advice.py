@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -27,13 +28,16 @@ class Setup:
     rows: int
     inference: bool = False
     vocabulary: int | None = None
+    changes: tuple[str, ...] = ()
 
-    def changed(self, **options: object) -> Setup:
-        """Change options, those that inference has of its own for inference."""
-        names = {
-            f"inference_{n}" if self.inference and hasattr(self.ipu_config, f"inference_{n}") else n: n for n in options
-        }
-        return replace(self, ipu_config=self.ipu_config.replace(**{name: options[n] for name, n in names.items()}))
+    def changed(self, change: str, **options: object) -> Setup:
+        """Change options, those that inference has of its own for inference; `change` says it."""
+        names = {name: name for name in options}
+        if self.inference:
+            own = {name: f"inference_{name}" for name in options}
+            names |= {name: other for name, other in own.items() if hasattr(self.ipu_config, other)}
+        ipu_config = self.ipu_config.replace(**{names[name]: value for name, value in options.items()})
+        return replace(self, ipu_config=ipu_config, changes=(*self.changes, change))
 
     @property
     def num_ipus(self) -> int:
@@ -54,6 +58,11 @@ class Advice:
     def fits(self) -> bool:
         """Whether the change is enough."""
         return self.plan is not None and not self.plan.excess
+
+    @property
+    def peak(self) -> float:
+        """What the fullest IPU, or this process, holds; infinite where there is no plan."""
+        return max(self.plan.limited.values()) if self.plan is not None else math.inf
 
     def __str__(self) -> str:
         return f"  {self.change}: {self._result()}"
@@ -85,14 +94,14 @@ def recompute(setup: Setup) -> Setup | Impossible:
     """Keep only what crosses between layers."""
     if setup.ipu_config.recompute_checkpoint_every_layer:
         return Impossible("it is set already")
-    return setup.changed(recompute_checkpoint_every_layer=True)
+    return setup.changed(RECOMPUTE.name, recompute_checkpoint_every_layer=True)
 
 
 def state_offchip(setup: Setup) -> Setup | Impossible:
     """Keep the optimizer's state beside the IPU."""
     if setup.ipu_config.optimizer_state_offchip:
         return Impossible("it is set already")
-    return setup.changed(optimizer_state_offchip=True)
+    return setup.changed(OFFCHIP.name, optimizer_state_offchip=True)
 
 
 def spread_vocabulary(setup: Setup) -> Setup | Impossible:
@@ -112,6 +121,7 @@ def spread_vocabulary(setup: Setup) -> Setup | Impossible:
     share, left = divmod(num_shards, num_ipus)
     splits = [share + (ipu < left) for ipu in range(num_ipus)]
     return setup.changed(
+        f"{VOCABULARY.name}={splits}",
         serialized_embedding_splits_per_ipu=splits,
         embedding_serialization_factor=None,
     )
@@ -121,50 +131,52 @@ def half_rows(setup: Setup) -> Setup | Impossible:
     """Halve the micro-batch."""
     if setup.rows < 2:
         return Impossible("a micro-batch has one row")
-    return replace(setup, rows=setup.rows // 2)
+    return replace(setup, rows=setup.rows // 2, changes=(*setup.changes, f"{setup.rows // 2} rows a micro-batch"))
 
 
 def more_ipus(factor: int) -> Change:
     """Multiply the IPUs, and balance the layers anew."""
 
     def apply(setup: Setup) -> Setup | Impossible:
-        return setup.changed(layers_per_ipu=AUTO, ipus_per_replica=setup.num_ipus * factor)
+        num_ipus = setup.num_ipus * factor
+        name = f'ipus_per_replica={num_ipus}, layers_per_ipu="{AUTO}"'
+        return setup.changed(name, layers_per_ipu=AUTO, ipus_per_replica=num_ipus)
 
-    return Change(name=f'ipus_per_replica x {factor}, layers_per_ipu="auto"', apply=apply)
+    return Change(name=f"{factor} times the IPUs", apply=apply)
 
 
 RECOMPUTE = Change(name="recompute_checkpoint_every_layer=True", apply=recompute)
 OFFCHIP = Change(name="optimizer_state_offchip=True", apply=state_offchip)
 VOCABULARY = Change(name="serialized_embedding_splits_per_ipu", apply=spread_vocabulary)
 HALF_ROWS = Change(name="half the rows a micro-batch", apply=half_rows)
+TWICE, FOUR_TIMES = more_ipus(2), more_ipus(4)
 
 
-def advise(setup: Setup, plan_of: Callable[[IPUConfig, int], Plan]) -> Iterator[Advice]:
-    """Plan a set-up that does not fit with one change after the other, then with all that could be made.
+def advise(setup: Setup, made: Plan, plan_of: Callable[[IPUConfig, int], Plan]) -> Iterator[Advice]:
+    """Plan a set-up that does not fit with one change after the other, then with all that helped.
 
     Args:
         setup: what does not fit.
+        made: its plan.
         plan_of: plans a configuration and a number of rows a micro-batch.
     """
     on_host = setup.ipu_config.device_memory == HOST
     training = () if setup.inference else (RECOMPUTE,) if on_host else (RECOMPUTE, OFFCHIP)
-    possible = []
+    helping = []
     for change in (*training, *(() if on_host else (VOCABULARY,)), HALF_ROWS):
         advice = _tried([change], setup, plan_of)
-        possible += [change] if advice.plan is not None else []
+        helping += [change] if advice.peak < max(made.limited.values()) else []
         yield advice
-    if on_host:  # one process runs every stage, however many there are
-        yield _tried(possible, setup, plan_of)
-        return
-    # The vocabulary is spread over as many IPUs as there are by then.
-    others = [change for change in (RECOMPUTE, OFFCHIP, VOCABULARY, HALF_ROWS) if change in possible]
-    twice, four_times = more_ipus(2), more_ipus(4)
-    yield (first := _tried([twice], setup, plan_of))
-    if not first.fits:
-        yield _tried([four_times], setup, plan_of)
-    yield (both := _tried([twice, *others], setup, plan_of))
-    if not both.fits:
-        yield _tried([four_times, *others], setup, plan_of)
+    # One process runs every stage, however many IPUs there are.
+    for change in () if on_host else (TWICE, FOUR_TIMES):
+        yield (advice := _tried([change], setup, plan_of))
+        if advice.fits:
+            break
+    for more in ((),) if on_host else ((), (TWICE,), (FOUR_TIMES,)):
+        if len(changes := [*more, *helping]) > 1:
+            yield (advice := _tried(changes, setup, plan_of))
+            if advice.fits:
+                break
 
 
 def vocabulary_size(model: torch.nn.Module) -> int | None:
@@ -177,13 +189,16 @@ def vocabulary_size(model: torch.nn.Module) -> int | None:
 
 
 def _tried(changes: Sequence[Change], setup: Setup, plan_of: Callable[[IPUConfig, int], Plan]) -> Advice:
-    name = changes[0].name if len(changes) == 1 else f"all together ({'; '.join(change.name for change in changes)})"
+    """Plan with the changes; of several, those that cannot be made after the others are left out."""
+    label = changes[0].name
     try:
         for change in changes:
             changed = change.apply(setup)
-            if isinstance(changed, Impossible):
-                return Advice(change=name, obstacle=f"not possible: {changed.reason}")
-            setup = changed
-        return Advice(change=name, plan=plan_of(setup.ipu_config, setup.rows))
+            if isinstance(changed, Setup):
+                setup = changed
+            elif len(changes) == 1:
+                return Advice(change=label, obstacle=f"not possible: {changed.reason}")
+        label = "; ".join(setup.changes)
+        return Advice(change=label, plan=plan_of(setup.ipu_config, setup.rows))
     except IPUError as error:
-        return Advice(change=name, obstacle=f"not possible: {error}")
+        return Advice(change=label, obstacle=f"not possible: {error}")

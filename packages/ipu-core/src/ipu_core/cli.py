@@ -163,11 +163,13 @@ def _plan(options: argparse.Namespace) -> int:
     if not made.excess:
         return 0
     if not options.json:
-        _print_advice(options, model, plan_of)
+        _print_advice(options, model, made, plan_of)
     return 1
 
 
-def _print_advice(options: argparse.Namespace, model: PipelineMixin, plan_of: Callable[[IPUConfig, int], Plan]) -> None:
+def _print_advice(
+    options: argparse.Namespace, model: PipelineMixin, made: Plan, plan_of: Callable[[IPUConfig, int], Plan]
+) -> None:
     from .advice import Setup, advise, vocabulary_size
 
     setup = Setup(
@@ -178,7 +180,7 @@ def _print_advice(options: argparse.Namespace, model: PipelineMixin, plan_of: Ca
     )
     print("\nwhat would make it fit:")
     print("planning with other options ...", file=sys.stderr)
-    for advice in advise(setup, plan_of):
+    for advice in advise(setup, made, plan_of):
         print(advice, flush=True)
 
 
