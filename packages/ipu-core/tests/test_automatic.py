@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`layers_per_ipu="auto"`: within a memory limit, and by measured times."""
 
+import itertools
+
 import pytest
 import torch
 import transformers
@@ -37,31 +39,40 @@ def planned(model, layers_per_ipu, *, inference=False, steps=2, **options):
     return plan(to_pipelined(model, ipu_config), {n: t.to("meta") for n, t in inputs.items()}, inference)
 
 
-def every_split():
-    for first in range(NUM_LAYERS + 1):
-        yield [first, NUM_LAYERS - first]
-
-
 def slowest(made):
-    return max(sum(s.seconds for s in made.stages if s.ipu == ipu) for ipu in range(NUM_IPUS))
+    return max(sum(s.seconds for s in made.stages if s.ipu == ipu) for ipu in range(made.ipus_per_replica))
 
 
 def fullest(made):
     return max(memory.peak for memory in made.memory)
 
 
-@pytest.mark.parametrize("schedule", ["sequential", "1f1b"])
-def test_under_a_limit_it_is_the_fastest_split_that_fits(bert, schedule):
-    plans = {tuple(split): planned(bert, split, schedule=schedule) for split in every_split()}
-    free = planned(bert, "auto", schedule=schedule)
-    # Below what the fastest split takes, and above what the most even one does.
-    peaks = sorted({fullest(made) for made in plans.values() if fullest(made) < fullest(free)})
-    for limit in (peaks[0], fullest(free)):
-        limit = round(limit * 1.01)
-        found = planned(bert, "auto", schedule=schedule, device_memory=limit)
+def test_under_a_limit_it_is_the_fastest_split_that_fits():
+    """Under 1F1B an early IPU keeps more micro-batches in flight, so that its memory ends before its time does."""
+    model = make(Chain, num_layers=5, width=32)
+
+    def chain_plan(layers_per_ipu, limit=None):
+        ipu_config = IPUConfig(
+            layers_per_ipu=layers_per_ipu,
+            ipus_per_replica=3,
+            gradient_accumulation_steps=4,
+            schedule="1f1b",
+            device_memory=limit,
+        )
+        return plan(to_pipelined(model, ipu_config), batch(4 * 64))
+
+    splits = [[a, b - a, 5 - b] for a, b in itertools.combinations_with_replacement(range(6), 2)]
+    plans = [chain_plan(split) for split in splits]
+    free = chain_plan("auto")
+    least = min(map(fullest, plans))
+    assert least < 0.9 * fullest(free)
+    for limit in (round(1.05 * least), fullest(free) - 1, 10**9):
+        found = chain_plan("auto", limit)
         assert not found.excess
-        possible = [made for made in plans.values() if fullest(made) <= limit]
-        assert slowest(found) == pytest.approx(min(map(slowest, possible)), rel=1e-6)
+        # What modules hand one another counts for a little more than in a plan: see `footprint.py`.
+        possible = [slowest(p) for p in plans if fullest(p) <= 0.93 * limit] or [max(map(slowest, plans))]
+        assert slowest(found) <= min(possible) * 1.001
+        assert slowest(found) >= min(slowest(p) for p in plans if fullest(p) <= limit) * 0.999
 
 
 def test_what_no_split_fits_is_planned_with_the_closest_and_refused_by_executors():
@@ -76,7 +87,7 @@ def test_what_no_split_fits_is_planned_with_the_closest_and_refused_by_executors
     assert fullest(closest) == min(map(fullest, fixed))
     with pytest.raises(
         MemoryLimitError,
-        match=r"no split of its 4 layers does, and with the closest, \[\d, \d\], IPU . needs .* MiB more.*"
+        match=r"no split of its 4 layers was found that does, and with the closest, \[\d, \d\], IPU . needs .* MiB more.*"
         r"the largest module is `layers\.\d`, 0\.. MiB of parameters, gradients",
     ):
         training_model(model)(**batch(64))
@@ -85,7 +96,10 @@ def test_what_no_split_fits_is_planned_with_the_closest_and_refused_by_executors
 def test_the_largest_module_alone_may_be_too_much(bert):
     made = planned(bert, [2, 2], device_memory=50_000)
     assert made.largest_module == "bert.embeddings"
-    assert made.largest_bytes == 4 * 4 * sum(p.numel() for p in bert.bert.embeddings.parameters())
+    embeddings = bert.bert.embeddings
+    assert made.largest_bytes == 4 * 4 * sum(p.numel() for p in embeddings.parameters()) + sum(
+        b.nbytes for b in embeddings.buffers()
+    )
     assert " MiB more than there is" in str(made)
 
 

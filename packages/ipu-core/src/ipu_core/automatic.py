@@ -86,7 +86,7 @@ def automatic_layers(
         footprint: what IPUs would hold; None when there is no limit to keep.
     """
     num_ipus = config.ipus_per_replica
-    time = _times(owners, entry_seconds(captured, owners.paths, seconds), num_layers, num_ipus)
+    time = ipu_times(owners, entry_seconds(captured, owners.paths, seconds), num_layers, num_ipus)
     limit = config.ipu_memory_bytes
     if limit is None or footprint is None:
         split = balance(num_layers, num_ipus, time)
@@ -99,9 +99,10 @@ def automatic_layers(
     return split
 
 
-def _times(
+def ipu_times(
     owners: Owners, seconds: Mapping[str, float], num_layers: int, num_ipus: int
 ) -> Callable[[int, int, int], float]:
+    """Give the function from an IPU and its layers, `first` to `stop`, to their time and that of what else is there."""
     besides = [sum(seconds[path] for path, home in owners.ipus.items() if home == ipu) for ipu in range(num_ipus)]
     layers = [0.0] * num_layers
     for path, layer in owners.layers.items():

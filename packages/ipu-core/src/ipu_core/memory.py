@@ -81,7 +81,7 @@ def refuse_what_does_not_fit(made: Plan, config: ExecutionConfig) -> None:
     over = "; ".join(f"{where} needs {excess / MIB:.1f} MiB more" for where, excess in made.excess.items())
     if config.layers_per_ipu == AUTO and config.ipu_memory_bytes is not None:
         layers = list(made.layers_per_ipu)
-        closest = f"no split of its {sum(layers)} layers does, and with the closest, {layers}, "
+        closest = f"no split of its {sum(layers)} layers was found that does, and with the closest, {layers}, "
     else:
         closest = ""
     raise MemoryLimitError(
