@@ -64,15 +64,15 @@ def test_under_a_limit_it_is_the_fastest_split_that_fits():
     splits = [[a, b - a, 5 - b] for a, b in itertools.combinations_with_replacement(range(6), 2)]
     plans = [chain_plan(split) for split in splits]
     free = chain_plan("auto")
-    least = min(map(fullest, plans))
-    assert least < 0.9 * fullest(free)
-    for limit in (round(1.05 * least), fullest(free) - 1, 10**9):
+    # What modules hand one another counts for more than in a plan, and such small layers hand over a lot.
+    margin = 1.15
+    tight = round(margin * min(map(fullest, plans)))
+    assert tight < fullest(free)
+    for limit in (tight, 10**9):
         found = chain_plan("auto", limit)
         assert not found.excess
-        # What modules hand one another counts for a little more than in a plan: see `footprint.py`.
-        possible = [slowest(p) for p in plans if fullest(p) <= 0.93 * limit] or [max(map(slowest, plans))]
-        assert slowest(found) <= min(possible) * 1.001
-        assert slowest(found) >= min(slowest(p) for p in plans if fullest(p) <= limit) * 0.999
+        fastest, surely = (min(slowest(p) for p in plans if fullest(p) <= most) for most in (limit, limit / margin))
+        assert fastest * 0.999 <= slowest(found) <= surely * 1.001
 
 
 def test_what_no_split_fits_is_planned_with_the_closest_and_refused_by_executors():
@@ -87,7 +87,7 @@ def test_what_no_split_fits_is_planned_with_the_closest_and_refused_by_executors
     assert fullest(closest) == min(map(fullest, fixed))
     with pytest.raises(
         MemoryLimitError,
-        match=r"no split of its 4 layers was found that does, and with the closest, \[\d, \d\], IPU . needs .* MiB more.*"
+        match=r"no split of its 4 layers was found that does, and with the closest, \[\d, \d\], IPU . needs .* more.*"
         r"the largest module is `layers\.\d`, 0\.. MiB of parameters, gradients",
     ):
         training_model(model)(**batch(64))

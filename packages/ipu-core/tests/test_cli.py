@@ -55,7 +55,7 @@ def test_plan_of_a_directory_reads_its_configurations(capsys, tmp_path):
         (["--family", "gpt3"], "no plugin declares the family `gpt3`, did you mean `gpt2`?"),
         (["--family", "gpt2", "--class", "GPT7"], "transformers has no class `GPT7`"),
         (["--family", "gpt2", "--set", "n_embd"], "`--set n_embd` is not KEY=VALUE"),
-        (["--family", "gpt2", "--optimizer", "Adamw", *SMALL], "torch.optim has no `Adamw`, did you mean `AdamW`?"),
+        (["--family", "gpt2", "--optimizer", "AdamWW", *SMALL], "torch.optim has no `AdamWW`, did you mean `AdamW`?"),
         (
             ["--family", "gpt2", "--inference", "--optimizer", "SGD", *SMALL],
             "`--optimizer SGD` has no effect with `--inference`",
