@@ -55,6 +55,12 @@ def test_plan_of_a_directory_reads_its_configurations(capsys, tmp_path):
         (["--family", "gpt3"], "no plugin declares the family `gpt3`, did you mean `gpt2`?"),
         (["--family", "gpt2", "--class", "GPT7"], "transformers has no class `GPT7`"),
         (["--family", "gpt2", "--set", "n_embd"], "`--set n_embd` is not KEY=VALUE"),
+        (["--family", "gpt2", "--optimizer", "AdamWW", *SMALL], "torch.optim has no `AdamWW`, did you mean `AdamW`?"),
+        (
+            ["--family", "gpt2", "--inference", "--optimizer", "SGD", *SMALL],
+            "`--optimizer SGD` has no effect with `--inference`",
+        ),
+        (["--family", "gpt2", "--ipu", "mk1", *SMALL], "`device_memory='mk1'` is not one of"),
         (["--model", "nowhere"], "`nowhere` is not a directory with a config.json"),
         (
             ["--family", "gpt2", "--layers-per-ipu", "10,-1", "--set", "n_layer=5", *SMALL],
@@ -65,6 +71,47 @@ def test_plan_of_a_directory_reads_its_configurations(capsys, tmp_path):
 def test_what_cannot_be_planned_is_said_and_fails(arguments, message, capsys):
     assert main(["plan", *arguments]) == 2
     assert f"ipu plan: {message}" in capsys.readouterr().err
+
+
+GPT2 = ["plan", "--family", "gpt2", "--class", "GPT2LMHeadModel", "--layers-per-ipu", "1,1", "--length", "8", *SMALL]
+
+
+def test_plan_against_a_device_says_what_fits_and_draws_it(capsys, tmp_path):
+    picture = tmp_path / "plan.svg"
+    assert main([*GPT2, "--ipu", "bow", "--svg", str(picture)]) == 0
+    assert capsys.readouterr().out.endswith("fits the 858.3 MiB of bow\n")
+    assert "of 858.3" in picture.read_text()
+
+
+def test_a_plan_that_does_not_fit_is_printed_with_what_would_help_and_fails(capsys, tmp_path):
+    picture = tmp_path / "plan.svg"
+    assert main([*GPT2, "--ipu", "20000", "--svg", str(picture)]) == 1
+    printed = capsys.readouterr()
+    assert printed.out.startswith("PipelinedGPT2LMHeadModel for training on 2 IPUs:")
+    assert "does not fit the 0.0 MiB of 20000: IPU 0 needs " in printed.out
+    assert "the largest module is `transformer.w" in printed.out
+    advice = printed.out.partition("what would make it fit:\n")[2].splitlines()
+    assert advice[0].startswith("  recompute_checkpoint_every_layer=True: IPU ")
+    assert "half the rows a micro-batch: not possible: a micro-batch has one row" in printed.out
+    assert "planning with other options" in printed.err
+    assert picture.read_text().startswith("<svg")
+
+
+def test_schedule_recomputation_and_optimizer_change_what_a_plan_holds(capsys):
+    def planned(*arguments):
+        assert main([*GPT2, "--batch", "8", "--accumulation", "4", "--json", *arguments]) == 0
+        return Plan.from_json(capsys.readouterr().out)
+
+    plain = planned()
+    assert planned("--schedule", "gpipe").memory[0].activations > 2 * plain.memory[0].activations
+    assert planned("--recompute").memory[1].activations < plain.memory[1].activations
+    assert [planned("--optimizer", name).memory[0].optimizer for name in ("none", "SGD")] == [0, 0]
+    assert planned("--optimizer", "Adagrad").memory[0].optimizer == plain.memory[0].optimizer // 2
+
+
+def test_a_plan_can_be_measured(capsys):
+    assert main([*GPT2, "--measure"]) == 0
+    assert "times: measured on this machine, of forward and backward passes" in capsys.readouterr().out
 
 
 def test_doctor_says_which_engines_are_usable_and_why_not(capsys):

@@ -7,10 +7,10 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 import torch
 from ipu_core import IPUConfig, Plan, inference_model, plan, to_pipelined, training_model
-from ipu_core.engine.dry_run import OptimizerCost, Usage, _Storages
+from ipu_core.accounts import in_flight
+from ipu_core.engine.dry_run import DryRun, OptimizerCost, Usage, _Storages
 from ipu_core.engine.schedule import BACKWARD, FORWARD, Action
 from ipu_core.errors import LossError, MemoryLimitError
-from ipu_core.memory import DryRun, in_flight
 from models import Chain, Tied, batch, make
 
 pytestmark = pytest.mark.usefixtures("no_plugins")
@@ -105,6 +105,7 @@ def test_more_micro_batches_in_flight_keep_more_activations_and_recomputing_keep
         (torch.optim.SGD, 0.0),
         (torch.optim.AdamW, 2.0),
         (torch.optim.Adagrad, 1.0),
+        (torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=0.1), 2.0),
         (torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1, momentum=0.9), 1.0),
     ],
 )

@@ -7,7 +7,7 @@ import argparse
 import importlib.metadata
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +16,11 @@ from .errors import IPUError, nearest
 from .plugins.registry import describe, installed
 
 if TYPE_CHECKING:
+    import torch
+
     from .config import IPUConfig
     from .modeling import PipelineMixin
+    from .planning import Plan
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,16 +49,20 @@ def _parser() -> argparse.ArgumentParser:
 
     plan = commands.add_parser("plan", help="say which modules would sit on which IPU, without weights or a run")
     _describe_model(plan)
-    plan.add_argument("--inference", action="store_true", help="plan for inference rather than training")
-    plan.add_argument("--json", action="store_true", help="print JSON")
+    add = plan.add_argument
+    add("--inference", action="store_true", help="plan for inference rather than training")
+    add("--ipu", metavar="DEVICE", help="say whether it fits: bow, gc200, host (this machine), or bytes an IPU")
+    add("--optimizer", metavar="NAME", help='class of torch.optim whose state to count, or "none" (default AdamW)')
+    add("--measure", action="store_true", help="measure times on this machine, with random weights")
+    add("--svg", metavar="FILE", type=Path, help="write a picture of bytes and work")
+    add("--json", action="store_true", help="print JSON")
     plan.set_defaults(run=_plan)
 
     trace = commands.add_parser("trace", help="run training steps with random weights, and draw what ran when")
     _describe_model(trace)
-    trace.add_argument("--schedule", metavar="NAME", help="sequential, gpipe, 1f1b or interleaved")
     trace.add_argument("--svg", metavar="FILE", type=Path, help="write a picture")
     trace.add_argument("--chrome", metavar="FILE", type=Path, help="write Chrome's trace JSON")
-    trace.set_defaults(run=_trace, inference=False)
+    trace.set_defaults(run=_trace, inference=False, ipu=None, measure=False)
     return parser
 
 
@@ -72,6 +79,8 @@ def _describe_model(command: argparse.ArgumentParser) -> None:
     add("--ipus", metavar="N", type=int, help="IPUs a replica, where --layers-per-ipu does not say")
     add("--accumulation", metavar="N", type=int, help="gradient accumulation steps")
     add("--replicas", metavar="N", type=int, help="replication factor")
+    add("--schedule", metavar="NAME", help="sequential, gpipe, 1f1b or interleaved")
+    add("--recompute", action="store_true", help="keep activations between layers only, and compute the rest again")
     add("--batch", metavar="ROWS", type=int, default=1, help="rows of a micro-batch (default 1)")
     add("--length", metavar="TOKENS", type=int, default=128, help="tokens of a row (default 128)")
 
@@ -134,20 +143,67 @@ def _effects(file: Path) -> str:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    import torch
-
     from .engine.executor import plan
 
-    model, batch = _model_and_batch(options, device="meta")
-    made = plan(model, torch.utils._pytree.tree_map(lambda t: t.to("meta"), batch), for_inference=options.inference)
-    print(made.to_json() if options.json else made)
-    return 0
+    optimizer = _optimizer(options)
+    device = "cpu" if options.measure else "meta"
+    model = _random_model(options, device=device)
+
+    def plan_of(ipu_config: IPUConfig, rows: int) -> Plan:
+        from .modeling import to_pipelined
+
+        batch = {n: t.to(device) for n, t in _combined_batch(options, model, ipu_config, rows=rows).items()}
+        return plan(to_pipelined(model, ipu_config), batch, options.inference, optimizer=optimizer)
+
+    made = plan_of(model.ipu_config, options.batch)
+    print(made.to_json() if options.json else made, flush=True)
+    if options.svg is not None:
+        options.svg.write_text(made.to_svg(), encoding="utf-8")
+        print(f"wrote {options.svg}", file=sys.stderr)
+    if not made.excess:
+        return 0
+    if not options.json:
+        _print_advice(options, model, made, plan_of)
+    return 1
+
+
+def _print_advice(
+    options: argparse.Namespace, model: PipelineMixin, made: Plan, plan_of: Callable[[IPUConfig, int], Plan]
+) -> None:
+    from .advice import Setup, advise, vocabulary_size
+
+    setup = Setup(
+        ipu_config=model.ipu_config,
+        rows=options.batch,
+        inference=options.inference,
+        vocabulary=vocabulary_size(model),
+    )
+    print("\nwhat would make it fit:")
+    print("planning with other options ...", file=sys.stderr)
+    for advice in advise(setup, made, plan_of):
+        print(advice, flush=True)
+
+
+def _optimizer(options: argparse.Namespace) -> type[torch.optim.Optimizer] | None:
+    import torch
+
+    if options.inference and options.optimizer is not None:
+        raise ValueError(f"`--optimizer {options.optimizer}` has no effect with `--inference`: leave one of them out")
+    name = options.optimizer or "AdamW"
+    if name == "none":
+        return None
+    classes = {n: c for n, c in vars(torch.optim).items() if isinstance(c, type) and c is not torch.optim.Optimizer}
+    if name not in classes:
+        raise ValueError(f"torch.optim has no `{name}`{nearest(name, classes)}; it has {', '.join(sorted(classes))}")
+    found: type[torch.optim.Optimizer] = classes[name]
+    return found
 
 
 def _trace(options: argparse.Namespace) -> int:
     from .engine.executor import training_model
 
-    model, batch = _model_and_batch(options, device="cpu")
+    model = _random_model(options, device="cpu")
+    batch = _combined_batch(options, model, model.ipu_config, rows=options.batch)
     executor = training_model(model, outputs=["loss"])
     for step in ("warm up", "measure"):
         print(f"{step} ...", file=sys.stderr)
@@ -161,10 +217,8 @@ def _trace(options: argparse.Namespace) -> int:
     return 0
 
 
-def _model_and_batch(options: argparse.Namespace, *, device: str) -> tuple[PipelineMixin, dict[str, Any]]:
-    """Make the model and a combined batch for it; on the meta device a model has shapes and no weights."""
+def _ipu_config(options: argparse.Namespace) -> IPUConfig:
     from .config import IPUConfig
-    from .samples import sample_batch
 
     ipu_config = IPUConfig.from_pretrained(options.config) if options.config else IPUConfig()
     changes = {
@@ -172,20 +226,31 @@ def _model_and_batch(options: argparse.Namespace, *, device: str) -> tuple[Pipel
         "ipus_per_replica": options.ipus,
         "gradient_accumulation_steps": options.accumulation,
         "replication_factor": options.replicas,
-        "schedule": getattr(options, "schedule", None),
+        "schedule": options.schedule,
+        "recompute_checkpoint_every_layer": options.recompute or None,
+        "device_memory": int(options.ipu) if options.ipu and options.ipu.isdigit() else options.ipu,
+        "cost_source": "measured" if options.measure else None,
     }
-    ipu_config = ipu_config.replace(**{name: value for name, value in changes.items() if value is not None})
-    model = _random_model(options, ipu_config, device=device)
-    rows = options.batch * ipu_config.batch_size_factor(options.inference)
-    return model, sample_batch(model, batch_size=rows, length=options.length, labels=not options.inference)
+    return ipu_config.replace(**{name: value for name, value in changes.items() if value is not None})
 
 
-def _random_model(options: argparse.Namespace, ipu_config: IPUConfig, *, device: str) -> PipelineMixin:
+def _combined_batch(
+    options: argparse.Namespace, model: PipelineMixin, ipu_config: IPUConfig, *, rows: int
+) -> dict[str, torch.Tensor]:
+    from .samples import sample_batch
+
+    combined = rows * ipu_config.batch_size_factor(options.inference)
+    return sample_batch(model, batch_size=combined, length=options.length, labels=not options.inference)
+
+
+def _random_model(options: argparse.Namespace, *, device: str) -> PipelineMixin:
+    """Make a pipelined model; on the meta device it has shapes and no weights."""
     import torch
     import transformers
 
     from .modeling import to_pipelined
 
+    ipu_config = _ipu_config(options)
     values = dict(_key_value(text) for text in options.set)
     if options.model is not None:
         if not (options.model / "config.json").is_file():

@@ -12,9 +12,11 @@ from typing import Any
 from optimum.configuration_utils import BaseConfig
 
 from .errors import IncompatibleIPUConfigError, nearest
+from .hardware import HOST, memory_limit
 from .options import (
     ATTRIBUTES,
     DEFAULT_MATMUL_PROPORTION,
+    ESTIMATED,
     EVERY_N,
     KINDS,
     OPTIONS,
@@ -58,6 +60,7 @@ class ExecutionConfig:
     executable_cache_dir: str = ""
     devices: tuple[str, ...] | None = None
     device_memory: str | int | None = None
+    cost_source: str = ESTIMATED
     optimizer_state_offchip: bool = False
     replicated_tensor_sharding: bool = False
 
@@ -75,6 +78,13 @@ class ExecutionConfig:
     def num_ipus(self) -> int:
         """IPUs that all replicas use together."""
         return self.ipus_per_replica * self.replication_factor
+
+    @property
+    def ipu_memory_bytes(self) -> int | None:
+        """The memory one IPU has; None where there is no limit, or one on the process as a whole."""
+        if self.device_memory is None or self.device_memory == HOST:
+            return None
+        return memory_limit(self.device_memory)
 
     def attribute(self, name: str) -> str:
         """Name the `IPUConfig` attribute that option `name` was read from, for messages."""
@@ -302,6 +312,7 @@ class IPUConfig(BaseConfig):
             executable_cache_dir=self.executable_cache_dir,
             devices=None if devices is None else tuple(devices),
             device_memory=self.device_memory,
+            cost_source=self.cost_source,
             optimizer_state_offchip=not inference and self.optimizer_state_offchip,
             replicated_tensor_sharding=not inference and self.replicated_tensor_sharding,
         )

@@ -7,7 +7,7 @@ Nothing is run: shapes and dtypes are those of the fake tensors the graph was ca
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,16 +52,35 @@ class Cost:
 HOST = Rates(flops_per_second=1e11, bytes_per_second=1e10)
 
 
+def estimated_seconds(captured: Capture) -> dict[str, float]:
+    """Give the estimated time of each operation, by its name."""
+    return {node.name: node_cost(node).seconds for node in captured.graph.nodes if node.op == "call_function"}
+
+
+def entry_seconds(captured: Capture, paths: Collection[str], seconds: Mapping[str, float]) -> dict[str, float]:
+    """Give the time of each entry, of the times of operations."""
+    times = dict.fromkeys(paths, 0.0)
+    for node, entry in _running(captured, paths):
+        times[entry] += seconds.get(node.name, 0.0)
+    return times
+
+
 def entry_costs(captured: Capture, paths: Iterable[str], rates: Rates = HOST) -> dict[str, Cost]:
     """Give the cost of each entry; operations outside all entries belong to the one that is running, as in a stage."""
     costs = dict.fromkeys(paths, Cost())
-    current = next((entry for n in captured.graph.nodes if (entry := node_entry(n, costs)) is not None), None)
+    for node, entry in _running(captured, costs):
+        costs[entry] += node_cost(node, rates)
+    return costs
+
+
+def _running(captured: Capture, paths: Collection[str]) -> Iterator[tuple[torch.fx.Node, str]]:
+    """Give each operation with the entry that is running."""
+    current = next((entry for n in captured.graph.nodes if (entry := node_entry(n, paths)) is not None), None)
     for node in captured.graph.nodes:
         if node.op == "call_function":
-            current = node_entry(node, costs) or current
+            current = node_entry(node, paths) or current
             if current is not None:
-                costs[current] += node_cost(node, rates)
-    return costs
+                yield node, current
 
 
 def node_cost(node: torch.fx.Node, rates: Rates = HOST) -> Cost:

@@ -42,6 +42,15 @@ def holdings(captured: Capture, segments: Sequence[Segment], model: torch.nn.Mod
     return tuple(held)
 
 
+def trainable_values(captured: Capture, model: torch.nn.Module) -> set[str]:
+    """Give the values of a graph that are parameters with gradients."""
+    return {
+        value
+        for value, source in captured.sources.items()
+        if source.kind == "parameter" and model.get_parameter(source.name).requires_grad
+    }
+
+
 def _readers(captured: Capture, model: torch.nn.Module) -> Iterator[tuple[torch.Tensor, list[torch.fx.Node]]]:
     """Give each parameter and buffer with the operations that read it; a tied one once, under all its names."""
     named = {

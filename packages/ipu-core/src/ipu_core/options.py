@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 EVERY_N = "every_n"
 OUTPUT_MODES = ("all", "sum", "final", EVERY_N, "default")
+ESTIMATED, MEASURED = COST_SOURCES = ("estimated", "measured")
 DEFAULT_MATMUL_PROPORTION = 0.2
 
 
@@ -107,8 +108,9 @@ def _device_from_text(text: str) -> Any:
 NAMES = "a list of str"
 OUTPUT_MODE = "an output mode"
 SCHEDULE = "a schedule"
+COST_SOURCE = "a source of costs"
 DEVICE = "a device or a number of bytes"
-CHOICES = {OUTPUT_MODE: OUTPUT_MODES, SCHEDULE: SCHEDULES, DEVICE: DEVICES}
+CHOICES = {OUTPUT_MODE: OUTPUT_MODES, SCHEDULE: SCHEDULES, DEVICE: DEVICES, COST_SOURCE: COST_SOURCES}
 # kind -> (how `update_from_string` reads it, what an attribute accepts)
 KINDS: dict[str, tuple[Callable[[str], Any], Callable[[Any], bool]]] = {
     "an int": (int, _is_int),
@@ -124,6 +126,7 @@ KINDS: dict[str, tuple[Callable[[str], Any], Callable[[Any], bool]]] = {
     DEVICE: (_device_from_text, lambda value: isinstance(value, str) or _is_int(value)),
     OUTPUT_MODE: (str, lambda value: isinstance(value, str)),
     SCHEDULE: (str, lambda value: isinstance(value, str)),
+    COST_SOURCE: (str, lambda value: isinstance(value, str)),
 }
 
 _INT, _BOOL, _STR, _INTS, _PROPORTION, _LAYERS = list(KINDS)[:6]
@@ -137,7 +140,7 @@ OPTIONS: dict[str, Option] = {
             kind=_LAYERS,
             minimum=-1,
             managed=True,
-            meaning='repeated layers on each IPU; -1 is a wildcard, "auto" balances the estimated times',
+            meaning='repeated layers on each IPU; -1 is a wildcard, "auto" balances the times',
         ),
         Option(
             name="ipus_per_replica",
@@ -231,6 +234,12 @@ OPTIONS: dict[str, Option] = {
             minimum=1,
             optional=True,
             meaning='memory to stay within: of one "gc200" or "bow", of the "host", or bytes an IPU; refused beyond',
+        ),
+        Option(
+            name="cost_source",
+            default=ESTIMATED,
+            kind=COST_SOURCE,
+            meaning="where the times of a plan come from: estimated by shapes, or measured by running every module",
         ),
         Option(
             name="optimizer_state_offchip",

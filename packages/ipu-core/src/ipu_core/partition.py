@@ -7,8 +7,7 @@
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 
 from .errors import IncompatibleIPUConfigError
@@ -73,52 +72,42 @@ def layer_ipus(layers_per_ipu: Sequence[int]) -> tuple[int, ...]:
 
 
 def balance(
-    costs: Sequence[float],
+    num_layers: int,
     num_ipus: int,
+    cost: Callable[[int, int, int], float],
     *,
-    besides: Sequence[float] | None = None,
-    sizes: Sequence[float] | None = None,
-    limit: float = math.inf,
-) -> tuple[int, ...]:
-    """Split layers over IPUs so that the slowest IPU is as fast as it can be; an IPU may get none.
+    fits: Callable[[int, int, int], bool] | None = None,
+) -> tuple[int, ...] | None:
+    """Split layers over IPUs so that the costliest IPU costs as little as it can; an IPU may get none.
 
-    >>> balance([1, 1, 1, 3], 2)
+    >>> layers = [1, 1, 1, 3]
+    >>> balance(4, 2, lambda ipu, first, stop: sum(layers[first:stop]))
     (3, 1)
 
-    By dynamic programming over (layers placed, IPUs used), in O(layers^2 x IPUs).
+    By dynamic programming over (layers placed, IPUs used), with O(layers^2 x IPUs) calls.
 
     Args:
-        costs: the time of each layer, in order.
+        num_layers: how many layers there are, in order.
         num_ipus: how many IPUs there are.
-        besides: the time of what each IPU does besides its layers.
-        sizes: the memory each layer needs.
-        limit: the memory an IPU has for its layers.
+        cost: what an IPU costs with layers `first` to `stop`, `stop` left out.
+        fits: whether an IPU may have them; any by default.
 
-    Raises:
-        IncompatibleIPUConfigError: no split keeps every IPU within `limit`.
+    Returns:
+        The number of layers on each IPU, None when every split has an IPU that may not have its layers.
     """
-    besides = besides if besides is not None else [0.0] * num_ipus
-    sizes = sizes if sizes is not None else [0.0] * len(costs)
-    time_before = [0.0, *accumulate(costs)]
-    size_before = [0.0, *accumulate(sizes)]
-    # best[n]: (the slowest of the IPUs so far, the layers of each), with n layers placed
+    # best[n]: (the costliest of the IPUs so far, the layers of each), with n layers placed
     best: dict[int, tuple[float, tuple[int, ...]]] = {0: (0.0, ())}
     for ipu in range(num_ipus):
         following: dict[int, tuple[float, tuple[int, ...]]] = {}
-        for placed, (slowest, split) in best.items():
-            for stop in range(placed, len(costs) + 1):
-                if size_before[stop] - size_before[placed] > limit:
-                    break
-                found = max(slowest, time_before[stop] - time_before[placed] + besides[ipu]), (*split, stop - placed)
-                if stop not in following or found < following[stop]:
+        for placed, (costliest, split) in best.items():
+            is_last = ipu == num_ipus - 1
+            for stop in range(num_layers if is_last else placed, num_layers + 1):
+                found = max(costliest, cost(ipu, placed, stop)), (*split, stop - placed)
+                is_better = stop not in following or found < following[stop]
+                if is_better and (fits is None or fits(ipu, placed, stop)):
                     following[stop] = found
         best = following
-    if len(costs) not in best:
-        raise IncompatibleIPUConfigError(
-            f"{len(costs)} layers of {sum(sizes):,.0f} bytes do not fit on {num_ipus} IPUs of {limit:,.0f} bytes, the "
-            f"largest layer needs {max(sizes):,.0f}: use more IPUs, or smaller layers"
-        )
-    return best[len(costs)][1]
+    return best[num_layers][1] if num_layers in best else None
 
 
 def rounds(layers_per_ipu: Sequence[int], num_rounds: int) -> list[int]:

@@ -6,19 +6,21 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from .config import ExecutionConfig
-from .cost import Cost, entry_costs, node_cost
+from .cost import Cost, node_cost
 from .graph.capture import Capture
 from .graph.cut import Segment
 from .hardware import HOST
 from .holdings import holdings
 from .layout import Layout
-from .partition import AUTO, balance, rounds
+from .options import ESTIMATED
+from .partition import rounds
 from .report.plan import plan_svg, plan_text
 
 
@@ -33,7 +35,8 @@ class Stage:
         num_parameters: elements it holds; a tied parameter is counted where it is first used.
         parameter_bytes: bytes of those.
         flops: floating-point operations of its forward pass over one micro-batch.
-        seconds: an estimate of that pass's time, to compare stages with one another.
+        seconds: an estimate of that pass's time, to compare stages with one another; or, where times are measured, the
+            time of one micro-batch, with its backward pass in training.
         received_bytes: bytes of the values other stages hand it for one micro-batch.
     """
 
@@ -77,6 +80,9 @@ class Plan:
         process_peak_bytes: the most one process holds that runs every stage, as the host engine does.
         device: what `limit_bytes` is the memory of: "bow", "gc200", "host" (this machine), or a number of bytes.
         limit_bytes: the memory an IPU, or this machine, has; None when there is no limit to keep.
+        largest_module: the path of the module whose parameters, gradients and optimizer state are the most.
+        largest_bytes: of those.
+        cost_source: where the stages' times come from, "estimated" or "measured".
     """
 
     model: str
@@ -91,6 +97,9 @@ class Plan:
     process_peak_bytes: int = 0
     device: str | None = None
     limit_bytes: int | None = None
+    largest_module: str = ""
+    largest_bytes: int = 0
+    cost_source: str = ESTIMATED
 
     @property
     def num_parameters(self) -> int:
@@ -116,15 +125,24 @@ class Plan:
         return cls(**values, stages=stages, memory=memory)
 
     @property
+    def layers_per_ipu(self) -> tuple[int, ...]:
+        """How many of the repeated layers each IPU has."""
+        return tuple(
+            sum(stage.num_layers for stage in self.stages if stage.ipu == ipu) for ipu in range(self.ipus_per_replica)
+        )
+
+    @property
+    def limited(self) -> dict[str, int]:
+        """The peaks that `limit_bytes` is held against: of this process, or of every IPU."""
+        if self.device == HOST:
+            return {"this process": self.process_peak_bytes}
+        return {f"IPU {memory.ipu}": memory.peak for memory in self.memory}
+
+    @property
     def excess(self) -> dict[str, int]:
         """Where the plan needs more memory than there is, and how many bytes more; empty when it fits, or no limit."""
-        if self.limit_bytes is None:
-            return {}
-        if self.device == HOST:
-            held = {"this process": self.process_peak_bytes}
-        else:
-            held = {f"IPU {memory.ipu}": memory.peak for memory in self.memory}
-        return {where: peak - self.limit_bytes for where, peak in held.items() if peak > self.limit_bytes}
+        limit = self.limit_bytes
+        return {} if limit is None else {w: peak - limit for w, peak in self.limited.items() if peak > limit}
 
     def to_svg(self, *, width: int = 960) -> str:
         """Draw the plan: what each IPU holds, its limit, and its share of the work."""
@@ -142,8 +160,9 @@ def make_plan(
     model: torch.nn.Module,
     *,
     micro_batch_size: int,
+    seconds: Mapping[str, float],
 ) -> Plan:
-    """Say what the stages of a captured model, cut as placed, hold."""
+    """Say what the stages of a captured model, cut as placed, hold; `seconds` are the times of its operations."""
     return Plan(
         model=model_layout.model_name,
         for_inference=config.inference,
@@ -152,12 +171,13 @@ def make_plan(
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         device_iterations=config.device_iterations,
         ipus_per_replica=config.ipus_per_replica,
-        stages=_stages(captured, model_layout, segments, model),
+        stages=_stages(captured, model_layout, segments, model, seconds),
+        cost_source=config.cost_source,
     )
 
 
 def place(
-    model_layout: Layout, config: ExecutionConfig, model: torch.nn.Module, captured: Capture
+    model_layout: Layout, config: ExecutionConfig, model: torch.nn.Module, layers_per_ipu: Sequence[int]
 ) -> dict[str, int | None]:
     """Give the IPU of each entry; None for an entry whose parts a rewrite spreads, the rest of it runs where they end.
 
@@ -165,15 +185,8 @@ def place(
     IPUs. A module that shares a parameter with one that ran before it goes to the same IPU (a tied head sits with its
     embedding). Of the others, those before the first layer go to the first IPU, those after the last layer to the last,
     and those in between to the IPU of the layer before them.
-
-    Raises:
-        IncompatibleIPUConfigError: `layers_per_ipu` does not add up to the model's layers.
     """
-    if config.layers_per_ipu == AUTO:
-        counts = _balanced(model_layout, config, model, captured)
-    else:
-        counts = config.expand_layers(model_layout.num_layers)
-    layers = iter(rounds(counts, config.stages_per_ipu))
+    layers = iter(rounds(layers_per_ipu, config.stages_per_ipu))
     remaining, current = model_layout.num_layers, 0
     homes: dict[int, int] = {}
     placed: dict[str, int | None] = {}
@@ -196,33 +209,12 @@ def place(
     return placed
 
 
-def _balanced(
-    model_layout: Layout, config: ExecutionConfig, model: torch.nn.Module, captured: Capture
-) -> tuple[int, ...]:
-    """Give the number of layers on each IPU that makes the slowest IPU as fast as it can be."""
-    # With every layer on the last IPU, what is left on the first is there whatever the split.
-    all_last = (*[0] * (config.ipus_per_replica - 1), model_layout.num_layers)
-    ends = place(model_layout, replace(config, layers_per_ipu=all_last, stages_per_ipu=1), model, captured)
-    costs = entry_costs(captured, [path for path, ipu in ends.items() if ipu is not None])
-    seconds: list[float] = []
-    besides = [0.0] * config.ipus_per_replica
-    for entry in model_layout.entries:
-        cost = costs[entry.path].seconds if entry.path in costs else 0.0
-        if entry.repeated:
-            seconds.append(cost)
-        elif entry.ipu is not None:
-            besides[entry.ipu] += cost
-        elif not seconds or ends[entry.path] == 0:
-            besides[0] += cost
-        elif len(seconds) == model_layout.num_layers:
-            besides[-1] += cost
-        else:
-            seconds[-1] += cost
-    return balance(seconds, config.ipus_per_replica, besides=besides)
-
-
 def _stages(
-    captured: Capture, model_layout: Layout, segments: tuple[Segment, ...], model: torch.nn.Module
+    captured: Capture,
+    model_layout: Layout,
+    segments: tuple[Segment, ...],
+    model: torch.nn.Module,
+    seconds: Mapping[str, float],
 ) -> tuple[Stage, ...]:
     entries = {entry.path: entry for entry in model_layout.entries}
     nodes = {node.name: node for node in captured.graph.nodes}
@@ -236,7 +228,7 @@ def _stages(
             num_parameters=held.num_parameters,
             parameter_bytes=held.parameter_bytes,
             flops=cost.flops,
-            seconds=cost.seconds,
+            seconds=sum(seconds.get(name, 0.0) for name in segment.nodes),
             received_bytes=sum(sizes[name] for name in segment.receives),
         )
         for segment, held, cost in zip(segments, holdings(captured, segments, model), costs, strict=True)

@@ -8,6 +8,7 @@ allocator rounds up are not counted.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import weakref
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -43,7 +44,10 @@ class OptimizerCost:
         if optimizer is None:
             return cls()
         kind = optimizer if isinstance(optimizer, type) else type(optimizer)
-        options = {} if isinstance(optimizer, type) else optimizer.defaults
+        # AdamW's defaults have more than its constructor takes.
+        taken = inspect.signature(kind).parameters
+        defaults = {} if isinstance(optimizer, type) else optimizer.defaults
+        options = {name: value for name, value in defaults.items() if name in taken or "kwargs" in taken}
         parameter = torch.nn.Parameter(torch.zeros(64, 64))
         parameter.grad = torch.zeros_like(parameter)
         try:
@@ -132,7 +136,7 @@ def dry_run(
             if loss is None:
                 program.infer(weights.inputs, watch=watch)
             else:
-                order = _one_pass(len(ipus))
+                order = one_pass(len(ipus))
                 for outputs in program.train([weights.inputs], order, loss=loss, weight=1.0, watch=watch):
                     del outputs
             storages.settle()
@@ -145,7 +149,8 @@ def dry_run(
         return DryRun(first=first, following=first if loss is None else once())
 
 
-def _one_pass(num_stages: int) -> Iterator[Action]:
+def one_pass(num_stages: int) -> Iterator[Action]:
+    """Give the passes of one micro-batch: forward through every stage, and back."""
     yield from (Action(stage, FORWARD, 0) for stage in range(num_stages))
     yield from (Action(stage, "B", 0) for stage in reversed(range(num_stages)))
 

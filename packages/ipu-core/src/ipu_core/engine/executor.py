@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from ..config import ExecutionConfig, IPUConfig
 from ..errors import BatchError, IncompatibleIPUConfigError, LossError, NotCompiledError, nearest
 from ..graph.capture import Capture, input_leaves
+from ..holdings import trainable_values
 from ..loss import loss_value
 from ..memory import refuse_what_does_not_fit, with_memory
 from ..planning import Plan
@@ -26,7 +27,7 @@ from .compile import compiled, refuse_other_processors
 from .devices import refuse_missing_devices
 from .engines import Engine, usable_engine
 from .host import HostProgram
-from .lowering import Lowered, lower, recomputed, schedule_of, trainable_values
+from .lowering import Lowered, lower, recomputed, schedule_of
 from .residence import Residence
 from .schedule import Action, Schedule
 from .transfers import moved
@@ -143,6 +144,8 @@ class Executor:
             micro_batch_size=micro_batch_size(batch, self._config),
             captured=self._captured,
             cache=cache,
+            optimizer=self._optimizer,
+            loss=self._loss,
         )
         captured = lowered.captured
         if self._config.compile:
@@ -167,7 +170,7 @@ class Executor:
             order=tuple(schedule.in_order()) if schedule else (),
         )
         if self._config.device_memory is not None:
-            refuse_what_does_not_fit(self._with_memory(result))
+            refuse_what_does_not_fit(self._with_memory(result), self._config)
         self._compiled = result
         if self._config.seed is not None:
             torch.manual_seed(self._config.seed)
@@ -339,13 +342,20 @@ def plan(
         loss: as for `training_model`.
 
     Raises:
-        LossError: the model has no loss for this batch, and one is named, or there is a limit to hold memory against.
-            Without either, the plan says nothing about memory.
+        LossError: the model has no loss for this batch, and one is named, or there is a limit to hold memory against,
+            or times are measured. Otherwise the plan says nothing about memory.
     """
     view = _ipu_config(model)
     config = view.for_inference() if for_inference else view.for_training()
     size = micro_batch_size(inputs, config)
-    lowered = lower(model, config, next(micro_batches(inputs, config)), micro_batch_size=size)
+    lowered = lower(
+        model,
+        config,
+        next(micro_batches(inputs, config)),
+        micro_batch_size=size,
+        optimizer=optimizer,
+        loss=loss,
+    )
     try:
         value = None if for_inference else loss_value(lowered.captured, loss)
     except LossError:

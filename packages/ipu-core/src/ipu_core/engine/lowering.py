@@ -12,17 +12,24 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..automatic import Owners, automatic_layers
 from ..config import ExecutionConfig
+from ..cost import estimated_seconds
+from ..footprint import footprint, visits_of
 from ..graph.capture import Capture, capture
 from ..graph.cut import Segment, cut
 from ..graph.fingerprint import NoFingerprint, fingerprint
 from ..graph.split import StageGraph, split
 from ..graph.store import NotStorable, read_capture, write_capture
 from ..layout import Entry, Layout, layout
+from ..loss import loss_value
+from ..options import ESTIMATED
+from ..partition import AUTO
 from ..planning import Plan, make_plan, place
 from .batch import BatchSpec
 from .cache import NO_CACHE, ExecutableCache
 from .devices import named_devices, placed
+from .measure import measured_seconds
 from .residence import on_one_device
 from .schedule import Simulation, make_schedule, simulate
 
@@ -58,8 +65,10 @@ def lower(
     micro_batch_size: int,
     captured: Capture | None = None,
     cache: ExecutableCache = NO_CACHE,
+    optimizer: torch.optim.Optimizer | type[torch.optim.Optimizer] | None = None,
+    loss: str | None = None,
 ) -> Lowered:
-    """Lower a model for one kind of run; nothing is run.
+    """Lower a model for one kind of run; nothing is run, unless `cost_source` is "measured".
 
     Args:
         model: made by `to_pipelined`.
@@ -68,12 +77,23 @@ def lower(
         micro_batch_size: its rows.
         captured: the model's graph for this micro-batch, where there is one already.
         cache: where captured graphs are kept.
+        optimizer: what will step, or its class, for a split under a memory limit.
+        loss: as for `training_model`; it is needed where a split has a memory limit, or times are measured.
+
+    Raises:
+        LossError: it is needed, and there is none.
+        IncompatibleIPUConfigError: `layers_per_ipu` does not add up to the model's layers, or times cannot be measured.
     """
     # A rewrite may place modules, so that the layout is that of the model as it was captured.
     with model.parallelized(for_inference=config.inference):
         captured = captured or capture_model(model, config, micro_batch, cache)
         model_layout = layout(model, model.layout_patterns, captured)
-        placement = place(model_layout, config, model, captured)
+        seconds = _seconds(captured, model_layout, config, model, micro_batch, loss=loss)
+        if config.layers_per_ipu == AUTO:
+            layers = _automatic(captured, model_layout, config, model, seconds, optimizer=optimizer, loss=loss)
+        else:
+            layers = config.expand_layers(model_layout.num_layers)
+        placement = place(model_layout, config, model, layers)
     stages = cut(captured, placement)
     is_cut_further = config.recompute_checkpoint_every_layer or config.compile
     pieces = cut(captured, placement, also_at=_layer_starts(model_layout)) if is_cut_further else stages
@@ -81,7 +101,46 @@ def lower(
         captured=captured,
         stages=stages,
         programs=placed(captured, split(captured, pieces), named_devices(config)),
-        plan=make_plan(captured, model_layout, stages, config, model, micro_batch_size=micro_batch_size),
+        plan=make_plan(
+            captured, model_layout, stages, config, model, micro_batch_size=micro_batch_size, seconds=seconds
+        ),
+    )
+
+
+def _seconds(
+    captured: Capture,
+    model_layout: Layout,
+    config: ExecutionConfig,
+    model: torch.nn.Module,
+    micro_batch: Mapping[str, Any],
+    *,
+    loss: str | None,
+) -> dict[str, float]:
+    """Give the estimated time of each operation, or the measured one of each module by its first operation."""
+    if config.cost_source == ESTIMATED:
+        return estimated_seconds(captured)
+    visits = visits_of(captured, Owners.of(model_layout, config, model).paths)
+    start = None if config.inference else loss_value(captured, loss)
+    return measured_seconds(captured, visits, model, micro_batch, loss=start)
+
+
+def _automatic(
+    captured: Capture,
+    model_layout: Layout,
+    config: ExecutionConfig,
+    model: torch.nn.Module,
+    seconds: Mapping[str, float],
+    *,
+    optimizer: torch.optim.Optimizer | type[torch.optim.Optimizer] | None,
+    loss: str | None,
+) -> tuple[int, ...]:
+    owners = Owners.of(model_layout, config, model)
+    held = None
+    if config.ipu_memory_bytes is not None:
+        start = None if config.inference else loss_value(captured, loss)
+        held = footprint(captured, owners.paths, config, model, optimizer=optimizer, loss=start)
+    return automatic_layers(
+        owners, config, captured, num_layers=model_layout.num_layers, seconds=seconds, footprint=held
     )
 
 
@@ -109,15 +168,6 @@ def recomputed(lowered: Lowered, config: ExecutionConfig, loss: str | None) -> f
         piece
         for piece in lowered.programs
         if piece.is_repeatable and not (loss in piece.outputs and in_flight[piece.stage] == 1)
-    )
-
-
-def trainable_values(captured: Capture, model: torch.nn.Module) -> frozenset[str]:
-    """Give the values of a captured graph that are parameters with gradients."""
-    return frozenset(
-        value
-        for value, source in captured.sources.items()
-        if source.kind == "parameter" and model.get_parameter(source.name).requires_grad
     )
 
 

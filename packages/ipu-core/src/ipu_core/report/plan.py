@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape
 
+from ..options import MEASURED
+
 if TYPE_CHECKING:
     from ..planning import Memory, Plan
 
@@ -26,6 +28,9 @@ WORK = "#54a24b"
 def plan_text(plan: Plan) -> str:
     """Write a plan as a title, a table of stages and a table of memory."""
     parts = [_title(plan), _batch(plan), "", *_table(_stage_rows(plan))]
+    if plan.cost_source == MEASURED:
+        kind = "forward passes" if plan.for_inference else "forward and backward passes"
+        parts.append(f"times: measured on this machine, of {kind}")
     if plan.memory:
         parts += ["", *_table(_memory_rows(plan)), *_verdict(plan)]
     else:
@@ -147,7 +152,16 @@ def _verdict(plan: Plan) -> list[str]:
         limit = f"{plan.limit_bytes / MIB:.1f} MiB of {plan.device}"
         over = [f"{where} needs {excess / MIB:.1f} MiB more" for where, excess in plan.excess.items()]
         lines.append(f"does not fit the {limit}: {'; '.join(over)}" if over else f"fits the {limit}")
+        lines += [largest_text(plan)] if over else []
     return lines
+
+
+def largest_text(plan: Plan) -> str:
+    """Say which module holds the most, and whether an IPU could hold it alone."""
+    parts = "parameters" if plan.for_inference else "parameters, gradients and optimizer state"
+    text = f"the largest module is `{plan.largest_module}`, {plan.largest_bytes / MIB:.1f} MiB of {parts}"
+    excess = plan.largest_bytes - (plan.limit_bytes or plan.largest_bytes)
+    return f"{text}, {excess / MIB:.1f} MiB more than there is" if excess > 0 else text
 
 
 def _abbreviate(paths: Sequence[str]) -> list[str]:
