@@ -10,12 +10,12 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from transformers.utils import logging
 
 from ..errors import IncompatibleIPUConfigError
 from ..graph.capture import Capture, input_leaves
 from ..graph.cut import Segment
 from ..graph.split import split
+from ..report.progress import progress
 from .dry_run import one_pass
 from .host import HostProgram
 from .schedule import FORWARD, Action
@@ -63,7 +63,7 @@ def measured_seconds(
         spans.setdefault(action, []).append(time.perf_counter() - started)
 
     with torch.random.fork_rng():
-        for repeat in logging.tqdm(range(repeats + 1), desc=f"measuring {captured.model_name}", leave=False):
+        for repeat in progress(range(repeats + 1), f"measuring {captured.model_name}", "pass"):
             if loss is None:
                 program.infer(micro_batch, watch=timed)
             else:

@@ -21,6 +21,7 @@ from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
 from ..errors import CaptureError
+from ..report.progress import progress_of_forward
 from .aliases import aliases, written
 from .watch import watched
 
@@ -91,7 +92,7 @@ def capture(model: torch.nn.Module, batch: Mapping[str, Any], *, training: bool)
     name = type(model).__name__
     with _mode(model, training=training), torch.random.fork_rng(devices=[]):
         try:
-            with watched(model, training=training):
+            with watched(model, training=training), progress_of_forward(model, f"capturing {name}"):
                 program = torch.export.export(model, (), without_cache(model, batch), strict=False)
         except CaptureError:
             raise

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import torch
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 T = TypeVar("T")
@@ -14,3 +16,21 @@ T = TypeVar("T")
 def progress(things: Collection[T], doing: str, unit: str) -> Iterator[T]:
     """Go through some things, showing on standard error how many are done, when that is a terminal."""
     yield from tqdm(things, desc=doing, unit=unit, disable=None, leave=False)
+
+
+@contextlib.contextmanager
+def progress_of_forward(model: torch.nn.Module, doing: str) -> Iterator[None]:
+    """Show on standard error how many of a model's modules have run inside the block, when that is a terminal."""
+    with tqdm(total=sum(1 for _ in model.modules()), desc=doing, unit="module", disable=None, leave=False) as bar:
+        if bar.disable:
+            yield
+            return
+
+        def count(module: torch.nn.Module, inputs: Any) -> None:
+            bar.update()
+
+        handle = torch.nn.modules.module.register_module_forward_pre_hook(count)
+        try:
+            yield
+        finally:
+            handle.remove()
