@@ -23,6 +23,8 @@ PARTS = (
     ("activations", "#72b7b2"),
 )
 WORK = "#54a24b"
+# Of the picture: where bars begin, and the height of what is drawn of one IPU.
+LEFT, ROW = 70, 64
 
 
 def plan_text(plan: Plan) -> str:
@@ -39,13 +41,9 @@ def plan_text(plan: Plan) -> str:
 
 
 def plan_svg(plan: Plan, *, width: int = 960) -> str:
-    """Draw, for each IPU, a bar of the bytes it holds, its limit where there is one, and a bar of its work."""
+    """Draw, for each IPU, a bar of the bytes it holds, its peak (black) and limit (red), and a bar of its work."""
     num_ipus = plan.ipus_per_replica
-    seconds = [sum(s.seconds for s in plan.stages if s.ipu == ipu) for ipu in range(num_ipus)]
-    most_bytes = max([plan.limit_bytes or 0, *(_drawn_bytes(m) for m in plan.memory), 1])
-    most_seconds = max([*seconds, 1e-30])
-    left, span, row = 70, width - 280, 64
-    height = 60 + row * num_ipus + 30
+    height = 56 + ROW * num_ipus + 34
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif" '
         'font-size="11">',
@@ -54,37 +52,48 @@ def plan_svg(plan: Plan, *, width: int = 960) -> str:
         f'<text x="10" y="38">{escape(_batch(plan))}</text>',
     ]
     for ipu in range(num_ipus):
-        top = 56 + row * ipu
+        top = 56 + ROW * ipu
         modules = "; ".join(", ".join(_abbreviate(s.modules)) for s in plan.stages if s.ipu == ipu)
         lines.append(f'<text x="10" y="{top + 14}">IPU {ipu}</text>')
-        lines.append(f'<text x="{left}" y="{top + 50}" fill="#555">{escape(modules)}</text>')
-        x = float(left)
-        memory = next((m for m in plan.memory if m.ipu == ipu), None)
-        for name, colour in PARTS if memory else ():
-            size = getattr(memory, name)
-            box = span * size / most_bytes
-            lines.append(_bar(x, top, box, 20, colour, f"IPU {ipu}: {name} {size / MIB:.1f} MiB"))
-            x += box
-        if memory:
-            label = f"peak {memory.peak / MIB:.1f} MiB"
-            if plan.limit_bytes is not None:
-                at = left + span * plan.limit_bytes / most_bytes
-                lines.append(f'<path d="M{at:.1f} {top - 4} v28" stroke="#b00" stroke-width="2"/>')
-                label += f" of {plan.limit_bytes / MIB:.1f}"
-            lines.append(f'<text x="{left + span + 10}" y="{top + 14}">{escape(label)}</text>')
-        share = seconds[ipu] / (sum(seconds) or 1.0)
-        lines.append(
-            _bar(left, top + 24, span * seconds[ipu] / most_seconds, 12, WORK, f"IPU {ipu}: {share:.0%} of the work")
-        )
-        lines.append(f'<text x="{left + span + 10}" y="{top + 34}">{share:.0%} of the work</text>')
+        lines += [*_drawn_memory(plan, ipu, top, width - 280), *_drawn_work(plan, ipu, top + 24, width - 280)]
+        lines.append(f'<text x="{LEFT}" y="{top + 50}" fill="#555">{escape(modules)}</text>')
     for i, (name, colour) in enumerate([*PARTS, ("work", WORK)]):
-        lines.append(_bar(left + 110 * i, height - 24, 12, 12, colour, name))
-        lines.append(f'<text x="{left + 18 + 110 * i}" y="{height - 14}">{name}</text>')
+        lines.append(_bar(LEFT + 110 * i, height - 24, 12, 12, colour, name))
+        lines.append(f'<text x="{LEFT + 18 + 110 * i}" y="{height - 14}">{name}</text>')
     return "\n".join([*lines, "</svg>"])
+
+
+def _drawn_memory(plan: Plan, ipu: int, top: int, span: int) -> list[str]:
+    memory = next((m for m in plan.memory if m.ipu == ipu), None)
+    if memory is None:
+        return []
+    scale = span / max([plan.limit_bytes or 0, *(_drawn_bytes(m) for m in plan.memory), 1])
+    lines, x = [], float(LEFT)
+    for name, colour in PARTS:
+        size = getattr(memory, name)
+        lines.append(_bar(x, top, scale * size, 20, colour, f"IPU {ipu}: {name} {size / MIB:.1f} MiB"))
+        x += scale * size
+    lines.append(_mark(LEFT + scale * memory.peak, top, "#000"))
+    label = f"peak {memory.peak / MIB:.1f} MiB"
+    if plan.limit_bytes is not None:
+        lines.append(_mark(LEFT + scale * plan.limit_bytes, top, "#b00"))
+        label += f" of {plan.limit_bytes / MIB:.1f}"
+    return [*lines, f'<text x="{LEFT + span + 10}" y="{top + 14}">{escape(label)}</text>']
+
+
+def _drawn_work(plan: Plan, ipu: int, top: int, span: int) -> list[str]:
+    seconds = [sum(s.seconds for s in plan.stages if s.ipu == i) for i in range(plan.ipus_per_replica)]
+    text = f"{seconds[ipu] / (sum(seconds) or 1.0):.0%} of the work"
+    bar = _bar(LEFT, top, span * seconds[ipu] / (max(seconds) or 1.0), 12, WORK, f"IPU {ipu}: {text}")
+    return [bar, f'<text x="{LEFT + span + 10}" y="{top + 10}">{text}</text>']
 
 
 def _drawn_bytes(memory: Memory) -> int:
     return max(memory.peak, sum(getattr(memory, name) for name, _ in PARTS))
+
+
+def _mark(x: float, top: int, colour: str) -> str:
+    return f'<path d="M{x:.1f} {top - 4} v28" stroke="{colour}" stroke-width="2"/>'
 
 
 def _bar(x: float, y: float, width: float, height: float, colour: str, title: str) -> str:
