@@ -77,6 +77,44 @@ def test_functions_count_by_what_they_do():
     assert fingerprint(model_with(scaled(2))) != fingerprint(model_with(scaled(3)))
 
 
+def test_modules_that_are_not_registered_count_by_their_content():
+    """Their weights are constants of the graph."""
+    keys = []
+    for seed in (0, 0, 1):
+        model = make(Chain)
+        torch.manual_seed(seed)
+        model.hidden = [torch.nn.Linear(2, 2)]
+        keys.append(fingerprint(model))
+    assert keys[0] == keys[1] != keys[2]
+
+
+def test_a_reference_to_what_is_registered_does_not_make_weights_count():
+    keys = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        model = Chain()
+        model.__dict__["alias"] = [model.layers[0], model.head.weight]
+        keys.append(fingerprint(model))
+    assert keys[0] == keys[1]
+
+
+def test_a_class_without_a_file_counts_by_its_code():
+    """As one that is defined, and defined again, in a notebook."""
+
+    def defined(factor):
+        space = {"torch": torch, "__name__": "a_notebook"}
+        exec(
+            "class Model(torch.nn.Module):\n"
+            "    def __init__(self):\n        super().__init__()\n        self.w = torch.nn.Parameter(torch.ones(2))\n"
+            f"    def forward(self, x):\n        return x * self.w * {factor}",
+            space,
+        )
+        return fingerprint(space["Model"]())
+
+    assert defined(2) == defined(2)
+    assert defined(2) != defined(3)
+
+
 def test_other_values_and_ignored_attributes():
     model = make(Chain)
     assert fingerprint(model, 1) != fingerprint(model, 2)
