@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from ipu_core import IPUConfig
+from ipu_core import IPUConfig, plan
 from ipu_trainer import IPUTrainer, IPUTrainingArguments
 
 TOPICS = ["comp.graphics", "rec.sport.hockey", "sci.space", "talk.politics.guns"]
@@ -57,7 +57,7 @@ def main() -> None:
         compute_metrics=lambda p: {"accuracy": float((p.predictions.argmax(-1) == p.label_ids).mean())},
     )
     step = {name: torch.stack([row[name] for row in train[: trainer.args.train_batch_size]]) for name in train[0]}
-    print(trainer.training_executor.compile(**step).plan, flush=True)
+    print(plan(trainer.model, step), flush=True)
 
     before = trainer.evaluate()["eval_accuracy"]
     print(f"\naccuracy before: {before:.3f}", flush=True)
