@@ -167,6 +167,13 @@ def test_what_does_not_fit_is_refused_before_anything_runs():
     assert str(fits.plan).endswith("fits the 858.3 MiB of bow")
 
 
+def test_what_does_not_fit_is_refused_before_it_is_compiled(monkeypatch):
+    monkeypatch.setattr("ipu_core.engine.executor.compiled", lambda *a: pytest.fail("compiled what does not fit"))
+    config = IPUConfig(layers_per_ipu=[2, 2], device_memory=50_000, compile=True)
+    with pytest.raises(MemoryLimitError):
+        training_model(to_pipelined(make(Chain, **WIDE), config)).compile(**batch(64))
+
+
 def test_the_memory_of_this_machine_is_held_against_one_process():
     made = planned(layers_per_ipu=[2, 2], device_memory="host")
     assert made.limit_bytes is not None and made.limit_bytes > made.process_peak_bytes

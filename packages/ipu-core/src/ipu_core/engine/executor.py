@@ -103,11 +103,11 @@ class Executor:
         if self._compiled is None:
             raise NotCompiledError("the executor has no plan yet: call `compile(**batch)` first")
         if not self._plan:
-            self._plan = self._with_memory(self._compiled)
+            self._plan = self._with_memory(self._compiled.lowered, self._compiled.loss)
         return self._plan
 
-    def _with_memory(self, compiled: _Compiled) -> Plan:
-        return with_memory(compiled.lowered, self._config, self._model, optimizer=self._optimizer, loss=compiled.loss)
+    def _with_memory(self, lowered: Lowered, loss: str | None) -> Plan:
+        return with_memory(lowered, self._config, self._model, optimizer=self._optimizer, loss=loss)
 
     def timeline(self) -> Timeline:
         """Give what each stage did when, in the last update of the last call.
@@ -148,13 +148,15 @@ class Executor:
             loss=self._loss,
         )
         captured = lowered.captured
+        loss = None if self._config.inference else loss_value(captured, self._loss)
+        if self._config.device_memory is not None:
+            refuse_what_does_not_fit(self._with_memory(lowered, loss), self._config)
         if self._config.compile:
             code = compiled(captured, lowered.programs, trainable_values(captured, self._model), cache)
             lowered = replace(lowered, programs=code)
-        loss = None if self._config.inference else loss_value(captured, self._loss)
         schedule = None if self._config.inference else schedule_of(lowered, self._config)
         weights = Weights(captured, self._model)
-        result = _Compiled(
+        self._compiled = _Compiled(
             spec=BatchSpec.of(batch),
             lowered=lowered,
             program=HostProgram(
@@ -169,9 +171,6 @@ class Executor:
             schedule=schedule.schedule if schedule else None,
             order=tuple(schedule.in_order()) if schedule else (),
         )
-        if self._config.device_memory is not None:
-            refuse_what_does_not_fit(self._with_memory(result), self._config)
-        self._compiled = result
         if self._config.seed is not None:
             torch.manual_seed(self._config.seed)
         seconds = time.perf_counter() - started
