@@ -6,7 +6,15 @@ import contextlib
 import pytest
 import torch
 import transformers
-from ipu_core import Family, IncompatibleIPUConfigError, IPUConfig, PipelineMixin, inference_model, to_pipelined
+from ipu_core import (
+    Family,
+    IncompatibleIPUConfigError,
+    IPUConfig,
+    PipelineMixin,
+    inference_model,
+    to_pipelined,
+    training_model,
+)
 from ipu_core.errors import LayoutError, PluginConflictError
 from ipu_core.plugins.manager import Plugin
 from ipu_core.plugins.registry import Registry
@@ -207,3 +215,19 @@ def test_to_pipelined_keeps_the_loss_and_the_generation_config(plugins):
     inputs = sample_batch(model, batch_size=2, length=6)
     assert torch.equal(pipelined.eval()(**inputs).loss, model(**inputs).loss)
     assert pipelined.generation_config is model.generation_config
+
+
+def refuse_many_rows(model, config, batch):
+    """A check: at most two rows in training."""
+    rows = len(next(iter(batch.values())))
+    if rows > 2 and not config.inference:
+        raise ValueError(f"{rows} rows")
+
+
+def test_a_familys_checks_are_asked_of_every_batch_before_it_runs():
+    checked = family(checks=(f"{__name__}:refuse_many_rows",))
+    model = to_pipelined(make(Chain), CONFIG, family=checked)
+    with pytest.raises(ValueError, match="^3 rows$"):
+        training_model(model)(**batch(rows=3))
+    assert all(p.grad is None for p in model.parameters())
+    inference_model(model)(**batch(rows=3))

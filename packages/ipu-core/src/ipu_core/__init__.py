@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .loss import identity_loss
     from .modeling import PipelineMixin, to_pipelined
     from .planning import Plan, Stage
-    from .plugins.family import Family
+    from .plugins.family import Family, pipelined_in
     from .plugins.hookspecs import hookimpl
 
 _HOMES = {
@@ -40,6 +40,7 @@ _HOMES = {
     "hookimpl": "plugins.hookspecs",
     "identity_loss": "loss",
     "inference_model": "engine.executor",
+    "pipelined_in": "plugins.family",
     "plan": "engine.executor",
     "split_encoder_decoder_ipu_config": "config",
     "to_pipelined": "modeling",
@@ -59,6 +60,7 @@ __all__ = [
     "hookimpl",
     "identity_loss",
     "inference_model",
+    "pipelined_in",
     "plan",
     "split_encoder_decoder_ipu_config",
     "to_pipelined",

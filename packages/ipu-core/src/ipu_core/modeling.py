@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib
 import logging
 import os
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import torch
@@ -23,7 +22,7 @@ from .config import IPU_CONFIG_NAME, ExecutionConfig, IPUConfig
 from .errors import LayoutError
 from .layout import count_layers
 from .partition import layer_ipus
-from .plugins.family import Family
+from .plugins.family import Family, load
 from .plugins.registry import Claim, installed
 from .rewrites.configured import serialized_vocabulary
 
@@ -111,6 +110,16 @@ class PipelineMixin(_MixinBase):
         """The declared layout, None when it is to be discovered."""
         return self.family.layout if self.family else None
 
+    def check_batch(self, batch: Mapping[str, Any], *, for_inference: bool = False) -> None:
+        """Ask of a batch what its family does, such as that labels are in range; executors ask before they run it.
+
+        Raises:
+            ValueError: what upstream's forward would raise, which a captured graph cannot: it has no values to look at.
+        """
+        config = self._execution_config(for_inference=for_inference)
+        for target in self.family.checks if self.family else ():
+            load(target)(self, config, batch)
+
     @property
     def is_parallelized(self) -> bool:
         """Whether the changes of `parallelize` are in place."""
@@ -130,7 +139,7 @@ class PipelineMixin(_MixinBase):
         layers = config.expand_layers(count_layers(self, self.layout_patterns))
         with contextlib.ExitStack() as changes:
             targets = self.family.rewrites if self.family else ()
-            for rewrite in (serialized_vocabulary, *map(_load, targets)):
+            for rewrite in (serialized_vocabulary, *map(load, targets)):
                 changes.enter_context(rewrite(self, config))
             self._changes = changes.pop_all()
         self._parallelized_as = config
@@ -260,15 +269,10 @@ def _made_class(plain: Hashable) -> type[PipelineMixin]:
 
 
 def _load_class(claim: Claim) -> type[PipelineMixin]:
-    found = _load(claim.target)
+    found = load(claim.target)
     if not (isinstance(found, type) and issubclass(found, PipelineMixin)):
         raise TypeError(f"plugin `{claim.plugin}` names `{claim.target}`, which is not a PipelineMixin class")
     return found
-
-
-def _load(target: str) -> Any:
-    module, _, name = target.partition(":")
-    return getattr(importlib.import_module(module), name)
 
 
 def _family_of(model: torch.nn.Module) -> Family | None:

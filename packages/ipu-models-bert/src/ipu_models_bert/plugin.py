@@ -3,25 +3,23 @@
 
 from __future__ import annotations
 
-from ipu_core import Family, hookimpl
+from ipu_core import Family, hookimpl, pipelined_in
 
 BERT = Family(
     model_type="bert",
     layout=("embeddings", "encoder.layer.*", "pooler"),
-    models={
-        f"Bert{head}": f"ipu_models_bert.bert:PipelinedBert{head}"
-        for head in (
-            "Model",
-            "ForPreTraining",
-            "ForMaskedLM",
-            "LMHeadModel",
-            "ForNextSentencePrediction",
-            "ForSequenceClassification",
-            "ForMultipleChoice",
-            "ForTokenClassification",
-            "ForQuestionAnswering",
-        )
-    },
+    models=pipelined_in(
+        "ipu_models_bert.bert",
+        "BertModel",
+        "BertForPreTraining",
+        "BertForMaskedLM",
+        "BertLMHeadModel",
+        "BertForNextSentencePrediction",
+        "BertForSequenceClassification",
+        "BertForMultipleChoice",
+        "BertForTokenClassification",
+        "BertForQuestionAnswering",
+    ),
     tiny={
         "hidden_size": 32,
         "num_hidden_layers": 4,

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,6 +30,11 @@ class Family:
         models: transformers class name -> "module:Class" of the pipelined class, the class `ipu plan` shows first.
         tiny: configuration values that make a model small enough for a test.
         rewrites: "module:function" of reversible changes `parallelize` makes; see `ipu_core.rewrites`.
+        edits: "module:NAME" of checked source edits `parallelize` makes; see `ipu_core.rewrites.edits`.
+        checks: "module:function" of what is asked of every batch before it runs, `(model, config, batch) -> None`,
+            which raises a ValueError. What upstream asks of the values of a batch is asked here: a graph has none.
+        sample: "module:function" that completes a random batch for a class with inputs of its own:
+            `(model, batch, generator) -> batch`; see `ipu_core.samples`.
         overrides: names of plugins whose claims on the same classes this family replaces.
     """
 
@@ -37,4 +43,27 @@ class Family:
     models: Mapping[str, str] = field(default_factory=dict)
     tiny: Mapping[str, Any] = field(default_factory=dict)
     rewrites: tuple[str, ...] = ()
+    edits: tuple[str, ...] = ()
+    checks: tuple[str, ...] = ()
+    sample: str | None = None
     overrides: tuple[str, ...] = ()
+
+
+def pipelined_in(module: str, *class_names: str) -> dict[str, str]:
+    """Say that `module` has the pipelined class of each of these classes, under its name with "Pipelined" before it.
+
+    >>> pipelined_in("my_package.bert", "BertModel")
+    {'BertModel': 'my_package.bert:PipelinedBertModel'}
+    """
+    return {name: f"{module}:Pipelined{name}" for name in class_names}
+
+
+def load(target: str) -> Any:
+    """Give what a "module:name" names; this imports its module.
+
+    Raises:
+        ImportError: there is no such module.
+        AttributeError: the module has no such name.
+    """
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)
