@@ -106,17 +106,26 @@ def _declared(model: torch.nn.Module, patterns: Sequence[str]) -> Iterator[tuple
     prefix = _base_prefix(model)
     base = model.get_submodule(prefix) if prefix else model
     dot = f"{prefix}." if prefix else ""
+    covered = {prefix} if prefix else set()
     for pattern in patterns:
-        parent = _submodule(base, pattern.removesuffix(REPEATED))
-        if parent is None:
-            continue
-        if pattern.endswith(REPEATED):
-            stem = f"{dot}{pattern.removesuffix(REPEATED)}"
-            yield from ((f"{stem}.{name}", True) for name, _ in parent.named_children())
-        else:
-            yield f"{dot}{pattern}", False
-    if prefix:
-        yield from ((name, False) for name, _ in model.named_children() if name != prefix)
+        for path in _matches(base, pattern):
+            covered.add((dot + path).partition(".")[0])
+            yield dot + path, pattern.endswith(REPEATED)
+    yield from ((name, False) for name, _ in model.named_children() if name not in covered)
+
+
+def _matches(module: torch.nn.Module, pattern: str) -> Iterator[str]:
+    """Give the paths that match a pattern, whose ``.*`` is every child of what stands before it."""
+    first, star, rest = pattern.partition(REPEATED)
+    parent = _submodule(module, first)
+    if parent is None:
+        return
+    if not star:
+        yield first
+        return
+    for name, child in parent.named_children():
+        below = _matches(child, rest.removeprefix(".")) if rest else [""]
+        yield from (f"{first}.{name}.{path}".removesuffix(".") for path in below)
 
 
 def _base_prefix(model: torch.nn.Module) -> str:
@@ -166,7 +175,9 @@ def _is_layer_list(module: torch.nn.Module) -> bool:
 def _refuse_gaps(model: torch.nn.Module, entries: Sequence[Entry]) -> None:
     held = {id(model.get_parameter(name)) for entry in entries for name in entry.parameters}
     missing = [name for name, parameter in model.named_parameters() if id(parameter) not in held]
-    direct = {name for name in missing if "." not in name}
+    # What holds entries may hold parameters of its own, which go where they are used first.
+    around = {entry.path[:i] for entry in entries for i, char in enumerate(entry.path) if char == "."} | {""}
+    direct = {name for name in missing if name.rpartition(".")[0] in around}
     if set(missing) - direct:
         modules = sorted({name.rpartition(".")[0] for name in missing if name not in direct})
         raise LayoutError(

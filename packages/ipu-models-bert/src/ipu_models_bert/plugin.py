@@ -5,6 +5,21 @@ from __future__ import annotations
 
 from ipu_core import Family, hookimpl, pipelined_in
 
+TINY = {
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "vocab_size": 99,
+    "max_position_embeddings": 64,
+}
+RELATIVE = {
+    "relative_attention": True,
+    "pos_att_type": ["c2p", "p2c"],
+    "position_biased_input": False,
+    "type_vocab_size": 0,
+}
+
 BERT = Family(
     model_type="bert",
     layout=("embeddings", "encoder.layer.*", "pooler"),
@@ -20,18 +35,122 @@ BERT = Family(
         "BertForTokenClassification",
         "BertForQuestionAnswering",
     ),
-    tiny={
-        "hidden_size": 32,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 2,
-        "intermediate_size": 64,
-        "vocab_size": 99,
-        "max_position_embeddings": 64,
-    },
+    tiny=TINY,
 )
+
+ROBERTA = Family(
+    model_type="roberta",
+    layout=("embeddings", "encoder.layer.*", "pooler"),
+    models=pipelined_in(
+        "ipu_models_bert.roberta",
+        "RobertaModel",
+        "RobertaForMaskedLM",
+        "RobertaForCausalLM",
+        "RobertaForSequenceClassification",
+        "RobertaForMultipleChoice",
+        "RobertaForTokenClassification",
+        "RobertaForQuestionAnswering",
+    ),
+    tiny=TINY,
+)
+
+DISTILBERT = Family(
+    model_type="distilbert",
+    layout=("embeddings", "transformer.layer.*"),
+    models=pipelined_in(
+        "ipu_models_bert.distilbert",
+        "DistilBertModel",
+        "DistilBertForMaskedLM",
+        "DistilBertForSequenceClassification",
+        "DistilBertForMultipleChoice",
+        "DistilBertForTokenClassification",
+        "DistilBertForQuestionAnswering",
+    ),
+    tiny={"dim": 32, "n_layers": 4, "n_heads": 2, "hidden_dim": 64, "vocab_size": 99, "max_position_embeddings": 64},
+)
+
+DEBERTA = Family(
+    model_type="deberta",
+    layout=("embeddings", "encoder.rel_embeddings", "encoder.LayerNorm", "encoder.layer.*"),
+    models=pipelined_in(
+        "ipu_models_bert.deberta",
+        "DebertaModel",
+        "DebertaForMaskedLM",
+        "DebertaForSequenceClassification",
+        "DebertaForTokenClassification",
+        "DebertaForQuestionAnswering",
+    ),
+    tiny={**TINY, **RELATIVE, "max_relative_positions": 16},
+)
+
+DEBERTA_V2 = Family(
+    model_type="deberta-v2",
+    layout=("embeddings", "encoder.rel_embeddings", "encoder.LayerNorm", "encoder.layer.*", "encoder.conv"),
+    models=pipelined_in(
+        "ipu_models_bert.deberta_v2",
+        "DebertaV2Model",
+        "DebertaV2ForMaskedLM",
+        "DebertaV2ForSequenceClassification",
+        "DebertaV2ForMultipleChoice",
+        "DebertaV2ForTokenClassification",
+        "DebertaV2ForQuestionAnswering",
+    ),
+    tiny={**TINY, **RELATIVE, "position_buckets": 8, "norm_rel_ebd": "layer_norm", "share_att_key": True},
+)
+
+MPNET = Family(
+    model_type="mpnet",
+    layout=("embeddings", "encoder.relative_attention_bias", "encoder.layer.*", "pooler"),
+    models=pipelined_in(
+        "ipu_models_bert.mpnet",
+        "MPNetModel",
+        "MPNetForMaskedLM",
+        "MPNetForSequenceClassification",
+        "MPNetForMultipleChoice",
+        "MPNetForTokenClassification",
+        "MPNetForQuestionAnswering",
+    ),
+    tiny=TINY,
+)
+
+ELECTRA = Family(
+    model_type="electra",
+    layout=("embeddings", "embeddings_project", "encoder.layer.*"),
+    models=pipelined_in(
+        "ipu_models_bert.electra",
+        "ElectraModel",
+        "ElectraForPreTraining",
+        "ElectraForMaskedLM",
+        "ElectraForCausalLM",
+        "ElectraForSequenceClassification",
+        "ElectraForMultipleChoice",
+        "ElectraForTokenClassification",
+        "ElectraForQuestionAnswering",
+    ),
+    tiny={**TINY, "embedding_size": 16},
+)
+
+ALBERT = Family(
+    model_type="albert",
+    layout=("embeddings", "encoder.embedding_hidden_mapping_in", "encoder.albert_layer_groups.*", "pooler"),
+    models=pipelined_in(
+        "ipu_models_bert.albert",
+        "AlbertModel",
+        "AlbertForPreTraining",
+        "AlbertForMaskedLM",
+        "AlbertForSequenceClassification",
+        "AlbertForMultipleChoice",
+        "AlbertForTokenClassification",
+        "AlbertForQuestionAnswering",
+    ),
+    tiny={**TINY, "embedding_size": 16},
+)
+
+
+FAMILIES = (BERT, ROBERTA, DISTILBERT, DEBERTA, DEBERTA_V2, MPNET, ELECTRA, ALBERT)
 
 
 @hookimpl
 def ipu_model_families() -> tuple[Family, ...]:
     """Declare the families of this package."""
-    return (BERT,)
+    return FAMILIES

@@ -1,12 +1,110 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What this package declares to ipu-core: nothing yet."""
+"""What this package declares to ipu-core."""
 
 from __future__ import annotations
 
-from ipu_core import Family, hookimpl
+from ipu_core import Family, hookimpl, pipelined_in
+
+LAYOUT = (
+    "feature_extractor.conv_layers.*",
+    "feature_projection",
+    "encoder.pos_conv_embed",
+    "encoder.layer_norm",
+    "encoder.layers.*",
+    "adapter",
+)
+TINY = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "conv_dim": (16, 16),
+    "conv_kernel": (8, 4),
+    "conv_stride": (4, 2),
+    "num_conv_pos_embeddings": 4,
+    "num_conv_pos_embedding_groups": 2,
+    "vocab_size": 32,
+    "classifier_proj_size": 16,
+    "mask_time_prob": 0.0,
+    "layerdrop": 0.0,
+}
+
+WAV2VEC2 = Family(
+    model_type="wav2vec2",
+    layout=LAYOUT,
+    models=pipelined_in(
+        "ipu_models_speech.wav2vec2",
+        "Wav2Vec2Model",
+        "Wav2Vec2ForPreTraining",
+        "Wav2Vec2ForCTC",
+        "Wav2Vec2ForSequenceClassification",
+        "Wav2Vec2ForAudioFrameClassification",
+        "Wav2Vec2ForXVector",
+    ),
+    tiny={
+        **TINY,
+        "num_codevectors_per_group": 8,
+        "codevector_dim": 16,
+        "proj_codevector_dim": 16,
+        "num_negatives": 3,
+        "tdnn_dim": (16, 16, 32),
+        "tdnn_kernel": (3, 2, 1),
+        "tdnn_dilation": (1, 2, 1),
+        "xvector_output_dim": 16,
+    },
+)
+
+HUBERT = Family(
+    model_type="hubert",
+    layout=LAYOUT,
+    models=pipelined_in("ipu_models_speech.hubert", "HubertModel", "HubertForCTC", "HubertForSequenceClassification"),
+    tiny=TINY,
+)
+
+WHISPER = Family(
+    model_type="whisper",
+    layout=(
+        "encoder.conv1",
+        "encoder.conv2",
+        "encoder.embed_positions",
+        "encoder.layers.*",
+        "encoder.layer_norm",
+        "decoder.embed_tokens",
+        "decoder.embed_positions",
+        "decoder.layers.*",
+        "decoder.layer_norm",
+    ),
+    models=pipelined_in(
+        "ipu_models_speech.whisper",
+        "WhisperModel",
+        "WhisperForConditionalGeneration",
+        "WhisperForCausalLM",
+        "WhisperForAudioClassification",
+    ),
+    tiny={
+        "d_model": 32,
+        "encoder_layers": 2,
+        "decoder_layers": 2,
+        "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2,
+        "encoder_ffn_dim": 64,
+        "decoder_ffn_dim": 64,
+        "num_mel_bins": 8,
+        "max_source_positions": 16,
+        "max_target_positions": 64,
+        "vocab_size": 99,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "decoder_start_token_id": 1,
+        "classifier_proj_size": 16,
+    },
+)
+
+FAMILIES = (WAV2VEC2, HUBERT, WHISPER)
 
 
 @hookimpl
 def ipu_model_families() -> tuple[Family, ...]:
-    """Declare no family."""
-    return ()
+    """Declare the families of this package."""
+    return FAMILIES

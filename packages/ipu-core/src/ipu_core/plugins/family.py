@@ -33,8 +33,8 @@ class Family:
         edits: "module:NAME" of checked source edits `parallelize` makes; see `ipu_core.rewrites.edits`.
         checks: "module:function" of what is asked of every batch before it runs, `(model, config, batch) -> None`,
             which raises a ValueError. What upstream asks of the values of a batch is asked here: a graph has none.
-        sample: "module:function" that completes a random batch for a class with inputs of its own:
-            `(model, batch, generator) -> batch`; see `ipu_core.samples`.
+        sample: "module:function" that completes a random batch for classes with inputs of their own:
+            `(model, batch, draw) -> batch`; see `ipu_core.samples`.
         overrides: names of plugins whose claims on the same classes this family replaces.
     """
 
