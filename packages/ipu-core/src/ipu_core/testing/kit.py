@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`conformance`: one test that asks of every class of a plugin's families all that a user relies on.
+
+It builds each class with the family's `tiny` configuration, and random batches of the class's inputs.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from ..config import IPUConfig
+from ..engine.executor import Executor
+from ..layout import count_layers, module_entries
+from ..modeling import PipelineMixin, to_pipelined
+from ..plugins.family import Family, load
+from ..samples import sample_batch
+from .equality import (
+    assert_inference_equals_plain,
+    assert_round_trip,
+    assert_training_equals_plain,
+    compositions,
+)
+from .losses import with_loss
+
+ATOL = {torch.float32: 1e-5, torch.float64: 1e-10}
+ROWS, LENGTH = 3, 12
+# Up to so many layers a class is compared on every split; with more on those into two, and on one layer an IPU.
+MOST_LAYERS = 4
+
+
+def conformance(*families: Family) -> Callable[..., None]:
+    """Make a test that pytest runs once for every class of the families and everything asked of it.
+
+    ::
+
+        test_my_family = conformance(MY_FAMILY)
+
+    Of each family: declaring it imports neither torch nor transformers. Of each class: the pipelined class exists and
+    is mixed into it; its layout leaves no parameter out and is in the order modules run; outputs, loss and every
+    gradient equal the plain model's on every split, in float32 and float64, padded and unpadded, dropout on; its
+    vocabulary works in shards; `parallelize` can be taken back; checkpoints are plain and load again.
+    """
+    import pytest
+
+    cases = [
+        pytest.param(check, (family,), id=f"{family.model_type}-{check.__name__}")
+        for family in families
+        for check in FAMILY_CHECKS
+    ] + [
+        pytest.param(check, (family, name), id=f"{name}-{check.__name__}")
+        for family in families
+        for name in family.models
+        for check in CLASS_CHECKS
+    ]
+
+    @pytest.mark.parametrize(("check", "subject"), cases)
+    def test(check: Callable[..., None], subject: tuple[Any, ...]) -> None:
+        check(*subject)
+
+    return test
+
+
+def tiny_model(family: Family, name: str, **options: Any) -> Any:
+    """Make a plain model of one class of a family in its tiny size, with the same weights every time.
+
+    `options` are values of its configuration.
+    """
+    cls = declared_class(family, name).plain_class()
+    torch.manual_seed(0)
+    return cls(cls.config_class(**{**family.tiny, **options}))
+
+
+def declared_class(family: Family, name: str) -> type[PipelineMixin]:
+    """Give the pipelined class a family declares for a class."""
+    found: type[PipelineMixin] = load(family.models[name])
+    return found
+
+
+def light(family: Family) -> None:
+    """Ask that the modules which declare a family's classes are not imported to declare it, nor anything heavy."""
+    packages = {target.partition(":")[0].partition(".")[0] for target in family.models.values()}
+    plugins = [f"{package}.plugin" for package in packages if importlib.util.find_spec(f"{package}.plugin")]
+    code = f"import sys, {', '.join(plugins)}; print(sorted({{'torch', 'transformers'}} & set(sys.modules)))"
+    printed = subprocess.check_output([sys.executable, "-c", code], text=True).strip()
+    assert printed == "[]", f"importing {' and '.join(plugins)} imports {printed}"
+
+
+def declared(family: Family, name: str) -> None:
+    """Ask that the declared class is there, is pipelined, and is what `to_pipelined` makes."""
+    cls = declared_class(family, name)
+    assert issubclass(cls, PipelineMixin), f"`{family.models[name]}` is no PipelineMixin class"
+    assert cls.plain_class().__name__ == name, f"`{cls.__name__}` is mixed into `{cls.plain_class().__name__}`"
+    model = tiny_model(family, name)
+    assert type(to_pipelined(model, IPUConfig(), family=family)) is cls
+
+
+def equal_in_float32(family: Family, name: str) -> None:
+    """Ask for equality with the plain model, and for a layout in the order modules run."""
+    _assert_equal(family, name, torch.float32)
+
+
+def equal_in_float64(family: Family, name: str) -> None:
+    """Ask for equality with the plain model, to the last digits."""
+    _assert_equal(family, name, torch.float64)
+
+
+def in_shards(family: Family, name: str) -> None:
+    """Ask that training equals plain when the vocabulary works in shards, where there is a vocabulary."""
+    model = tiny_model(family, name)
+    embedding = _embedding(model)
+    if embedding is None:
+        return
+    shards = next((n for n in range(2, 10) if embedding.num_embeddings % n == 0), None)
+    assert shards, f"{embedding.num_embeddings} ids do not divide into 2 to 9 shards: choose another tiny vocabulary"
+    config = IPUConfig(layers_per_ipu=[-1, -1], embedding_serialization_factor=shards)
+    batch, _ = _batches(model, torch.float32)
+    assert_training_equals_plain(_trainable(model, batch), config, batch, atol=ATOL[torch.float32])
+
+
+def reversible(family: Family, name: str) -> None:
+    """Ask that `parallelize` is taken back, and that a checkpoint is a plain one with the configuration beside it."""
+    model = tiny_model(family, name)
+    ipu_config = IPUConfig(layers_per_ipu=[-1, -1])
+    assert_round_trip(model, ipu_config)
+    pipelined = to_pipelined(model, ipu_config, family=family)
+    with tempfile.TemporaryDirectory() as directory:
+        with pipelined.parallelized():
+            pipelined.save_pretrained(directory)
+        for cls in (type(model), type(pipelined)):
+            loaded = cls.from_pretrained(directory)
+            assert type(loaded) is cls
+            _assert_same_state(loaded, model)
+        assert loaded.ipu_config == ipu_config
+
+
+FAMILY_CHECKS = (light,)
+CLASS_CHECKS = (declared, equal_in_float32, equal_in_float64, in_shards, reversible)
+
+
+def _assert_equal(family: Family, name: str, dtype: torch.dtype) -> None:
+    model = tiny_model(family, name).to(dtype)
+    batches = _batches(model, dtype)
+    splits = list(_splits(model, family))
+    used = assert_inference_equals_plain(model, splits, batches, atol=ATOL[dtype])
+    if dtype is torch.float32:
+        _assert_run_order(model, family, used[0])
+    assert_training_equals_plain(_trainable(model, batches[0]), splits, batches, atol=ATOL[dtype])
+
+
+def _splits(model: torch.nn.Module, family: Family) -> Iterator[IPUConfig]:
+    num_layers = count_layers(model, family.layout)
+    splits = compositions(num_layers) if num_layers <= MOST_LAYERS else _some_compositions(num_layers)
+    return (IPUConfig(layers_per_ipu=split) for split in splits)
+
+
+def _some_compositions(num_layers: int) -> list[list[int]]:
+    return [[num_layers], *([n, num_layers - n] for n in range(1, num_layers)), [1] * num_layers]
+
+
+def _assert_run_order(model: torch.nn.Module, family: Family, executor: Executor) -> None:
+    """Assert that what runs, on one IPU, runs in the order the family's layout declares."""
+    ran = list(dict.fromkeys(path for stage in executor.plan.stages for path in stage.modules))
+    declared_order = [entry.path for entry in module_entries(model, family.layout) if entry.path in ran]
+    assert ran == declared_order, f"the layout of {family.model_type} is declared as {declared_order}, it runs as {ran}"
+
+
+def _batches(model: torch.nn.Module, dtype: torch.dtype) -> list[dict[str, Any]]:
+    """Make an unpadded and a padded batch of the same shapes, one where there is nothing to pad."""
+    made = [sample_batch(model, batch_size=ROWS, length=LENGTH, padded=padded) for padded in (False, True)]
+    batches = [{name: _to(value, dtype) for name, value in batch.items()} for batch in made]
+    return batches if "attention_mask" in batches[0] or "labels" in batches[0] else batches[:1]
+
+
+def _to(value: Any, dtype: torch.dtype) -> Any:
+    return pytree.tree_map_only(torch.Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t, value)
+
+
+def _trainable(model: torch.nn.Module, batch: dict[str, Any]) -> torch.nn.Module:
+    """Give the model, with a loss where it has none for a batch."""
+    with torch.no_grad():
+        outputs = model.eval()(**batch)
+    return model if outputs.get("loss") is not None else with_loss(model)
+
+
+def _embedding(model: Any) -> torch.nn.Embedding | None:
+    try:
+        embedding = model.get_input_embeddings()
+    except (AttributeError, NotImplementedError):
+        return None
+    return embedding if isinstance(embedding, torch.nn.Embedding) else None
+
+
+def _assert_same_state(model: torch.nn.Module, expected: torch.nn.Module) -> None:
+    ours, theirs = model.state_dict(), expected.state_dict()
+    assert ours.keys() == theirs.keys(), f"keys differ: {sorted(ours.keys() ^ theirs.keys())}"
+    different = [name for name in ours if not torch.equal(ours[name], theirs[name])]
+    assert not different, f"loaded otherwise than saved: {different}"
