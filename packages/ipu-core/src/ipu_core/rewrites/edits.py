@@ -7,8 +7,8 @@ of its module's globals and bound to the modules of one model: classes, and othe
 """
 
 from __future__ import annotations
-
 import __future__
+
 import ast
 import contextlib
 import copy
@@ -141,7 +141,7 @@ def edited_source(edits: Sequence[Edit]) -> EditedSource:
         for change_number, change in enumerate(edit.changes):
             _make(tree, edit, change, mark=(number, change_number))
     text = ast.unparse(tree) + "\n"
-    again = ast.parse(text).body[0]
+    (again,) = ast.parse(text).body
     marked = _marked_lines(tree, again)
     filename = f"<edited {method.target} {hashlib.sha256(text.encode()).hexdigest()[:8]}>"
     # An entry without a time is never dropped, so that a traceback printed later still finds it.
@@ -243,8 +243,8 @@ class _Method:
         cells = wrapper.__closure__ or ()
         if not any(_holds(cell, wrapped) for cell in cells):
             raise EditError(
-                f"a decorator of `{self.target}`, `{wrapper.__code__.co_qualname}`, does not close over the function it "
-                "wraps: such a method cannot be edited"
+                f"a decorator of `{self.target}`, `{wrapper.__code__.co_qualname}`, does not close over the function "
+                "it wraps: such a method cannot be edited"
             )
         closure = tuple(CellType(function) if _holds(cell, wrapped) else cell for cell in cells)
         made = _like(wrapper, wrapper.__code__, wrapper.__globals__, closure)
@@ -259,9 +259,7 @@ def _holds(cell: CellType, value: Any) -> bool:
         return False
 
 
-def _like(
-    function: FunctionType, code: CodeType, names: dict[str, Any], closure: tuple[CellType, ...]
-) -> FunctionType:
+def _like(function: FunctionType, code: CodeType, names: dict[str, Any], closure: tuple[CellType, ...]) -> FunctionType:
     made = FunctionType(code, names, function.__name__, function.__defaults__, closure)
     made.__kwdefaults__ = function.__kwdefaults__
     made.__annotations__ = function.__annotations__
@@ -296,7 +294,7 @@ def _bound(module: torch.nn.Module, name: str, function: FunctionType) -> Iterat
     functions = _in_force.setdefault(module, {}).setdefault(name, [])
     if not functions and name in vars(module):
         raise EditError(
-            f"a {type(module).__name__} has a `{name}` of its own, {vars(module)[name]!r}, which an edit of its class's "
+            f"a {type(module).__name__} has a `{name}` of its own, {vars(module)[name]!r}, which an edit of its class "
             "would put out of use: take it away first"
         )
     functions.append(function)
@@ -327,8 +325,8 @@ def _make(tree: ast.FunctionDef, edit: Edit, change: Change, *, mark: tuple[int,
     if count != wanted_count:
         source = textwrap.indent(textwrap.dedent(change[0]).strip("\n"), "    ")
         raise EditError(
-            f"an edit of `{edit.target}` wants {wanted_count} of the source\n{source}\nand {upstream_version(edit)} has "
-            f"{count}; it was written for {edit.versions} ({edit.reason}): write it anew, or install such a version"
+            f"an edit of `{edit.target}` wants {wanted_count} of the source\n{source}\nand {upstream_version(edit)} "
+            f"has {count}; it was written for {edit.versions} ({edit.reason}): write it anew, or install such a version"
         )
 
 
@@ -354,7 +352,9 @@ def _replace_expressions(node: ast.AST, wanted: ast.expr, replacement: ast.expr)
             setattr(node, name, copy.deepcopy(replacement))
             count += 1
         elif isinstance(value, list):
-            places = [i for i, item in enumerate(value) if isinstance(item, ast.expr) and _plain(item) == _plain(wanted)]
+            places = [
+                i for i, item in enumerate(value) if isinstance(item, ast.expr) and _plain(item) == _plain(wanted)
+            ]
             count += len(places)
             count += sum(_replace_expressions(v, wanted, replacement) for i, v in enumerate(value) if i not in places)
             for i in places:
@@ -367,7 +367,9 @@ def _replace_expressions(node: ast.AST, wanted: ast.expr, replacement: ast.expr)
 def _replace_statements(node: ast.AST, wanted: list[ast.stmt], replacement: list[ast.stmt]) -> int:
     count = 0
     for _, value in ast.iter_fields(node):
-        if not (isinstance(value, list) and value and isinstance(value[0], (ast.stmt, ast.excepthandler, ast.match_case))):
+        if not (
+            isinstance(value, list) and value and isinstance(value[0], (ast.stmt, ast.excepthandler, ast.match_case))
+        ):
             continue
         at = 0
         while at < len(value):
@@ -386,7 +388,9 @@ def _plain(node: Any) -> Any:
     """Give plain values two trees have in common when they are the same code, on every version of Python."""
     if isinstance(node, ast.AST):
         fields = ((name, value) for name, value in ast.iter_fields(node) if name not in ("kind", "type_comment"))
-        return type(node).__name__, [(name, _plain(value)) for name, value in fields if value is not None and value != []]
+        return type(node).__name__, [
+            (name, _plain(value)) for name, value in fields if value is not None and value != []
+        ]
     if isinstance(node, list):
         return [_plain(item) for item in node]
     return repr(node)
@@ -398,8 +402,8 @@ def _marked_lines(tree: ast.AST, again: ast.AST) -> dict[tuple[int, int], frozen
     for old, new in zip(ast.walk(tree), ast.walk(again), strict=True):
         if hasattr(old, "mark") and isinstance(new, (ast.expr, ast.stmt)):
             # That an `if` was asked proves nothing about what is under it.
-            inner = [n for n in ast.walk(new) if isinstance(n, ast.stmt) and not hasattr(n, "body")]
-            lines.setdefault(old.mark, set()).update(n.lineno for n in inner or [new])
+            inner = {n.lineno for n in ast.walk(new) if isinstance(n, ast.stmt) and not hasattr(n, "body")}
+            lines.setdefault(old.mark, set()).update(inner or {new.lineno})
     return {mark: frozenset(numbers) for mark, numbers in lines.items()}
 
 

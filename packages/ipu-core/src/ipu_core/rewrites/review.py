@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -23,6 +23,7 @@ from .edits import Edit, edited, edited_source, edits_of, is_as_written_for, ups
 
 APPLIES, BODY_CHANGED, DRIFTED, NEVER_EXECUTED = "applies", "body changed", "drifted", "never executed"
 ROWS, LENGTH = 2, 16
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,18 @@ class Review:
         """Whether the edit does what it is for."""
         return self.outcome in (APPLIES, BODY_CHANGED)
 
+    def as_dict(self) -> dict[str, str]:
+        """Give what `ipu edits --json` prints of it."""
+        edit = self.edit
+        return {
+            "function": edit.target,
+            "outcome": self.outcome,
+            "reason": edit.reason,
+            "package": self.plugin,
+            "versions": edit.versions,
+            "note": self.note,
+        }
+
 
 def review(plugins: Iterable[Plugin]) -> Iterator[Review]:
     """Say of every edit of every plugin what became of it, one after the other."""
@@ -69,11 +82,11 @@ def _reviews(plugin: str, families: list[tuple[Family, tuple[Edit, ...]]]) -> It
         yield replace(found, outcome=NEVER_EXECUTED, note="; ".join(notes)) if is_idle else found
 
 
-def _without_duplicates(edits: Iterable[Edit]) -> list[Edit]:
-    found: list[Edit] = []
-    for edit in edits:
-        if edit not in found:
-            found.append(edit)
+def _without_duplicates(values: Iterable[T]) -> list[T]:
+    found: list[T] = []
+    for value in values:
+        if value not in found:
+            found.append(value)
     return found
 
 
@@ -92,12 +105,60 @@ def _run_by(family: Family, edits: list[Edit], notes: list[str]) -> list[Edit]:
     """Run tiny models of a family until all of `edits` have run, and give those that did."""
     waiting = list(edits)
     for name, target in family.models.items():
-        for probe in _without_duplicates_of([edit.probe for edit in waiting]):
+        for probe in _without_duplicates(edit.probe for edit in waiting):
             try:
-                model = load(target).plain_class()(_config(target, {**family.tiny, **probe}))
-                waiting = [edit for edit in waiting if not _runs(model, edits, edit)]
-            except Exception as error:  # what upstream, or a plugin, raises is something to report
+                ran = _ran(_tiny_model(target, {**family.tiny, **probe}), edits)
+            except Exception as error:  # whatever upstream or a plugin raises is something to tell
                 notes.append(f"{name} raised {type(error).__name__}: {error}")
+                continue
+            waiting = [edit for edit in waiting if edit not in ran]
         if not waiting:
             break
     return [edit for edit in edits if edit not in waiting]
+
+
+def _tiny_model(target: str, values: Mapping[str, Any]) -> torch.nn.Module:
+    plain = load(target).plain_class()
+    model: torch.nn.Module = plain(plain.config_class(**values))
+    return model
+
+
+def _ran(model: torch.nn.Module, edits: list[Edit]) -> list[Edit]:
+    """Give the edits each of whose changes runs in a forward of `model`, in evaluation or in training."""
+    groups = [[edit for edit in edits if edit.target == target] for target in {e.target: None for e in edits}]
+    sources = [(group, edited_source(group)) for group in groups]
+    with (
+        torch.random.fork_rng(devices=[]),
+        torch.no_grad(),
+        edited(model, edits),
+        _noted_lines({source.filename for _, source in sources}) as lines,
+    ):
+        torch.manual_seed(0)
+        for training in (False, True):
+            model.train(training)(**sample_batch(model, batch_size=ROWS, length=LENGTH, labels=training, padded=True))
+    return [
+        edit
+        for group, source in sources
+        for edit, changes in zip(group, source.lines, strict=True)
+        if all(change & lines[source.filename] for change in changes)
+    ]
+
+
+@contextlib.contextmanager
+def _noted_lines(filenames: Collection[str]) -> Iterator[Mapping[str, set[int]]]:
+    """Note, inside the block, the lines that run of some files."""
+    lines: dict[str, set[int]] = {filename: set() for filename in filenames}
+
+    def note(frame: FrameType, event: str, _: Any) -> Any:
+        if frame.f_code.co_filename not in lines:
+            return None
+        if event == "line":
+            lines[frame.f_code.co_filename].add(frame.f_lineno)
+        return note
+
+    before = sys.gettrace()
+    sys.settrace(note)
+    try:
+        yield lines
+    finally:
+        sys.settrace(before)
