@@ -43,6 +43,10 @@ def _parser() -> argparse.ArgumentParser:
     plugins.add_argument("--traceback", action="store_true", help="print where a broken plugin raised")
     plugins.set_defaults(run=_plugins)
 
+    edits = commands.add_parser("edits", help="say whether the source edits of the plugins fit the installed upstream")
+    edits.add_argument("--json", action="store_true", help="print JSON")
+    edits.set_defaults(run=_edits)
+
     doctor = commands.add_parser("doctor", help="say which engines can run here, and why the others cannot")
     doctor.add_argument("--config", metavar="FILE", type=Path, help="say what each option of an ipu_config.json does")
     doctor.set_defaults(run=_doctor)
@@ -102,6 +106,23 @@ def _plugins(options: argparse.Namespace) -> int:
 
 def _plain(family: Any) -> dict[str, Any]:
     return {"model_type": family.model_type, "layout": family.layout, "models": dict(family.models)}
+
+
+def _edits(options: argparse.Namespace) -> int:
+    from .rewrites.review import review
+
+    found = []
+    for reviewed in review(installed().plugins):
+        found.append(reviewed)
+        if not options.json:
+            note = f"\n    {reviewed.note}" if reviewed.note else ""
+            edit = reviewed.edit
+            print(f"{reviewed.outcome:<15} {reviewed.plugin:<8} {edit.target}\n    {edit.reason}{note}", flush=True)
+    if options.json:
+        print(json.dumps([reviewed.as_dict() for reviewed in found], indent=2))
+    elif not found:
+        print("no installed plugin declares a source edit")
+    return 0 if all(reviewed.is_good for reviewed in found) else 1
 
 
 def _doctor(options: argparse.Namespace) -> int:

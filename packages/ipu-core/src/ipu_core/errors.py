@@ -14,6 +14,7 @@
     ├── LayoutError (ValueError)                  a model whose modules cannot be laid out
     ├── CaptureError (RuntimeError)               a forward that is not one static graph
     ├── CompileError (RuntimeError)               a stage torch cannot compile
+    ├── EditError (RuntimeError)                  a source edit that does not fit the installed upstream
     ├── EngineNotAvailableError (RuntimeError)    an engine or a device that is not here
     ├── NotCompiledError (RuntimeError)           a plan asked of an executor that has none yet
     └── PluginError (RuntimeError)                a plugin that cannot be used
@@ -71,6 +72,10 @@ class CaptureError(IPUError, RuntimeError):
 
 class CompileError(IPUError, RuntimeError):
     """A stage that cannot be compiled."""
+
+
+class EditError(IPUError, RuntimeError):
+    """A checked source edit that does not fit what it is about."""
 
 
 class EngineNotAvailableError(IPUError, RuntimeError):

@@ -25,6 +25,7 @@ from .partition import layer_ipus
 from .plugins.family import Family, load
 from .plugins.registry import Claim, installed
 from .rewrites.configured import serialized_vocabulary
+from .rewrites.edits import edited, edits_of
 
 logger = logging.getLogger(__name__)
 ModuleT = TypeVar("ModuleT", bound=torch.nn.Module)
@@ -133,6 +134,7 @@ class PipelineMixin(_MixinBase):
         Raises:
             IncompatibleIPUConfigError: `layers_per_ipu` does not add up to the model's layers, or the model cannot be
                 serialized as it says.
+            EditError: a source edit of the family does not fit the installed upstream.
         """
         self.deparallelize()
         config = self._execution_config(for_inference=for_inference)
@@ -141,6 +143,7 @@ class PipelineMixin(_MixinBase):
             targets = self.family.rewrites if self.family else ()
             for rewrite in (serialized_vocabulary, *map(load, targets)):
                 changes.enter_context(rewrite(self, config))
+            changes.enter_context(edited(self, edits_of(self.family.edits if self.family else ())))
             self._changes = changes.pop_all()
         self._parallelized_as = config
         logger.info("%s: layers on IPUs %s", type(self).__name__, list(layer_ipus(layers)))
