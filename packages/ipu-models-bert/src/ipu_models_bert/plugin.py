@@ -81,6 +81,7 @@ DEBERTA = Family(
         "DebertaForQuestionAnswering",
     ),
     tiny={**TINY, **RELATIVE, "max_relative_positions": 16},
+    edits=("ipu_models_bert.losses:LABELLED_ROWS",),
 )
 
 DEBERTA_V2 = Family(
@@ -96,6 +97,7 @@ DEBERTA_V2 = Family(
         "DebertaV2ForQuestionAnswering",
     ),
     tiny={**TINY, **RELATIVE, "position_buckets": 8, "norm_rel_ebd": "layer_norm", "share_att_key": True},
+    edits=("ipu_models_bert.losses:LABELLED_ROWS",),
 )
 
 MPNET = Family(
@@ -128,6 +130,8 @@ ELECTRA = Family(
         "ElectraForQuestionAnswering",
     ),
     tiny={**TINY, "embedding_size": 16},
+    edits=("ipu_models_bert.losses:ATTENDED_TOKENS",),
+    sample="ipu_models_bert.samples:replaced_tokens",
 )
 
 ALBERT = Family(

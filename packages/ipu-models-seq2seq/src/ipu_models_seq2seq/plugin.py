@@ -70,6 +70,8 @@ T5 = Family(
         "T5ForQuestionAnswering",
     ),
     tiny=T5_TINY,
+    edits=("ipu_models_seq2seq.pooling:LAST_END",),
+    checks=("ipu_models_seq2seq.pooling:equal_ends",),
 )
 
 MT5 = Family(
@@ -85,6 +87,8 @@ MT5 = Family(
         "MT5ForQuestionAnswering",
     ),
     tiny=T5_TINY,
+    edits=("ipu_models_seq2seq.pooling:LAST_END",),
+    checks=("ipu_models_seq2seq.pooling:equal_ends",),
 )
 
 BART = Family(
@@ -99,6 +103,8 @@ BART = Family(
         "BartForQuestionAnswering",
     ),
     tiny=BART_TINY,
+    edits=("ipu_models_seq2seq.pooling:LAST_END",),
+    checks=("ipu_models_seq2seq.pooling:equal_ends",),
 )
 
 MBART = Family(
@@ -113,6 +119,8 @@ MBART = Family(
         "MBartForQuestionAnswering",
     ),
     tiny=BART_TINY,
+    edits=("ipu_models_seq2seq.pooling:LAST_END",),
+    checks=("ipu_models_seq2seq.pooling:equal_ends",),
 )
 
 PEGASUS = Family(
@@ -161,6 +169,7 @@ GPT2 = Family(
         "bos_token_id": 1,
         "eos_token_id": 2,
     },
+    sample="ipu_models_seq2seq.samples:with_choices",
 )
 
 GPT_NEOX = Family(

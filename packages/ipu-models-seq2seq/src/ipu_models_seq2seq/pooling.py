@@ -47,10 +47,10 @@ def _edit(target: str, names: Mapping[str, str], digest: str) -> Edit:
 
 
 LAST_END = (
-    _edit("bart.modeling_bart:Bart", _BART, ""),
-    _edit("mbart.modeling_mbart:MBart", _BART, ""),
-    _edit("t5.modeling_t5:T5", _T5, ""),
-    _edit("mt5.modeling_mt5:MT5", _T5, ""),
+    _edit("bart.modeling_bart:Bart", _BART, "e856f81dffd73b56"),
+    _edit("mbart.modeling_mbart:MBart", _BART, "e856f81dffd73b56"),
+    _edit("t5.modeling_t5:T5", _T5, "d4352c82ec72fed4"),
+    _edit("mt5.modeling_mt5:MT5", _T5, "d4352c82ec72fed4"),
 )
 
 
