@@ -22,7 +22,7 @@ import logging
 import operator
 import textwrap
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import CellType, CodeType, FunctionType, MethodType
 from typing import Any
@@ -109,7 +109,7 @@ def edited(model: torch.nn.Module, edits: Iterable[Edit]) -> Iterator[None]:
     bindings = [binding for group in by_target.values() for binding in _bindings(model, group)]
     with contextlib.ExitStack() as stack:
         for module, name, function in bindings:
-            stack.enter_context(_bound(module, name, function))
+            stack.enter_context(bound(module, name, function))
         yield
 
 
@@ -286,11 +286,16 @@ def _bindings(model: torch.nn.Module, edits: Sequence[Edit]) -> Iterator[tuple[t
 
 
 # What is bound to each module now, the last one in force; two models may share a module.
-_in_force: weakref.WeakKeyDictionary[torch.nn.Module, dict[str, list[FunctionType]]] = weakref.WeakKeyDictionary()
+_in_force: weakref.WeakKeyDictionary[torch.nn.Module, dict[str, list[Callable[..., Any]]]] = weakref.WeakKeyDictionary()
 
 
 @contextlib.contextmanager
-def _bound(module: torch.nn.Module, name: str, function: FunctionType) -> Iterator[None]:
+def bound(module: torch.nn.Module, name: str, function: Callable[..., Any]) -> Iterator[None]:
+    """Bind `function` to one module as its method `name`, in the place of its class's; leaving takes it away.
+
+    Raises:
+        EditError: the module has a method of its own under this name.
+    """
     functions = _in_force.setdefault(module, {}).setdefault(name, [])
     if not functions and name in vars(module):
         raise EditError(
