@@ -94,8 +94,10 @@ def _sizes(model: Any, batch: dict[str, Any]) -> tuple[int, int, int, torch.Tens
         rows, num_features, num_frames = batch["input_features"].shape
         return rows, num_features, num_frames, batch.get("attention_mask")
     rows, length = batch["input_values"].shape
-    num_frames = int(model._get_feat_extract_output_lengths(length))
+    # Masks are of what the convolutions make, before an adapter shortens it.
+    without_adapter = {"add_adapter": False} if hasattr(model.config, "add_adapter") else {}
+    num_frames = int(model._get_feat_extract_output_lengths(length, **without_adapter))
     mask = batch.get("attention_mask")
     if mask is not None:
-        mask = model._get_feature_vector_attention_mask(num_frames, mask, add_adapter=False)
+        mask = model._get_feature_vector_attention_mask(num_frames, mask, **without_adapter)
     return rows, model.config.hidden_size, num_frames, mask
