@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import IPUError, nearest
+from .plugins.family import Family, load
 from .plugins.registry import describe, installed
 
 if TYPE_CHECKING:
@@ -276,10 +277,11 @@ def _random_model(options: argparse.Namespace, *, device: str) -> PipelineMixin:
     if options.model is not None:
         if not (options.model / "config.json").is_file():
             raise OSError(f"`{options.model}` is not a directory with a config.json")
+        family = _registered(json.loads((options.model / "config.json").read_bytes()).get("model_type"))
         config = transformers.AutoConfig.from_pretrained(options.model, local_files_only=True, **values)
         name = options.class_name or (config.architectures or [""])[0]
     else:
-        family = installed().family(options.family)
+        family = _registered(options.family)
         if family is None:
             known = [f.model_type for plugin in installed().plugins for f in plugin.families]
             raise ValueError(
@@ -291,13 +293,33 @@ def _random_model(options: argparse.Namespace, *, device: str) -> PipelineMixin:
             values.setdefault("num_hidden_layers", sum(layers))
         config = transformers.AutoConfig.for_model(options.family, **values)
         name = options.class_name or next(iter(family.models))
-    cls = getattr(transformers, name, None)
-    if cls is None:
-        raise ValueError(f"transformers has no class `{name}`: give one with --class")
+    cls = _model_class(name, family)
     with torch.device(device):
         model = cls(config)
     pipelined: PipelineMixin = to_pipelined(model, ipu_config)
     return pipelined
+
+
+def _registered(model_type: str | None) -> Family | None:
+    """Give the family of a model type; of an architecture of its own the module is imported, which registers it."""
+    import transformers
+
+    family = installed().family(model_type) if model_type else None
+    if family is not None and family.models and model_type not in transformers.CONFIG_MAPPING:
+        load(next(iter(family.models.values())))
+    return family
+
+
+def _model_class(name: str, family: Family | None) -> type[Any]:
+    """Give the class of transformers, or one of an architecture of a plugin's own."""
+    import transformers
+
+    cls: type[Any] | None = getattr(transformers, name, None)
+    if cls is None and family is not None and name in family.models:
+        cls = load(family.models[name]).plain_class()
+    if cls is None:
+        raise ValueError(f"transformers has no class `{name}`, and no plugin declares it: give another with --class")
+    return cls
 
 
 def _layers(text: str) -> list[int] | str:

@@ -50,6 +50,7 @@ class ExecutionConfig:
     serialized_embedding_splits_per_ipu: tuple[int, ...] | None = None
     projection_serialization_factor: int = 1
     serialized_projection_splits_per_ipu: tuple[int, ...] | None = None
+    max_masked_tokens: int | None = None
     recompute_checkpoint_every_layer: bool = False
     schedule: str = "sequential"
     stages_per_ipu: int = 1
@@ -302,6 +303,7 @@ class IPUConfig(BaseConfig):
             serialized_embedding_splits_per_ipu=tuple(embedding_splits) if embedding_splits else None,
             projection_serialization_factor=read("projection_serialization_factor") or 1,
             serialized_projection_splits_per_ipu=tuple(projection_splits) if projection_splits else None,
+            max_masked_tokens=self.max_masked_tokens,
             recompute_checkpoint_every_layer=not inference and self.recompute_checkpoint_every_layer,
             schedule=self.schedule,
             stages_per_ipu=read("stages_per_ipu"),

@@ -9,6 +9,7 @@
     ├── BatchError (ValueError)                   a batch the executor cannot take
     │   ├── BatchSizeError                        rows that do not divide into micro-batches
     │   ├── BatchMismatchError                    other names, shapes or dtypes than compiled
+    │   ├── MaskedTokensError                     a row with more labels than `max_masked_tokens`
     │   └── LossError                             no loss to train on, or several to choose from
     ├── ScheduleError (ValueError)                a schedule that does not end, or text that is none
     ├── LayoutError (ValueError)                  a model whose modules cannot be laid out
@@ -52,6 +53,10 @@ class BatchSizeError(BatchError):
 
 class BatchMismatchError(BatchError):
     """Names, shapes, dtypes or constants that differ from the compiled ones."""
+
+
+class MaskedTokensError(BatchError):
+    """A row with more labelled tokens than the head of the compiled model sees."""
 
 
 class LossError(BatchError):

@@ -26,6 +26,7 @@ from .plugins.family import Family, load
 from .plugins.registry import Claim, installed
 from .rewrites.configured import serialized_vocabulary
 from .rewrites.edits import edited, edits_of
+from .rewrites.masked import masked_token_head, refuse_more_labels
 
 logger = logging.getLogger(__name__)
 ModuleT = TypeVar("ModuleT", bound=torch.nn.Module)
@@ -112,14 +113,17 @@ class PipelineMixin(_MixinBase):
         return self.family.layout if self.family else None
 
     def check_batch(self, batch: Mapping[str, Any], *, for_inference: bool = False) -> None:
-        """Ask of a batch what its family does, such as that labels are in range; executors ask before they run it.
+        """Ask of a batch what its family and its options do, such as that labels are in range, before it is run.
+
+        Executors ask it of every batch.
 
         Raises:
             ValueError: what upstream's forward would raise, which a captured graph cannot: it has no values to look at.
         """
         config = self._execution_config(for_inference=for_inference)
-        for target in self.family.checks if self.family else ():
-            load(target)(self, config, batch)
+        targets = self.family.checks if self.family else ()
+        for check in (refuse_more_labels, *map(load, targets)):
+            check(self, config, batch)
 
     @property
     def is_parallelized(self) -> bool:
@@ -141,7 +145,7 @@ class PipelineMixin(_MixinBase):
         layers = config.expand_layers(count_layers(self, self.layout_patterns))
         with contextlib.ExitStack() as changes:
             targets = self.family.rewrites if self.family else ()
-            for rewrite in (serialized_vocabulary, *map(load, targets)):
+            for rewrite in (serialized_vocabulary, masked_token_head, *map(load, targets)):
                 changes.enter_context(rewrite(self, config))
             changes.enter_context(edited(self, edits_of(self.family.edits if self.family else ())))
             self._changes = changes.pop_all()

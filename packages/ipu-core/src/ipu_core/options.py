@@ -220,6 +220,14 @@ OPTIONS: dict[str, Option] = {
             meaning="shards of the output projection on each IPU",
         ),
         Option(
+            name="max_masked_tokens",
+            default=None,
+            kind=_INT,
+            minimum=1,
+            optional=True,
+            meaning="the most tokens with a label in one row: a masked-language head computes at so many, logits too",
+        ),
+        Option(
             name="devices",
             default=None,
             kind=NAMES,

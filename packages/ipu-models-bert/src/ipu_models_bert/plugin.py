@@ -150,8 +150,24 @@ ALBERT = Family(
     tiny={**TINY, "embedding_size": 16},
 )
 
+GROUPBERT = Family(
+    model_type="groupbert",
+    layout=("embeddings", "encoder.layer.*", "pooler"),
+    models=pipelined_in(
+        "ipu_models_bert.groupbert",
+        "GroupBertModel",
+        "GroupBertForPreTraining",
+        "GroupBertForMaskedLM",
+        "GroupBertForSequenceClassification",
+        "GroupBertForMultipleChoice",
+        "GroupBertForTokenClassification",
+        "GroupBertForQuestionAnswering",
+    ),
+    tiny=TINY,
+)
 
-FAMILIES = (BERT, ROBERTA, DISTILBERT, DEBERTA, DEBERTA_V2, MPNET, ELECTRA, ALBERT)
+
+FAMILIES = (BERT, ROBERTA, DISTILBERT, DEBERTA, DEBERTA_V2, MPNET, ELECTRA, ALBERT, GROUPBERT)
 
 
 @hookimpl

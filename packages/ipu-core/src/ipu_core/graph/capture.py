@@ -20,7 +20,7 @@ import torch
 from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
-from ..errors import CaptureError
+from ..errors import CaptureError, IPUError
 from ..report.progress import progress_of_forward
 from .aliases import aliases, written
 from .watch import watched
@@ -94,7 +94,7 @@ def capture(model: torch.nn.Module, batch: Mapping[str, Any], *, training: bool)
         try:
             with watched(model, training=training), progress_of_forward(model, f"capturing {name}"):
                 program = torch.export.export(model, (), without_cache(model, batch), strict=False)
-        except CaptureError:
+        except IPUError:
             raise
         except Exception as error:
             raise CaptureError(_explain(name, error)) from error
