@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.utils import _pytree as pytree
 
-from .capture import Capture, Constant, Source
+from .capture import Capture, Constant, Source, node_runs
 
 GRAPH, CONSTANTS = "graph.json", "constants.safetensors"
 _PLAIN = (bool, int, float, str, type(None))
@@ -81,7 +81,7 @@ def graph_to_json(module: torch.fx.GraphModule) -> dict[str, Any]:
                 "args": _to_json(node.args, _by_name),
                 "kwargs": _to_json(node.kwargs, _by_name),
                 "value": _value_to_json(node.meta.get("val")),
-                "modules": [path for path, _ in (node.meta.get("nn_module_stack") or {}).values()],
+                "modules": node_runs(node),
             }
         )
     return {"nodes": nodes, "children": children}
@@ -100,7 +100,6 @@ def graph_from_json(content: Mapping[str, Any]) -> torch.fx.GraphModule:
         if stored["value"] is not None:
             node.meta["val"] = _value_from_json(stored["value"])
         if stored["modules"]:
-            # Keys and types are the tracer's own affair; what is read is the path.
             node.meta["nn_module_stack"] = {str(i): (path, "") for i, path in enumerate(stored["modules"])}
         nodes[stored["name"]] = node
     return torch.fx.GraphModule(root, graph)
