@@ -181,10 +181,10 @@ def place(
 ) -> dict[str, int | None]:
     """Give the IPU of each entry; None for an entry whose parts a rewrite spreads, the rest of it runs where they end.
 
-    What a rewrite puts on an IPU is there. Layers, all their modules, go where `layers_per_ipu` says, in `stages_per_ipu` rounds over the
-    IPUs. A module that shares a parameter with one that ran before it goes to the same IPU (a tied head sits with its
-    embedding). Of the others, those before the first layer go to the first IPU, those after the last layer to the last,
-    and those in between to the IPU of the layer before them.
+    What a rewrite puts on an IPU is there. Layers, with all their modules, go where `layers_per_ipu` says, in
+    `stages_per_ipu` rounds over the IPUs. A module that shares a parameter with one that ran before it goes to the same
+    IPU (a tied head sits with its embedding). Of the others, those before the first layer go to the first IPU, those
+    after the last layer to the last, and those in between to the IPU of the layer before them.
     """
     layers = iter(rounds(layers_per_ipu, config.stages_per_ipu))
     remaining, current = model_layout.num_layers, 0

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils import _pytree as pytree
 
 from .capture import Capture, Constant, Source, node_runs
+from .functions import is_function
 
 GRAPH, CONSTANTS = "graph.json", "constants.safetensors"
 _PLAIN = (bool, int, float, str, type(None))
@@ -71,6 +72,8 @@ def graph_to_json(module: torch.fx.GraphModule) -> dict[str, Any]:
     children = {}
     nodes = []
     for node in module.graph.nodes:
+        if is_function(node):
+            raise NotStorable(f"the operator `{node.target}` is an autograd function of this process")
         if node.op == "get_attr":
             children[node.target] = graph_to_json(getattr(module, node.target))
         nodes.append(
