@@ -51,12 +51,25 @@ def test_nested_stacks_of_a_transformers_model_are_discovered():
 
 def test_encoder_and_decoder_layers_are_counted_together():
     config = transformers.T5Config(d_model=32, num_layers=2, num_decoder_layers=3, num_heads=2, d_ff=64, d_kv=16)
-    assert count_layers(transformers.T5ForConditionalGeneration(config), None) == 5
+    model = transformers.T5ForConditionalGeneration(config)
+    assert sum(entry.repeated for entry in module_entries(model, None)) == 5
+    assert count_layers(model, ("shared", "encoder.block.*", "decoder.block.*", "encoder", "decoder")) == 5
 
 
 def test_stages_made_of_layers_are_cut_between_their_layers():
     config = transformers.ConvNextConfig(depths=[1, 1, 3, 1], hidden_sizes=[8, 8, 16, 16], num_stages=4)
-    assert count_layers(transformers.ConvNextForImageClassification(config), None) == 6
+    entries = module_entries(transformers.ConvNextForImageClassification(config), None)
+    assert sum(entry.repeated for entry in entries) == 6
+
+
+def test_layers_are_counted_without_a_run_where_it_could_not_change_their_number():
+    assert count_layers(make(Chain), None) == 3
+    assert count_layers(make(Chain, num_layers=1), None) is None  # it may be a shared one
+    config = transformers.ConvNextConfig(depths=[1, 1, 3, 1], hidden_sizes=[8, 8, 16, 16], num_stages=4)
+    assert count_layers(transformers.ConvNextForImageClassification(config), None) is None
+    config = transformers.T5Config(d_model=32, num_layers=2, num_heads=2, d_ff=64, d_kv=16)
+    assert count_layers(transformers.T5EncoderModel(config), None) == 2
+    assert count_layers(transformers.T5Model(config), None) is None  # a batch may leave one of the lists out
 
 
 def test_a_declaration_is_relative_to_the_base_model_and_heads_follow():
@@ -77,5 +90,6 @@ def test_a_gap_is_refused_with_the_modules_it_leaves_out():
 
 
 def test_a_model_without_layers_is_refused():
-    with pytest.raises(LayoutError, match="`Flat` has no list of layers .*: declare a Family"):
+    message = r"`Flat` has no list of layers .*: declare a Family .* `linear` \(Linear\) does, which holds 100% of its"
+    with pytest.raises(LayoutError, match=message):
         module_entries(make(Flat), None)

@@ -102,10 +102,13 @@ class Account:
 
     def memory(self, ipu: int, held: Holding, flying: InFlight) -> Memory:
         """Give the memory of one IPU."""
-        gradients = self.gradients(held)
+        own = self.gradients(held)
+        # The gradient of a copy is there until it is added to that of what it is a copy of.
+        of_copies = 0 if self.config.inference else held.copied_trainable_bytes
+        gradients = own + of_copies
         state = self.state(held)
-        always = held.parameter_bytes + held.buffer_bytes
-        beside = max(flying.peak.get(ipu, 0), gradients + (self.workspace if gradients else 0))
+        always = held.parameter_bytes + held.buffer_bytes + held.copied_bytes
+        beside = max(flying.peak.get(ipu, 0) + of_copies, gradients + (self.workspace if own else 0))
         return Memory(
             ipu=ipu,
             parameters=always,

@@ -46,7 +46,7 @@ class Owners:
                 continue
             if entry.ipu is not None or home < config.ipus_per_replica - 1:
                 ipus[entry.path] = home
-            elif not entry.repeated and num_seen in (0, model_layout.num_layers):
+            elif not (entry.repeated or entry.continues) and num_seen in (0, model_layout.num_layers):
                 ipus[entry.path] = home if num_seen else 0
             else:
                 layers[entry.path] = num_seen - 1

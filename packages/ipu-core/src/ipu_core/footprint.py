@@ -22,7 +22,7 @@ from .engine.schedule import BACKWARD, FORWARD, Action, make_schedule, simulate
 from .graph.capture import Capture
 from .graph.cut import Segment, cut
 from .graph.split import StageGraph, split
-from .holdings import Holding, holdings, trainable_values
+from .holdings import Copies, Holding, copies, held_by_ipus, holdings, trainable_values
 from .planning import Memory, value_bytes
 
 
@@ -34,6 +34,7 @@ class Footprint:
         visits: what runs from entering one module to entering the next, each cut out as a stage of its own.
         paths: the module of each visit.
         held: what each visit holds.
+        copies: what several visits read.
         run: what the passes of each visit do.
         sizes: bytes of the values of the graph.
         account: how that becomes memory.
@@ -42,6 +43,7 @@ class Footprint:
     visits: tuple[Segment, ...]
     paths: tuple[str, ...]
     held: tuple[Holding, ...]
+    copies: tuple[Copies, ...]
     run: DryRun
     sizes: Mapping[str, int]
     account: Account
@@ -59,9 +61,7 @@ class Footprint:
         flying = in_flight(
             DryRun(first=first, following=following), order, stage_ipus, [self._received(s, ipus) for s in stages]
         )
-        held = [Holding() for _ in range(config.ipus_per_replica)]
-        for ipu, holding in zip(ipus, self.held, strict=True):
-            held[ipu] += holding
+        held = held_by_ipus(self.held, self.copies, ipus, config.ipus_per_replica)
         return tuple(self.account.memory(ipu, holding, flying) for ipu, holding in enumerate(held))
 
     def _received(self, stage: Sequence[int], ipus: Sequence[int]) -> int:
@@ -109,6 +109,7 @@ def footprint(
         visits=visits,
         paths=tuple(paths[visit.ipu] for visit in entered),
         held=holdings(captured, visits, model),
+        copies=copies(captured, visits, model),
         run=run,
         sizes={node.name: value_bytes(node.meta.get("val")) for node in captured.graph.nodes},
         account=Account.of(config, model, optimizer),

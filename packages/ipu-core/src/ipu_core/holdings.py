@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,12 +16,14 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True, kw_only=True)
 class Holding:
-    """What one stage holds: `num_parameters` elements, and bytes."""
+    """What one stage or IPU holds: `num_parameters` elements, and bytes; copies are of what another IPU holds."""
 
     num_parameters: int = 0
     parameter_bytes: int = 0
     trainable_bytes: int = 0
     buffer_bytes: int = 0
+    copied_bytes: int = 0
+    copied_trainable_bytes: int = 0
 
     def __add__(self, other: Holding) -> Holding:
         return Holding(
@@ -29,7 +31,18 @@ class Holding:
             parameter_bytes=self.parameter_bytes + other.parameter_bytes,
             trainable_bytes=self.trainable_bytes + other.trainable_bytes,
             buffer_bytes=self.buffer_bytes + other.buffer_bytes,
+            copied_bytes=self.copied_bytes + other.copied_bytes,
+            copied_trainable_bytes=self.copied_trainable_bytes + other.copied_trainable_bytes,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Copies:
+    """One tensor that several segments read: `home` holds it, and an IPU without it that has a `reader` has `copy`."""
+
+    home: int
+    readers: frozenset[int]
+    copy: Holding
 
 
 def holdings(captured: Capture, segments: Sequence[Segment], model: torch.nn.Module) -> tuple[Holding, ...]:
@@ -40,6 +53,32 @@ def holdings(captured: Capture, segments: Sequence[Segment], model: torch.nn.Mod
         for segment, rows in _pieces(tensor, users, segments):
             held[segment] += _holding(tensor, rows, is_parameter=id(tensor) in parameters)
     return tuple(held)
+
+
+def copies(captured: Capture, segments: Sequence[Segment], model: torch.nn.Module) -> tuple[Copies, ...]:
+    """Give the tensors that several segments read, as the runs of a shared layer read their weights."""
+    home = {name: i for i, segment in enumerate(segments) for name in segment.nodes}
+    found = []
+    for tensor, users in _readers(captured, model):
+        readers = frozenset(home[user.name] for user in users)
+        if len(readers) > 1 and not all(_is_row_slice(user) for user in users):
+            trains = tensor.requires_grad and isinstance(tensor, torch.nn.Parameter)
+            copy = Holding(copied_bytes=_size(tensor), copied_trainable_bytes=_size(tensor) if trains else 0)
+            found.append(Copies(home=min(readers), readers=readers, copy=copy))
+    return tuple(found)
+
+
+def held_by_ipus(
+    held: Sequence[Holding], shared: Iterable[Copies], ipus: Sequence[int], num_ipus: int
+) -> list[Holding]:
+    """Add up what segments on some IPUs hold, and the copies those IPUs need."""
+    total = [Holding() for _ in range(num_ipus)]
+    for ipu, holding in zip(ipus, held, strict=True):
+        total[ipu] += holding
+    for tensor in shared:
+        for ipu in {ipus[reader] for reader in tensor.readers} - {ipus[tensor.home]}:
+            total[ipu] += tensor.copy
+    return total
 
 
 def trainable_values(captured: Capture, model: torch.nn.Module) -> set[str]:
@@ -94,6 +133,10 @@ def _is_row_slice(node: torch.fx.Node) -> bool:
 def _rows(node: torch.fx.Node, rows: int) -> tuple[int, int]:
     start, stop = (*node.args[2:4], None, None)[:2]
     return (start if isinstance(start, int) else 0, min(stop, rows) if isinstance(stop, int) else rows)
+
+
+def _size(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
 
 
 def _holding(tensor: torch.Tensor, rows: int, *, is_parameter: bool) -> Holding:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
+from .arrangement import with_parallel_lists, with_shared_layers, without_idle_stacks
 from .errors import LayoutError
 from .graph.capture import Capture, node_entry
 from .rewrites import PlacedModule
@@ -21,15 +22,21 @@ REPEATED = ".*"
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One module of a layout: its path in the model, whether it is one of the repeated layers, and what it holds.
+    """One module of a layout, or one run of a shared layer.
 
-    `ipu` is where a rewrite puts it; None leaves that to the placement.
+    Attributes:
+        path: the module's path in the model; ``path@1`` is its second run.
+        repeated: whether one of the repeated layers begins with it.
+        parameters: names of what it holds; every run of a shared layer holds the same.
+        ipu: where a rewrite puts it; None leaves that to the placement.
+        continues: whether it is part of the layer that began before it.
     """
 
     path: str
     repeated: bool
     parameters: tuple[str, ...]
     ipu: int | None = None
+    continues: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,9 +67,11 @@ def layout(model: torch.nn.Module, patterns: Sequence[str] | None, captured: Cap
     Raises:
         LayoutError: a parameter that no entry holds, or no list of layers that could be discovered.
     """
-    entries = module_entries(model, patterns)
+    entries = with_shared_layers(module_entries(model, patterns), captured, model)
     declared = [entry.path for entry in entries]
     first_run = {path: i for i, path in reversed(list(enumerate(entry_visits(captured, declared))))}
+    if patterns is None:
+        entries = with_parallel_lists(without_idle_stacks(entries, first_run), first_run)
     order = [first_run.get(path, -1) for path in declared]
     for i, position in enumerate(order):
         if position < 0:  # never runs: it stays beside its predecessor
@@ -89,9 +98,19 @@ def module_entries(model: torch.nn.Module, patterns: Sequence[str] | None) -> tu
     return tuple(entries)
 
 
-def count_layers(model: torch.nn.Module, patterns: Sequence[str] | None) -> int:
-    """Give the number of repeated layers of a model."""
-    return sum(entry.repeated for entry in module_entries(model, patterns))
+def count_layers(model: torch.nn.Module, patterns: Sequence[str] | None) -> int | None:
+    """Give the number of repeated layers of a model; None where only a run of it can tell.
+
+    A list of one layer, or one within another, may be of shared layers; and of several lists that nobody declared some
+    may take turns, or not run.
+    """
+    layers = [entry.path for entry in module_entries(model, patterns) if entry.repeated]
+    lists = [path.rpartition(".")[0] for path in layers]
+    alone = any(lists.count(path) == 1 for path in lists)
+    nested = any(path.startswith(f"{other}.") for path in lists for other in lists)
+    nested = nested or any(_has_layer_list(model.get_submodule(path)) for path in layers)
+    undeclared = patterns is None and len(set(lists)) > 1
+    return None if alone or nested or undeclared else len(layers)
 
 
 def entry_visits(captured: Capture, paths: Iterable[str]) -> Iterator[str]:
@@ -144,11 +163,12 @@ def _discover(model: torch.nn.Module, prefix: str = "") -> Iterator[tuple[str, b
     """Descend to the lists of layers, the innermost ones; every module beside the way down is an entry of its own."""
     if not _has_layer_list(model):
         if not prefix:
-            raise LayoutError(
-                f"`{type(model).__name__}` has no list of layers (a ModuleList or Sequential of modules of one class) "
-                "to cut at: declare a Family with its layout"
-            )
-        yield prefix, False
+            raise LayoutError(_explain_no_list(model))
+        if isinstance(model, (torch.nn.ModuleList, torch.nn.ModuleDict)):  # never called, its members are
+            for name, child in model.named_children():
+                yield from _discover(child, f"{prefix}.{name}")
+        else:
+            yield prefix, False
         return
     for name, child in model.named_children():
         path = f"{prefix}.{name}" if prefix else name
@@ -156,6 +176,20 @@ def _discover(model: torch.nn.Module, prefix: str = "") -> Iterator[tuple[str, b
             yield from ((f"{path}.{layer}", True) for layer, _ in child.named_children())
         else:
             yield from _discover(child, path)
+
+
+def _explain_no_list(model: torch.nn.Module) -> str:
+    sizes = {name: sum(p.numel() for p in child.parameters()) for name, child in model.named_children()}
+    text = (
+        f"`{type(model).__name__}` has no list of layers (a ModuleList or Sequential of modules of one class) to cut "
+        "at: declare a Family with its layout"
+    )
+    if not any(sizes.values()):
+        return text
+    largest = max(sizes, key=sizes.__getitem__)
+    share = sizes[largest] / max(1, sum(p.numel() for p in model.parameters()))
+    kind = type(model.get_submodule(largest)).__name__
+    return f"{text}, or make a list of what `{largest}` ({kind}) does, which holds {share:.0%} of its parameters"
 
 
 def _has_layer_list(module: torch.nn.Module) -> bool:

@@ -17,7 +17,7 @@ from .footprint import visits_of
 from .graph.capture import Capture
 from .graph.cut import Segment
 from .hardware import memory_limit
-from .holdings import Holding, holdings, trainable_values
+from .holdings import copies, held_by_ipus, holdings, trainable_values
 from .partition import AUTO
 from .planning import Plan, value_bytes
 from .report.plan import MIB, largest_text
@@ -53,9 +53,13 @@ def with_memory(
     replica = in_flight(run, update_order(config, ipus, config.gradient_accumulation_steps), ipus, received)
     process = in_flight(run, update_order(config, ipus, config.micro_batches_per_update), ipus, received)
     account = Account.of(config, model, optimizer)
-    memory = tuple(account.memory(ipu, h, replica) for ipu, h in enumerate(_held_per_ipu(lowered, config, model)))
-    gradients = sum(m.gradients for m in memory)
-    always = sum(m.parameters for m in memory) + round(gradients * account.optimizer.state)
+    held = holdings(captured, lowered.stages, model)
+    of_ipus = held_by_ipus(held, copies(captured, lowered.stages, model), ipus, config.ipus_per_replica)
+    memory = tuple(account.memory(ipu, holding, replica) for ipu, holding in enumerate(of_ipus))
+    # A process needs no copies.
+    gradients = sum(account.gradients(holding) for holding in held)
+    parameters = sum(holding.parameter_bytes + holding.buffer_bytes for holding in held)
+    always = parameters + round(gradients * account.optimizer.state)
     largest, largest_bytes = _largest_module(lowered, model, account)
     return replace(
         made,
@@ -88,13 +92,6 @@ def refuse_what_does_not_fit(made: Plan, config: ExecutionConfig) -> None:
         f"`{made.model}` does not fit {limit}: {closest}{over}; {largest_text(made)}; "
         f"`ipu plan --ipu {made.device}` says what holds it, and what would make it fit"
     )
-
-
-def _held_per_ipu(lowered: Lowered, config: ExecutionConfig, model: torch.nn.Module) -> list[Holding]:
-    held = [Holding() for _ in range(config.ipus_per_replica)]
-    for segment, holding in zip(lowered.stages, holdings(lowered.captured, lowered.stages, model), strict=True):
-        held[segment.ipu] += holding
-    return held
 
 
 def _largest_module(lowered: Lowered, model: torch.nn.Module, account: Account) -> tuple[str, int]:

@@ -142,7 +142,9 @@ class PipelineMixin(_MixinBase):
         """
         self.deparallelize()
         config = self._execution_config(for_inference=for_inference)
-        layers = config.expand_layers(count_layers(self, self.layout_patterns))
+        num_layers = count_layers(self, self.layout_patterns)
+        # Where only the graph tells how many there are, a run that captures it checks them.
+        layers = None if num_layers is None else config.expand_layers(num_layers)
         with contextlib.ExitStack() as changes:
             targets = self.family.rewrites if self.family else ()
             for rewrite in (serialized_vocabulary, masked_token_head, *map(load, targets)):
@@ -150,7 +152,8 @@ class PipelineMixin(_MixinBase):
             changes.enter_context(edited(self, edits_of(self.family.edits if self.family else ())))
             self._changes = changes.pop_all()
         self._parallelized_as = config
-        logger.info("%s: layers on IPUs %s", type(self).__name__, list(layer_ipus(layers)))
+        if layers is not None:
+            logger.info("%s: layers on IPUs %s", type(self).__name__, list(layer_ipus(layers)))
         return self
 
     def deparallelize(self) -> Self:
@@ -255,7 +258,8 @@ def to_pipelined(model: ModuleT, ipu_config: IPUConfig, *, family: Family | None
         num_layers = count_layers(pipelined, None)
         if num_layers == 0:
             raise LayoutError(f"`{type(model).__name__}` has no layers to cut at: pass a `family` with its layout")
-        logger.info("no plugin declares %s: its layout is discovered, %d layers", type(model).__name__, num_layers)
+        count = "as many layers as run" if num_layers is None else f"{num_layers} layers"
+        logger.info("no plugin declares %s: its layout is discovered, %s", type(model).__name__, count)
     return pipelined
 
 

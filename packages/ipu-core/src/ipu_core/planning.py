@@ -56,8 +56,8 @@ class Memory:
 
     Attributes:
         ipu: which one.
-        parameters: of its parameters and buffers.
-        gradients: of its parameters' gradients, once all are there.
+        parameters: of its parameters and buffers, and of its copies of those that another IPU holds and it reads too.
+        gradients: of its parameters' gradients, once all are there, and of its copies'.
         optimizer: of the optimizer's state.
         activations: when its forward passes have left the most for its backward passes, under the schedule.
         peak: at any moment. Gradients come while activations go, so it is less than the sum of the others.
@@ -181,10 +181,10 @@ def place(
 ) -> dict[str, int | None]:
     """Give the IPU of each entry; None for an entry whose parts a rewrite spreads, the rest of it runs where they end.
 
-    What a rewrite puts on an IPU is there. Layers go where `layers_per_ipu` says, in `stages_per_ipu` rounds over the
-    IPUs. A module that shares a parameter with one that ran before it goes to the same IPU (a tied head sits with its
-    embedding). Of the others, those before the first layer go to the first IPU, those after the last layer to the last,
-    and those in between to the IPU of the layer before them.
+    What a rewrite puts on an IPU is there. Layers, with all their modules, go where `layers_per_ipu` says, in
+    `stages_per_ipu` rounds over the IPUs. A module that shares a parameter with one that ran before it goes to the same
+    IPU (a tied head sits with its embedding). Of the others, those before the first layer go to the first IPU, those
+    after the last layer to the last, and those in between to the IPU of the layer before them.
     """
     layers = iter(rounds(layers_per_ipu, config.stages_per_ipu))
     remaining, current = model_layout.num_layers, 0
@@ -199,6 +199,8 @@ def place(
             ipu = current
         elif entry.ipu is not None:
             ipu = entry.ipu
+        elif entry.continues:
+            ipu = current
         elif shared:
             ipu = shared[0]
         else:

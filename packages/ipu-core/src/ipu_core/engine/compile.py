@@ -21,6 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from ..config import ExecutionConfig
 from ..errors import IncompatibleIPUConfigError
 from ..graph.capture import Capture
+from ..graph.functions import is_function
 from ..graph.split import StageGraph
 from ..graph.store import text_of
 from ..report.progress import progress
@@ -36,6 +37,7 @@ def compiled(
     """Give the same pieces with compiled code, in the same order.
 
     A piece that changes a buffer, or an input, stays as it was captured: compiled code changes nothing but its outputs.
+    So does one that calls an autograd function, which is this process's own.
 
     Args:
         captured: the captured model.
@@ -99,6 +101,8 @@ def _examples(
             values[name] = output.detach().requires_grad_(output.requires_grad) if is_tensor else output
         if not piece.is_repeatable:
             logger.info("stage %d changes a buffer or an input: it runs as it was captured", piece.stage)
+        elif any(is_function(node) for node in piece.program.graph.nodes):
+            logger.info("stage %d calls an autograd function: it runs as it was captured", piece.stage)
         elif outputs and all(isinstance(value, torch.Tensor) for value in (*inputs, *outputs)):
             yield piece, [value for value in inputs if value is not None]
 

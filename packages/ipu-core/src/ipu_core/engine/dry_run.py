@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -115,7 +116,9 @@ def dry_run(
         segment: replace(segment, program=on_device(segment.program, here), device=None, code=None)
         for segment in segments
     }
-    with FakeTensorMode(), _Storages() as storages:
+    # A number that a graph reads off a tensor is any number here.
+    numbers = ShapeEnv(allow_scalar_outputs=True)
+    with FakeTensorMode(shape_env=numbers), _Storages() as storages:
         # Made inside the mode, so that they have no data either.
         weights = _Shapes(captured, trainable)
         constants = {name: torch.empty(t.shape, dtype=t.dtype) for name, t in captured.constants.items()}

@@ -210,7 +210,8 @@ def _layer_starts(model_layout: Layout) -> frozenset[str]:
     starts = set()
     before: Entry | None = None
     for entry in model_layout.entries:
-        if entry.repeated or (before is not None and before.repeated):
+        is_after_layer = before is not None and (before.repeated or before.continues)
+        if entry.repeated or (is_after_layer and not entry.continues):
             starts.add(entry.path)
         before = entry
     return frozenset(starts)

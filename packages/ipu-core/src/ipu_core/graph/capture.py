@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import re
 import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -115,13 +114,34 @@ def input_leaves(batch: Mapping[str, Any]) -> dict[str, Any]:
     return leaves
 
 
+def node_runs(node: torch.fx.Node) -> list[str]:
+    """Give the runs of modules that an operation is part of, the innermost last: `path`, its second run `path@1`."""
+    return [run for run, _ in (node.meta.get("nn_module_stack") or {}).values()]
+
+
+def module_of(run: str) -> str:
+    """Give the path of the module that runs.
+
+    >>> module_of("encoder.layer@2")
+    'encoder.layer'
+    """
+    return run.partition("@")[0]
+
+
 def node_entry(node: torch.fx.Node, paths: Collection[str]) -> str | None:
-    """Give the path among `paths` that an operation runs in, the innermost one."""
-    for path, _ in reversed((node.meta.get("nn_module_stack") or {}).values()):
-        # A second call of one module is written `path@1`.
-        if (name := re.sub(r"@\d+", "", path)) in paths:
-            return name
-    return None
+    """Give what an operation runs in, the innermost one of `paths`: modules, or single runs of modules.
+
+    A module whose parts are called without it, as `layer.forward(x)` does, is where its parts run.
+    """
+    runs = node_runs(node)
+    for run in reversed(runs):
+        for name in (run, module_of(run)):
+            if name in paths:
+                return name
+    path = module_of(runs[-1]) if runs else ""
+    while path and path not in paths:
+        path = path.rpartition(".")[0]
+    return path or None
 
 
 def _read(name: str, program: torch.export.ExportedProgram, *, training: bool) -> Capture:
@@ -132,6 +152,7 @@ def _read(name: str, program: torch.export.ExportedProgram, *, training: bool) -
             node.replace_all_uses_with(node.args[0])
             graph_module.graph.erase_node(node)
     graph_module.graph.eliminate_dead_code()
+    _name_runs(graph_module.graph)
     kinds = {InputKind.PARAMETER: "parameter", InputKind.BUFFER: "buffer", InputKind.CONSTANT_TENSOR: "constant"}
     paths = iter(_input_paths(program.call_spec.in_spec))
     sources, constants = {}, {}
@@ -161,6 +182,14 @@ def _read(name: str, program: torch.export.ExportedProgram, *, training: bool) -
     )
 
 
+def _name_runs(graph: torch.fx.Graph) -> None:
+    """Write each run of a module under its own name in the stack: the tracer counts them in its keys alone."""
+    for node in graph.nodes:
+        stack = node.meta.get("nn_module_stack") or {}
+        runs = (f"{path}{''.join(key.partition('@')[1:])}" for key, (path, _) in stack.items())
+        node.meta["nn_module_stack"] = {str(i): (run, "") for i, run in enumerate(runs)}
+
+
 def _copies_to_itself(node: torch.fx.Node) -> bool:
     """Say whether it is what `self.count += 1` leaves behind: a copy of a tensor to itself, after it was changed."""
     if node.target is not torch.ops.aten.copy_.default:
@@ -187,7 +216,7 @@ def _refuse_shapes_of_values(name: str, graph: torch.fx.Graph) -> None:
     for node in graph.nodes:
         for leaf in pytree.tree_leaves(node.meta.get("val")):
             if isinstance(leaf, torch.Tensor) and not all(isinstance(size, int) for size in leaf.shape):
-                modules = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values() if path]
+                modules = [module_of(run) for run in node_runs(node) if run]
                 raise CaptureError(
                     f"`{name}` cannot be captured as one static graph: the shape {list(leaf.shape)} of `{node.name}` "
                     f"({node.target}{f' in `{modules[-1]}`' if modules else ''}) depends on the values of tensors: "

@@ -17,7 +17,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.utils import _pytree as pytree
 
-from .capture import Capture, Constant, Source
+from .capture import Capture, Constant, Source, node_runs
+from .functions import is_function
 
 GRAPH, CONSTANTS = "graph.json", "constants.safetensors"
 _PLAIN = (bool, int, float, str, type(None))
@@ -71,6 +72,8 @@ def graph_to_json(module: torch.fx.GraphModule) -> dict[str, Any]:
     children = {}
     nodes = []
     for node in module.graph.nodes:
+        if is_function(node):
+            raise NotStorable(f"the operator `{node.target}` is an autograd function of this process")
         if node.op == "get_attr":
             children[node.target] = graph_to_json(getattr(module, node.target))
         nodes.append(
@@ -81,7 +84,7 @@ def graph_to_json(module: torch.fx.GraphModule) -> dict[str, Any]:
                 "args": _to_json(node.args, _by_name),
                 "kwargs": _to_json(node.kwargs, _by_name),
                 "value": _value_to_json(node.meta.get("val")),
-                "modules": [path for path, _ in (node.meta.get("nn_module_stack") or {}).values()],
+                "modules": node_runs(node),
             }
         )
     return {"nodes": nodes, "children": children}
@@ -100,7 +103,6 @@ def graph_from_json(content: Mapping[str, Any]) -> torch.fx.GraphModule:
         if stored["value"] is not None:
             node.meta["val"] = _value_from_json(stored["value"])
         if stored["modules"]:
-            # Keys and types are the tracer's own affair; what is read is the path.
             node.meta["nn_module_stack"] = {str(i): (path, "") for i, path in enumerate(stored["modules"])}
         nodes[stored["name"]] = node
     return torch.fx.GraphModule(root, graph)

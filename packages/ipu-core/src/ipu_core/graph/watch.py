@@ -10,11 +10,12 @@ from typing import Any
 import torch
 
 from ..errors import CaptureError
+from .functions import functions_as_operators
 
 
 @contextlib.contextmanager
 def watched(model: torch.nn.Module, *, training: bool) -> Iterator[None]:
-    """Refuse, inside the block, a forward that gives its model other tensors or, in training, has its own backward.
+    """Refuse, inside the block, a forward that gives its model other tensors; keep its own backwards in training.
 
     The model's tensors are put back, and plain tensor attributes get their values back.
 
@@ -23,7 +24,7 @@ def watched(model: torch.nn.Module, *, training: bool) -> Iterator[None]:
     """
     with contextlib.ExitStack() as stack:
         if training:
-            stack.enter_context(_no_function_of_its_own(model))
+            stack.enter_context(functions_as_operators(type(model).__name__))
         stack.enter_context(_no_new_parameter(model))
         stack.enter_context(_no_lost_tensor(model))
         yield
@@ -79,23 +80,3 @@ def _no_lost_tensor(model: torch.nn.Module) -> Iterator[None]:
 
 def _is_plain_tensor(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and not value.is_meta
-
-
-@contextlib.contextmanager
-def _no_function_of_its_own(model: torch.nn.Module) -> Iterator[None]:
-    """Refuse a user's `autograd.Function`: a capture sees, and would differentiate, its forward."""
-    apply = torch.autograd.Function.__dict__["apply"]
-
-    def refuse(cls: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
-        if not cls.__module__.startswith("torch."):
-            raise CaptureError(
-                f"`{type(model).__name__}` calls the autograd function `{cls.__name__}`, and a captured graph would "
-                "lose its backward: make it an operator with `torch.library.custom_op` and `register_autograd`"
-            )
-        return apply.__func__(cls, *args, **kwargs)
-
-    torch.autograd.Function.apply = classmethod(refuse)  # type: ignore[method-assign,assignment]
-    try:
-        yield
-    finally:
-        torch.autograd.Function.apply = apply  # type: ignore[method-assign]
