@@ -25,13 +25,13 @@ CONVNEXT = Family(
 
 # The parts of CLIP are models of their own, with and without a projection, in configurations of their own.
 PARTS = (
-    "text_model.embeddings",
-    "text_model.encoder.layers.*",
-    "text_model.final_layer_norm",
     "vision_model.embeddings",
     "vision_model.pre_layrnorm",
     "vision_model.encoder.layers.*",
     "vision_model.post_layernorm",
+    "text_model.embeddings",
+    "text_model.encoder.layers.*",
+    "text_model.final_layer_norm",
 )
 PART = ("embeddings", "pre_layrnorm", "encoder.layers.*", "final_layer_norm", "post_layernorm")
 PART_TINY = {**TINY, "num_hidden_layers": 2, "projection_dim": 16}
@@ -62,7 +62,7 @@ CLIP_VISION = Family(
 
 LXMERT = Family(
     model_type="lxmert",
-    layout=("embeddings", "encoder.layer.*", "encoder.visn_fc", "encoder.r_layers.*", "encoder.x_layers.*", "pooler"),
+    layout=("embeddings", "encoder.visn_fc", "encoder.layer.*", "encoder.r_layers.*", "encoder.x_layers.*", "pooler"),
     models=pipelined_in(
         "ipu_models_vision.lxmert", "LxmertModel", "LxmertForPreTraining", "LxmertForQuestionAnswering"
     ),

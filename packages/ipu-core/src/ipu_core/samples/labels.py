@@ -70,21 +70,16 @@ def _of_pretraining(model: Any, batch: Mapping[str, torch.Tensor], draw: Draw) -
 
 
 def _of_transcripts(model: Any, batch: Mapping[str, torch.Tensor], draw: Draw) -> dict[str, torch.Tensor]:
-    """Give fewer labels than half the frames of any row: between equal neighbours there has to be a blank."""
-    frames = int(_num_frames(model, batch).min())
-    mask = draw.mask(draw.batch_size, length=max(1, frames // 2))
+    """Give a label to a quarter of the frames: rows are at least half full, and equal neighbours need a blank."""
+    frames = int(model._get_feat_extract_output_lengths(batch["input_values"].shape[-1]))
+    mask = draw.mask(draw.batch_size, length=max(1, frames // 4))
     return {"labels": torch.where(mask.bool(), 1 + draw.integers(model.config.vocab_size - 1, *mask.shape), IGNORED)}
 
 
 def _of_frames(model: Any, batch: Mapping[str, torch.Tensor], draw: Draw) -> dict[str, torch.Tensor]:
-    frames = int(_num_frames(model, batch).max())
+    frames = int(model._get_feat_extract_output_lengths(batch["input_values"].shape[-1]))
     classes = draw.integers(model.config.num_labels, draw.batch_size, frames)
     return {"labels": torch.nn.functional.one_hot(classes, model.config.num_labels)}
-
-
-def _num_frames(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    frames: torch.Tensor = model._get_feat_extract_output_lengths(batch["attention_mask"].sum(-1))
-    return frames
 
 
 def _nothing(model: Any, batch: Mapping[str, torch.Tensor], draw: Draw) -> dict[str, torch.Tensor]:
