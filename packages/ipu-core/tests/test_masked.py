@@ -217,6 +217,17 @@ def test_micro_batches_are_gathered_each_by_itself():
         torch.testing.assert_close(parameter.grad, expected[name], atol=1e-6, rtol=0, msg=name)
 
 
+def test_its_graph_is_kept_for_the_next_process(tmp_path, caplog):
+    model, batch = model_of("BertForMaskedLM"), batch_of()
+    pipelined = to_pipelined(model, IPUConfig(max_masked_tokens=MOST, executable_cache_dir=str(tmp_path)))
+    losses = [inference_model(pipelined)(**batch).loss for _ in range(2)]
+    assert torch.equal(*losses)
+    assert len(list(tmp_path.glob("graph-*"))) == 1
+    pipelined.ipu_config = pipelined.ipu_config.replace(max_masked_tokens=MOST + 1)
+    assert inference_model(pipelined)(**batch).logits.shape == (ROWS, MOST + 1, 96)
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
 def test_hidden_states_stay_those_of_all_tokens():
     model, batch = model_of("BertForMaskedLM").eval(), batch_of()
     with torch.no_grad():

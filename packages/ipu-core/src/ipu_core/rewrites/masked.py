@@ -53,7 +53,7 @@ def masked_token_head(model: torch.nn.Module, config: ExecutionConfig) -> Iterat
         yield
         return
     base = _base_model(model, config.max_masked_tokens)
-    gather = _Gather(model, config)
+    gather = _Gather(model, config.max_masked_tokens)
     # A hook on the base model, which the user's model shares, acts only within a call of this model.
     with (
         model.register_forward_pre_hook(gather.labels, with_kwargs=True),
@@ -69,8 +69,12 @@ def refuse_more_labels(model: torch.nn.Module, config: ExecutionConfig, batch: M
     Raises:
         MaskedTokensError: naming the first such row and the number that would do.
     """
-    most, labels = config.max_masked_tokens, batch.get("labels")
-    if most is None or labels is None or labels.shape[1] <= most:
+    if config.max_masked_tokens is not None and batch.get("labels") is not None:
+        _refuse_rows_with_more(batch["labels"], config.max_masked_tokens)
+
+
+def _refuse_rows_with_more(labels: torch.Tensor, most: int) -> None:
+    if labels.shape[1] <= most:
         return
     counts = (labels != IGNORED).sum(dim=1)
     needed = int(counts.max())
@@ -86,9 +90,8 @@ def refuse_more_labels(model: torch.nn.Module, config: ExecutionConfig, batch: M
 class _Gather:
     """The hooks of one rewritten model, and the positions of the call that is under way."""
 
-    def __init__(self, model: torch.nn.Module, config: ExecutionConfig) -> None:
-        assert config.max_masked_tokens is not None
-        self.name, self.config, self.most = type(model).__name__, config, config.max_masked_tokens
+    def __init__(self, model: torch.nn.Module, most: int) -> None:
+        self.name, self.most = type(model).__name__, most
         self.arguments = tuple(inspect.signature(model.forward).parameters)
         self.positions: torch.Tensor | None = None
         self.shape: tuple[int, ...] = ()
@@ -99,7 +102,7 @@ class _Gather:
         if labels is None or labels.shape[1] <= self.most:
             return None
         if not torch.compiler.is_compiling():  # a graph has no values to look at: executors asked before they ran it
-            refuse_more_labels(model, self.config, given)
+            _refuse_rows_with_more(labels, self.most)
         self.positions, self.shape = masked_positions(labels, self.most), tuple(labels.shape)
         return (), {**given, "labels": labels.gather(1, self.positions)}
 
