@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from ipu_core import Family, hookimpl, pipelined_in
 
+from . import edited
+
 TINY = {
     "hidden_size": 32,
     "num_hidden_layers": 4,
@@ -147,7 +149,7 @@ ALBERT = Family(
 )
 
 
-FAMILIES = (BERT, ROBERTA, DISTILBERT, DEBERTA, DEBERTA_V2, MPNET, ELECTRA, ALBERT)
+FAMILIES = (BERT, ROBERTA, DISTILBERT, DEBERTA, DEBERTA_V2, MPNET, ELECTRA, ALBERT, *edited.FAMILIES)
 
 
 @hookimpl
