@@ -66,7 +66,7 @@ def plugin(*names: str) -> Plugin:
         ("CHANGED", "body changed", "written for >=5.23,<6, and this is transformers 5."),
         ("DRIFTED", "drifted", "wants 1 of the source"),
         ("DEAD", "never executed", ""),
-        ("BROKEN_PROBE", "never executed", "GPT2LMHeadModel raised ValueError"),
+        ("BROKEN_PROBE", "never executed", "PipelinedGPT2 raised ValueError"),
     ],
 )
 def test_an_edit_has_one_of_four_outcomes(name, outcome, note):

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from ipu_core import Family, hookimpl, pipelined_in
 
+from . import edited
+
 TINY = {
     "hidden_size": 32,
     "num_hidden_layers": 4,
@@ -166,8 +168,7 @@ GROUPBERT = Family(
     tiny=TINY,
 )
 
-
-FAMILIES = (BERT, ROBERTA, DISTILBERT, DEBERTA, DEBERTA_V2, MPNET, ELECTRA, ALBERT, GROUPBERT)
+FAMILIES = (BERT, ROBERTA, DISTILBERT, DEBERTA, DEBERTA_V2, MPNET, ELECTRA, ALBERT, GROUPBERT, *edited.FAMILIES)
 
 
 @hookimpl

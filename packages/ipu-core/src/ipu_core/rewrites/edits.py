@@ -78,13 +78,13 @@ class EditedSource:
         filename: the name tracebacks know it by; no other source has it.
         text: what they show.
         code: the text, compiled.
-        lines: for each edit and each of its changes, the lines that run where the change does.
+        lines: for each edit, the lines its changes put there that must run, which those that only raise need not.
     """
 
     filename: str
     text: str
     code: CodeType
-    lines: tuple[tuple[frozenset[int], ...], ...]
+    lines: tuple[frozenset[int], ...]
 
 
 @contextlib.contextmanager
@@ -138,23 +138,19 @@ def edited_source(edits: Sequence[Edit]) -> EditedSource:
     method = _Method.find(edits[0].target)
     tree = method.tree()
     for number, edit in enumerate(edits):
-        for change_number, change in enumerate(edit.changes):
-            _make(tree, edit, change, mark=(number, change_number))
+        for change in edit.changes:
+            _make(tree, edit, change, mark=number)
     text = ast.unparse(tree) + "\n"
     (again,) = ast.parse(text).body
-    marked = _marked_lines(tree, again)
+    lines = _marked_lines(tree, again)
     filename = f"<edited {method.target} {hashlib.sha256(text.encode()).hexdigest()[:8]}>"
     # An entry without a time is never dropped, so that a traceback printed later still finds it.
     linecache.cache[filename] = (len(text), None, text.splitlines(keepends=True), filename)
-    every_line = frozenset(range(1, text.count("\n") + 1))
     return EditedSource(
         filename=filename,
         text=text,
         code=_compile(again, method, filename),
-        lines=tuple(
-            tuple(marked.get((number, change), every_line) for change in range(len(edit.changes)))
-            for number, edit in enumerate(edits)
-        ),
+        lines=tuple(lines.get(number, frozenset()) for number in range(len(edits))),
     )
 
 
@@ -314,7 +310,7 @@ def bound(module: torch.nn.Module, name: str, function: Callable[..., Any]) -> I
             vars(module).pop(name, None)
 
 
-def _make(tree: ast.FunctionDef, edit: Edit, change: Change, *, mark: tuple[int, int]) -> None:
+def _make(tree: ast.FunctionDef, edit: Edit, change: Change, *, mark: int) -> None:
     """Make one change to the body of a function, and mark what it puts there."""
     before, after = _parse(change[0], edit), _parse(change[1], edit)
     if not before:
@@ -401,15 +397,19 @@ def _plain(node: Any) -> Any:
     return repr(node)
 
 
-def _marked_lines(tree: ast.AST, again: ast.AST) -> dict[tuple[int, int], frozenset[int]]:
+def _marked_lines(tree: ast.AST, again: ast.AST) -> dict[int, frozenset[int]]:
     """Give the lines of each mark: of what is marked in `tree`, where it stands in `again`, the same code."""
-    lines: dict[tuple[int, int], set[int]] = {}
+    lines: dict[int, set[int]] = {}
     for old, new in zip(ast.walk(tree), ast.walk(again), strict=True):
         if hasattr(old, "mark") and isinstance(new, (ast.expr, ast.stmt)):
-            # That an `if` was asked proves nothing about what is under it.
-            inner = {n.lineno for n in ast.walk(new) if isinstance(n, ast.stmt) and not hasattr(n, "body")}
-            lines.setdefault(old.mark, set()).update(inner or {new.lineno})
+            lines.setdefault(old.mark, set()).update(_lines_that_run(new))
     return {mark: frozenset(numbers) for mark, numbers in lines.items()}
+
+
+def _lines_that_run(node: ast.expr | ast.stmt) -> set[int]:
+    """Give the lines of the simple statements in it, a `raise` left out: that an `if` was asked proves nothing."""
+    simple = [n for n in ast.walk(node) if isinstance(n, ast.stmt) and not hasattr(n, "body")]
+    return {n.lineno for n in simple if not isinstance(n, ast.Raise)} if simple else {node.lineno}
 
 
 def _compile(tree: ast.stmt, method: _Method, filename: str) -> CodeType:

@@ -7,8 +7,9 @@ That an edit matches proves nothing about what it does: a family's `tiny` models
 from __future__ import annotations
 
 import contextlib
+import itertools
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any, TypeVar
@@ -103,18 +104,28 @@ def _matched(edit: Edit, plugin: str) -> Review:
 
 def _run_by(family: Family, edits: list[Edit], notes: list[str]) -> list[Edit]:
     """Run tiny models of a family until all of `edits` have run, and give those that did."""
-    waiting = list(edits)
-    for name, target in family.models.items():
-        for probe in _without_duplicates(edit.probe for edit in waiting):
-            try:
-                ran = _ran(_tiny_model(target, {**family.tiny, **probe}), edits)
-            except Exception as error:  # whatever upstream or a plugin raises is something to tell
-                notes.append(f"{name} raised {type(error).__name__}: {error}")
-                continue
-            waiting = [edit for edit in waiting if edit not in ran]
-        if not waiting:
+    targets = _without_duplicates(edit.target for edit in edits)
+    groups = [[edit for edit in edits if edit.target == target] for target in targets]
+    try:
+        sources = [edited_source(group) for group in groups]
+    except EditError as error:  # each of them matches, and one takes from another what it wants
+        notes.append(str(error))
+        return []
+    must_run = [
+        (e, s.filename, lines)
+        for g, s in zip(groups, sources, strict=True)
+        for e, lines in zip(g, s.lines, strict=True)
+    ]
+    ran: dict[str, set[int]] = {source.filename: set() for source in sources}
+    for target, probe in itertools.product(family.models.values(), _without_duplicates(edit.probe for edit in edits)):
+        try:
+            with edited(model := _tiny_model(target, {**family.tiny, **probe}), edits), _noted_lines(ran):
+                _run(model)
+        except Exception as error:  # whatever upstream or a plugin raises is something to tell
+            notes.append(f"{target} raised {type(error).__name__}: {error}")
+        if all(lines <= ran[filename] for _, filename, lines in must_run):
             break
-    return [edit for edit in edits if edit not in waiting]
+    return [edit for edit, filename, lines in must_run if ran[filename] and lines <= ran[filename]]
 
 
 def _tiny_model(target: str, values: Mapping[str, Any]) -> torch.nn.Module:
@@ -123,31 +134,17 @@ def _tiny_model(target: str, values: Mapping[str, Any]) -> torch.nn.Module:
     return model
 
 
-def _ran(model: torch.nn.Module, edits: list[Edit]) -> list[Edit]:
-    """Give the edits each of whose changes runs in a forward of `model`, in evaluation or in training."""
-    groups = [[edit for edit in edits if edit.target == target] for target in {e.target: None for e in edits}]
-    sources = [(group, edited_source(group)) for group in groups]
-    with (
-        torch.random.fork_rng(devices=[]),
-        torch.no_grad(),
-        edited(model, edits),
-        _noted_lines({source.filename for _, source in sources}) as lines,
-    ):
+def _run(model: torch.nn.Module) -> None:
+    """Run a forward in evaluation, and one in training."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         for training in (False, True):
             model.train(training)(**sample_batch(model, batch_size=ROWS, length=LENGTH, labels=training, padded=True))
-    return [
-        edit
-        for group, source in sources
-        for edit, changes in zip(group, source.lines, strict=True)
-        if all(change & lines[source.filename] for change in changes)
-    ]
 
 
 @contextlib.contextmanager
-def _noted_lines(filenames: Collection[str]) -> Iterator[Mapping[str, set[int]]]:
+def _noted_lines(lines: Mapping[str, set[int]]) -> Iterator[None]:
     """Note, inside the block, the lines that run of some files."""
-    lines: dict[str, set[int]] = {filename: set() for filename in filenames}
 
     def note(frame: FrameType, event: str, _: Any) -> Any:
         if frame.f_code.co_filename not in lines:
@@ -159,6 +156,6 @@ def _noted_lines(filenames: Collection[str]) -> Iterator[Mapping[str, set[int]]]
     before = sys.gettrace()
     sys.settrace(note)
     try:
-        yield lines
+        yield
     finally:
         sys.settrace(before)

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LayerDrop of speech models as a traced choice: `Family.edits` of wav2vec 2.0, HuBERT and Whisper."""
+
+from __future__ import annotations
+
+from ipu_core.rewrites.edits import Edit
+from ipu_core.rewrites.layerdrop import layerdrop
+
+VERSIONS = ">=5.23,<5.24"
+
+SKIPPED = """
+skip_the_layer = False
+if self.training and self.config.layerdrop > 0.0:
+    dropout_probability = torch.rand([])
+    skip_the_layer = dropout_probability < self.config.layerdrop
+"""
+MARKED = """
+to_drop = False
+if self.training and self.layerdrop > 0.0:
+    dropout_probability = torch.rand([])
+    if dropout_probability < self.layerdrop:
+        to_drop = True
+"""
+CONTINUED = """
+if self.training and self.layerdrop > 0.0:
+    dropout_probability = torch.rand([])
+    if dropout_probability < self.layerdrop:
+        continue
+"""
+
+
+def _of_waves(target: str, digest: str, *, stable: bool) -> Edit:
+    return layerdrop(
+        target,
+        choice=SKIPPED,
+        guard="not skip_the_layer or synced_gpus",
+        call="hidden_states = layer(hidden_states, attention_mask=attention_mask, **kwargs)",
+        rate="self.config.layerdrop",
+        digest=digest,
+        versions=VERSIONS,
+        probe={"layerdrop": 0.5, "do_stable_layer_norm": stable},
+    )
+
+
+WAV2VEC2 = (
+    _of_waves(
+        "transformers.models.wav2vec2.modeling_wav2vec2:Wav2Vec2Encoder.forward", "bf6efe9a5e6fc182", stable=False
+    ),
+    _of_waves(
+        "transformers.models.wav2vec2.modeling_wav2vec2:Wav2Vec2EncoderStableLayerNorm.forward",
+        "5d18d2710ecbf50d",
+        stable=True,
+    ),
+)
+HUBERT = (
+    _of_waves("transformers.models.hubert.modeling_hubert:HubertEncoder.forward", "bf6efe9a5e6fc182", stable=False),
+    _of_waves(
+        "transformers.models.hubert.modeling_hubert:HubertEncoderStableLayerNorm.forward",
+        "5d18d2710ecbf50d",
+        stable=True,
+    ),
+)
+WHISPER = (
+    layerdrop(
+        "transformers.models.whisper.modeling_whisper:WhisperEncoder.forward",
+        choice=MARKED,
+        guard="not to_drop",
+        call="hidden_states = encoder_layer(hidden_states, None, **kwargs)",
+        digest="b51ae1d467c67190",
+        versions=VERSIONS,
+        probe={"encoder_layerdrop": 0.5},
+    ),
+    layerdrop(
+        "transformers.models.whisper.modeling_whisper:WhisperDecoder.forward",
+        choice=CONTINUED,
+        call=(
+            "hidden_states = decoder_layer(hidden_states, causal_mask, encoder_hidden_states, "
+            "encoder_attention_mask=None, past_key_values=past_key_values if use_cache else None, "
+            "use_cache=use_cache, **kwargs)"
+        ),
+        digest="cdd66d31447faf76",
+        versions=VERSIONS,
+        probe={"decoder_layerdrop": 0.5},
+    ),
+)
