@@ -12,7 +12,6 @@ from ipu_core import IPUConfig, to_pipelined, training_model
 from ipu_core.plugins.registry import installed
 from ipu_core.rewrites.edits import edited
 from ipu_core.testing import assert_training_equals_plain, sample_batch
-
 from ipu_models_seq2seq import edits
 
 TINY = {

@@ -12,7 +12,6 @@ from ipu_core import IPUConfig, to_pipelined, training_model
 from ipu_core.plugins.registry import installed
 from ipu_core.rewrites.edits import edited
 from ipu_core.testing import sample_batch
-
 from ipu_models_speech import edits
 
 WAVES = {

@@ -103,7 +103,7 @@ BART = Family(
         "BartForQuestionAnswering",
     ),
     tiny=BART_TINY,
-    edits=("ipu_models_seq2seq.pooling:LAST_END",),
+    edits=("ipu_models_seq2seq.pooling:LAST_END", "ipu_models_seq2seq.edits:BART"),
     checks=("ipu_models_seq2seq.pooling:equal_ends",),
 )
 
@@ -119,7 +119,7 @@ MBART = Family(
         "MBartForQuestionAnswering",
     ),
     tiny=BART_TINY,
-    edits=("ipu_models_seq2seq.pooling:LAST_END",),
+    edits=("ipu_models_seq2seq.pooling:LAST_END", "ipu_models_seq2seq.edits:MBART"),
     checks=("ipu_models_seq2seq.pooling:equal_ends",),
 )
 
@@ -133,6 +133,7 @@ PEGASUS = Family(
         "PegasusForCausalLM",
     ),
     tiny=BART_TINY,
+    edits=("ipu_models_seq2seq.edits:PEGASUS",),
 )
 
 MARIAN = Family(
@@ -145,6 +146,7 @@ MARIAN = Family(
         "MarianForCausalLM",
     ),
     tiny={**BART_TINY, "decoder_vocab_size": 99, "pad_token_id": 0, "decoder_start_token_id": 0, "eos_token_id": 1},
+    edits=("ipu_models_seq2seq.edits:MARIAN",),
 )
 
 GPT2 = Family(

@@ -59,6 +59,7 @@ WAV2VEC2 = Family(
         "ipu_models_speech.spec_augment:masks_as_inputs",
     ),
     edits=(
+        "ipu_models_speech.edits:WAV2VEC2",
         "ipu_models_speech.pretraining:NEGATIVES",
         "ipu_models_speech.speakers:STATISTICS_OF_FRAMES",
         "ipu_models_speech.transcription:RANGE_ASKED_BEFORE",
@@ -77,7 +78,10 @@ HUBERT = Family(
     models=pipelined_in("ipu_models_speech.hubert", "HubertModel", "HubertForCTC", "HubertForSequenceClassification"),
     tiny=TINY,
     rewrites=("ipu_models_speech.transcription:packed_labels", "ipu_models_speech.spec_augment:masks_as_inputs"),
-    edits=("ipu_models_speech.transcription:RANGE_ASKED_BEFORE",),
+    edits=(
+        "ipu_models_speech.edits:HUBERT",
+        "ipu_models_speech.transcription:RANGE_ASKED_BEFORE",
+    ),
     checks=("ipu_models_speech.transcription:labels_in_range", "ipu_models_speech.spec_augment:masks_given"),
 )
 
@@ -121,6 +125,7 @@ WHISPER = Family(
     },
     rewrites=("ipu_models_speech.spec_augment:masks_as_inputs",),
     checks=("ipu_models_speech.spec_augment:masks_given",),
+    edits=("ipu_models_speech.edits:WHISPER",),
 )
 
 FAMILIES = (WAV2VEC2, HUBERT, WHISPER)
