@@ -70,7 +70,9 @@ HEADS = (
                 """
                 global_attention_mask = torch.stack(
                     [
-                        _compute_global_attention_mask(input_ids[:, i], self.config.sep_token_id, before_sep_token=False)
+                        _compute_global_attention_mask(
+                            input_ids[:, i], self.config.sep_token_id, before_sep_token=False
+                        )
                         for i in range(num_choices)
                     ],
                     dim=1,
