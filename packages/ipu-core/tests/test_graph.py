@@ -47,8 +47,12 @@ def test_leaves_of_a_batch_are_named_by_path():
 
 
 def test_a_branch_on_a_value_is_refused_with_its_place():
-    with pytest.raises(CaptureError, match=r"`Branching` cannot be captured .*models\.py\", line \d+, in forward"):
+    with pytest.raises(
+        CaptureError, match=r"`Branching` cannot be captured .* at models\.py:\d+, in forward: `if "
+    ) as e:
         capture(make(Branching), batch(), training=True)
+    assert "torch.where" in str(e.value)
+    assert "checked source edit" in str(e.value)
 
 
 def placement(model, *ipus):

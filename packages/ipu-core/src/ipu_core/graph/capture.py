@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import io
+import sys
 import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ from torch.utils import _pytree as pytree
 from ..errors import CaptureError, IPUError
 from ..report.progress import progress_of_forward
 from .aliases import aliases, written
+from .refusal import explained, refusal_of
 from .watch import watched
 
 logger = getLogger(__name__)
@@ -86,17 +89,21 @@ def capture(model: torch.nn.Module, batch: Mapping[str, Any], *, training: bool)
 
     Raises:
         CaptureError: the forward looks at values, or does something else one graph cannot hold.
+        Exception: what the plain forward raises, where it refuses the batch.
     """
     started = time.perf_counter()
     name = type(model).__name__
+    inputs = without_cache(model, batch)
     with _mode(model, training=training), torch.random.fork_rng(devices=[]):
         try:
-            with watched(model, training=training), progress_of_forward(model, f"capturing {name}"):
-                program = torch.export.export(model, (), without_cache(model, batch), strict=False)
+            with watched(model, training=training), progress_of_forward(model, f"capturing {name}"), _without_dump():
+                program = torch.export.export(model, (), inputs, strict=False)
         except IPUError:
             raise
         except Exception as error:
-            raise CaptureError(_explain(name, error)) from error
+            if (refusal := refusal_of(model, inputs)) is not None:
+                raise refusal from None
+            raise CaptureError(explained(name, error)) from error
     captured = _read(name, program, training=training)
     seconds = time.perf_counter() - started
     logger.info(
@@ -252,16 +259,19 @@ def without_cache(model: torch.nn.Module, batch: Mapping[str, Any]) -> dict[str,
     return dict(batch)
 
 
+@contextlib.contextmanager
+def _without_dump() -> Iterator[None]:
+    """Hold back what is written to standard error inside the block, and leave out the graph torch dumps on failure."""
+    written, dump = io.StringIO(), ""
+    try:
+        with contextlib.redirect_stderr(written):
+            yield
+    except Exception as error:
+        dump = f"{getattr(error, 'partial_fx_graph', '')}\n"
+        raise
+    finally:
+        sys.stderr.write(written.getvalue().replace(dump, "") if dump else written.getvalue())
+
+
 def _mode_name(training: bool) -> str:
     return "training" if training else "inference"
-
-
-def _explain(name: str, error: Exception) -> str:
-    text = str(error).strip()
-    first = text.splitlines()[0] if text else type(error).__name__
-    where = [line.strip() for line in text.splitlines() if 'File "' in line or ".py:" in line]
-    place = f" at {where[-1].removeprefix('File ')}" if where else ""
-    return (
-        f"`{name}` cannot be captured as one static graph: {type(error).__name__}: {first}{place}; "
-        "a forward may not branch on the values of tensors, and every call must have the shapes of the first"
-    )

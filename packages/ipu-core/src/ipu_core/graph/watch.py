@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 import contextlib
+import random
 from collections.abc import Iterator
+from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..errors import CaptureError
@@ -17,7 +20,8 @@ from .functions import functions_as_operators
 def watched(model: torch.nn.Module, *, training: bool) -> Iterator[None]:
     """Refuse, inside the block, a forward that gives its model other tensors; keep its own backwards in training.
 
-    The model's tensors are put back, and plain tensor attributes get their values back.
+    It may not draw from the global random generators of NumPy or Python either. The model's tensors are put back, and
+    plain tensor attributes and these generators get their values back.
 
     Raises:
         CaptureError: the forward does one of these.
@@ -25,6 +29,9 @@ def watched(model: torch.nn.Module, *, training: bool) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         if training:
             stack.enter_context(functions_as_operators(type(model).__name__))
+        stack.enter_context(restored_generators())
+        for name, module in (("NumPy", np.random), ("Python", random)):
+            stack.enter_context(_no_draw(model, name, module))
         stack.enter_context(_no_new_parameter(model))
         stack.enter_context(_no_lost_tensor(model))
         yield
@@ -80,3 +87,39 @@ def _no_lost_tensor(model: torch.nn.Module) -> Iterator[None]:
 
 def _is_plain_tensor(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and not value.is_meta
+
+
+_SEED_OR_STATE = ("seed", "getstate", "setstate", "get_state", "set_state")
+
+
+@contextlib.contextmanager
+def restored_generators() -> Iterator[None]:
+    """Leave the global random generators of NumPy and Python as they were."""
+    states = np.random.get_state(), random.getstate()
+    try:
+        yield
+    finally:
+        np.random.set_state(states[0])
+        random.setstate(states[1])
+
+
+@contextlib.contextmanager
+def _no_draw(model: torch.nn.Module, name: str, module: ModuleType) -> Iterator[None]:
+    """Refuse what draws from the global generator of a module: a graph would repeat the draw of its capture."""
+    generator = module.random.__self__
+    functions = {n: f for n, f in vars(module).items() if getattr(f, "__self__", None) is generator}
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise CaptureError(
+            f"`{type(model).__name__}` draws from {name}'s global random generator in its forward, and every call of a "
+            "captured graph would repeat that draw: draw with torch, make it an input of the model, or turn it off in "
+            "the model's configuration"
+        )
+
+    for function in functions.keys() - set(_SEED_OR_STATE):
+        setattr(module, function, refuse)
+    try:
+        yield
+    finally:
+        for function, original in functions.items():
+            setattr(module, function, original)
