@@ -65,6 +65,13 @@ def package(session: nox.Session, package: str) -> None:
 
 
 @nox.session
+def catalogue(session: nox.Session) -> None:
+    """Compare 83 text architectures of transformers, pipelined, with the plain models; name some to run those alone."""
+    install(session, *editable(*PACKAGES))
+    session.run("python", "catalogue/run.py", *session.posargs, env={**OFFLINE, "OMP_NUM_THREADS": "1"})
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Check style and formatting."""
     install(session, "ruff")
