@@ -27,4 +27,53 @@ LONGFORMER = Family(
     sample="ipu_models_bert.longformer_static:with_separators",
 )
 
-FAMILIES = (LONGFORMER,)
+REFORMER = Family(
+    model_type="reformer",
+    layout=("embeddings", "encoder.layers.*", "encoder.layer_norm"),
+    models=pipelined_in(
+        "ipu_models_bert.reformer",
+        "ReformerModel",
+        "ReformerModelWithLMHead",
+        "ReformerForMaskedLM",
+        "ReformerForSequenceClassification",
+        "ReformerForQuestionAnswering",
+    ),
+    tiny={
+        "vocab_size": 99,
+        "hidden_size": 32,
+        "attention_head_size": 8,
+        "num_attention_heads": 4,
+        "feed_forward_size": 64,
+        "attn_layers": ["local", "lsh", "local", "lsh"],
+        "axial_pos_shape": [4, 4],
+        "axial_pos_embds_dim": [16, 16],
+        "max_position_embeddings": 16,
+        "local_attn_chunk_length": 8,
+        "lsh_attn_chunk_length": 8,
+        "num_buckets": 4,
+        "is_decoder": False,
+        "hash_seed": 0,
+        "use_cache": False,
+    },
+    edits=("ipu_models_bert.reformer_static:EDITS",),
+)
+
+NYSTROMFORMER = Family(
+    model_type="nystromformer",
+    layout=("embeddings", "encoder.layer.*"),
+    models=pipelined_in(
+        "ipu_models_bert.nystromformer", *(f"Nystromformer{head}" for head in (*HEADS, "ForQuestionAnswering"))
+    ),
+    tiny={**TINY, "num_landmarks": 4, "segment_means_seq_len": 16},
+    edits=("ipu_models_bert.nystromformer_static:EDITS",),
+)
+
+IBERT = Family(
+    model_type="ibert",
+    layout=("embeddings", "encoder.layer.*", "pooler"),
+    models=pipelined_in("ipu_models_bert.ibert", *(f"IBert{head}" for head in (*HEADS, "ForQuestionAnswering"))),
+    tiny=TINY,
+    edits=("ipu_models_bert.ibert_static:EDITS",),
+)
+
+FAMILIES = (LONGFORMER, REFORMER, NYSTROMFORMER, IBERT)

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from ipu_core import Family, hookimpl, pipelined_in
 
+from . import edited
+
 STACKS = (
     "shared",
     "encoder.embed_tokens",
@@ -217,7 +219,7 @@ MISTRAL = Family(
 )
 
 
-FAMILIES = (T5, MT5, BART, MBART, PEGASUS, MARIAN, GPT2, GPT_NEOX, LLAMA, MISTRAL)
+FAMILIES = (T5, MT5, BART, MBART, PEGASUS, MARIAN, GPT2, GPT_NEOX, LLAMA, MISTRAL, *edited.FAMILIES)
 
 
 @hookimpl

@@ -26,6 +26,7 @@ def layerdrop(
     versions: str,
     probe: Mapping[str, Any],
     guard: str | None = None,
+    after: str | None = None,
     rate: str = "self.layerdrop",
     state: str = "hidden_states",
 ) -> Edit:
@@ -50,6 +51,7 @@ def layerdrop(
         versions: as for an `Edit`.
         probe: a configuration that drops layers.
         guard: the condition `call` is under.
+        after: statements that follow and have nothing left to do.
         rate: the expression of the share of layers that are dropped.
         state: the name of what a layer takes and gives.
     """
@@ -63,7 +65,7 @@ def layerdrop(
     guarded = f"if {guard}:\n{textwrap.indent(call, '    ')}" if guard else call
     return Edit(
         target=target,
-        changes=((choice, chosen), (guarded, call + picked)),
+        changes=((choice, chosen), (guarded, call + picked), *([(after, "")] if after else [])),
         digest=digest,
         reason=REASON,
         versions=versions,

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The families that become static by source edits: edits are neutral, and pipelined equals plain, padded included."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers
+from ipu_core import IPUConfig, to_pipelined
+from ipu_core.plugins.family import load
+from ipu_core.rewrites.edits import edited, edits_of
+from ipu_core.testing import (
+    assert_inference_equals_plain,
+    assert_round_trip,
+    assert_training_equals_plain,
+    sample_batch,
+)
+
+from ipu_models_seq2seq.edited import FAMILIES
+
+SPLITS = [IPUConfig(layers_per_ipu=split) for split in ([-1], [1, -1])]
+CLASSES = {name: family for family in FAMILIES for name in family.models}
+# These draw other random numbers than plain with dropout, or are compared with it separately.
+NO_DROPOUT = dict.fromkeys(("dropout", "attention_dropout", "activation_dropout", "dropout_rate"), 0.0)
+
+each_class = pytest.mark.parametrize("name", CLASSES)
+each_padding = pytest.mark.parametrize("padded", [False, True], ids=["unpadded", "padded"])
+
+
+def plain(name, **values):
+    torch.manual_seed(0)
+    cls = getattr(transformers, name)
+    return cls(cls.config_class(**{**CLASSES[name].tiny, **NO_DROPOUT, **values}))
+
+
+def sample(model, padded, labels=True):
+    return sample_batch(model, batch_size=2, length=16, padded=padded, labels=labels)
+
+
+@each_class
+@each_padding
+def test_inference_equals_plain(name, padded):
+    model = plain(name)
+    assert_inference_equals_plain(model, SPLITS, sample(model, padded, labels=False), atol=1e-5)
+
+
+@each_class
+@each_padding
+def test_training_equals_plain(name, padded):
+    model = plain(name)
+    batch = sample(model, padded)
+    if "labels" not in batch and "start_positions" not in batch:
+        pytest.skip("the class has no loss")
+    assert_training_equals_plain(model, SPLITS[1], batch, atol=2e-5)
+
+
+@each_class
+def test_the_edits_are_neutral_when_run_eagerly_and_leave_another_model_alone(name):
+    model, other = plain(name).eval(), plain(name).eval()
+    batch = sample(model, padded=True, labels=False)
+    with torch.no_grad():
+        expected = model(**batch, output_hidden_states=True, use_cache=False)
+        with edited(model, edits_of(CLASSES[name].edits)):
+            outputs = model(**batch, output_hidden_states=True, use_cache=False)
+            assert not any("forward" in vars(module) for module in other.modules())
+            torch.testing.assert_close(other(**batch)[0], expected[0], rtol=0, atol=0)
+    kind = "hidden_states" if "hidden_states" in expected else "encoder_hidden_states"
+    assert len(outputs[kind]) == len(expected[kind])
+    for ours, theirs in zip(outputs[kind], expected[kind], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+
+
+@each_class
+def test_the_declared_class_is_made_and_round_trips(name):
+    model = plain(name)
+    pipelined = to_pipelined(model, SPLITS[1])
+    assert type(pipelined) is load(CLASSES[name].models[name])
+    assert_round_trip(model, SPLITS[1])
