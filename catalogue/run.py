@@ -140,6 +140,10 @@ def batch_of(case: Case, *, rows: int, padded: bool) -> dict[str, Any]:
     batch = sample_batch(model, batch_size=rows, length=case.length, padded=padded)
     if case.has_head and "labels" not in batch:
         batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    images = getattr(model.config, "vision_config", None)
+    if case.has_head and images is not None and "pixel_values" not in batch:
+        shape = (rows, images.num_channels, images.image_size, images.image_size)
+        batch["pixel_values"] = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     if model.config.is_encoder_decoder and not {"decoder_input_ids", "labels"} & set(batch):
         batch["decoder_input_ids"] = batch["input_ids"].flip(1)
     return batch

@@ -44,9 +44,9 @@ class OneAfterTheOther(Parallel):
 
 
 class Group(nn.Module):
-    def __init__(self, num_layers: int) -> None:
+    def __init__(self, num_layers: int, dropout: float) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(Block(dropout=0.1) for _ in range(num_layers))
+        self.layers = nn.ModuleList(Block(dropout=dropout) for _ in range(num_layers))
 
     def forward(self, x):
         for layer in self.layers:
@@ -57,10 +57,10 @@ class Group(nn.Module):
 class Shared(Chain):
     """Groups of layers, each run several times before the next."""
 
-    def __init__(self, num_groups: int = 1, num_inner: int = 1, num_runs: int = 4) -> None:
+    def __init__(self, num_groups: int = 1, num_inner: int = 1, num_runs: int = 4, dropout: float = 0.1) -> None:
         super().__init__(0)
         self.num_runs = num_runs
-        self.layers = nn.ModuleList(Group(num_inner) for _ in range(num_groups))
+        self.layers = nn.ModuleList(Group(num_inner, dropout) for _ in range(num_groups))
 
     def forward(self, x, y):
         hidden = self.inner(x)

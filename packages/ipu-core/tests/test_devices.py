@@ -2,6 +2,7 @@
 """Stages on devices of their own: equal to the plain model, and only what crosses from device to device is copied."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -13,7 +14,9 @@ from ipu_core.graph.passes import on_device
 from ipu_core.testing import assert_inference_equals_plain, assert_training_equals_plain
 from models import Chain, InPlace, Normed, Skip, Tied, Unused, batch, make
 from simulated_devices import COPIES, Simulation, to_plain
+from test_arrangement import Shared
 from test_executor import ARCHITECTURES
+from test_functions import Calling
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -21,6 +24,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 pytestmark = pytest.mark.usefixtures("no_plugins")
 FIRST, LAST = torch.device("meta:0"), torch.device("meta:3")
 NAMES = ["meta:0", "cpu", "meta:3"]
+# A layer that runs on every device; layers that call autograd functions.
+SHARED, CALLING = partial(Shared, num_runs=3, dropout=0.0), partial(Calling, dropout=0.0)
 ON_THREE = IPUConfig(layers_per_ipu=[1, 1, 1], devices=NAMES)
 ON_TWO_OF_THREE = IPUConfig(layers_per_ipu=[1, 1, 1], devices=["meta:3", "cpu", "meta:3"])
 
@@ -58,7 +63,7 @@ def outputs_and_gradients(model, executor, inputs):
 
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("config", [ON_THREE, ON_TWO_OF_THREE], ids=["three", "there and back"])
-@pytest.mark.parametrize("cls", [Chain, Skip, Tied, InPlace, Unused])
+@pytest.mark.parametrize("cls", [Chain, Skip, Tied, InPlace, Unused, SHARED, CALLING])
 def test_training_on_devices_equals_one_device(cls, config, recompute, simulation):
     plain, model = make(cls).double(), make(cls).double()
     inputs = {name: tensor.double() for name, tensor in batch().items()}

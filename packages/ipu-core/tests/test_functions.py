@@ -113,8 +113,8 @@ class NewStyle(Function):
 class Calling(Chain):
     """Every layer is followed by calls of functions; there is dropout elsewhere."""
 
-    def __init__(self, num_layers: int = 3) -> None:
-        super().__init__(num_layers, dropout=0.3)
+    def __init__(self, num_layers: int = 3, dropout: float = 0.3) -> None:
+        super().__init__(num_layers, dropout=dropout)
         self.weights = nn.ParameterList(nn.Parameter(torch.randn(4)) for _ in range(num_layers))
         self.scaling = Scaling(0.5)
 

@@ -38,7 +38,8 @@ def functions_as_operators(model_name: str) -> Iterator[None]:
     apply = Function.__dict__["apply"]
 
     def apply_operator(cls: type[Function], *args: Any, **kwargs: Any) -> Any:
-        if cls.__module__.startswith("torch.") or not torch.is_grad_enabled():
+        is_differentiated = torch.is_grad_enabled() and any(isinstance(argument, torch.Tensor) for argument in args)
+        if cls.__module__.startswith("torch.") or not is_differentiated:
             return apply.__func__(cls, *args, **kwargs)
         try:
             return _apply(cls, args, kwargs)
