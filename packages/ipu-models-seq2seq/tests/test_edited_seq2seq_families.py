@@ -15,7 +15,6 @@ from ipu_core.testing import (
     assert_training_equals_plain,
     sample_batch,
 )
-
 from ipu_models_seq2seq.edited import FAMILIES
 
 SPLITS = [IPUConfig(layers_per_ipu=split) for split in ([-1], [1, -1])]
