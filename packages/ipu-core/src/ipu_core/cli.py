@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import IPUError, nearest
 from .plugins.family import Family, load
 from .plugins.registry import describe, installed
+from .report.models import models_table
 
 if TYPE_CHECKING:
     import torch
@@ -41,6 +42,7 @@ def _parser() -> argparse.ArgumentParser:
 
     plugins = commands.add_parser("plugins", help="list the installed plugins, their state and what they declare")
     plugins.add_argument("--json", action="store_true", help="print JSON")
+    plugins.add_argument("--table", action="store_true", help="print families and heads as a Markdown table")
     plugins.add_argument("--traceback", action="store_true", help="print where a broken plugin raised")
     plugins.set_defaults(run=_plugins)
 
@@ -96,6 +98,8 @@ def _plugins(options: argparse.Namespace) -> int:
     if options.json:
         plugins = [{**asdict(p), "families": [_plain(f) for f in p.families]} for p in registry.plugins]
         print(json.dumps({"plugins": plugins, "conflicts": conflicts}, indent=2))
+    elif options.table:
+        print(models_table(registry.plugins))
     else:
         print(describe(registry.plugins))
         for name, owners in conflicts.items():
