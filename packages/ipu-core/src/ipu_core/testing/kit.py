@@ -149,6 +149,7 @@ CLASS_CHECKS = (declared, equal_in_float32, equal_in_float64, in_shards, reversi
 def _assert_equal(family: Family, name: str, dtype: torch.dtype) -> None:
     model = tiny_model(family, name).to(dtype)
     batches = _batches(model, dtype)
+    _skip_if_not_finite(model, batches[0], dtype)
     splits = list(_splits(model, family, batches[0]))
     used = assert_inference_equals_plain(model, splits, batches, atol=ATOL[dtype])
     if dtype is torch.float32:
@@ -190,6 +191,16 @@ def _batches(model: torch.nn.Module, dtype: torch.dtype) -> list[dict[str, Any]]
 
 def _to(value: Any, dtype: torch.dtype) -> Any:
     return pytree.tree_map_only(torch.Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t, value)
+
+
+def _skip_if_not_finite(model: torch.nn.Module, batch: dict[str, Any], dtype: torch.dtype) -> None:
+    """Skip a comparison with a plain model that itself computes nothing finite, as with masks that overflow."""
+    import pytest
+
+    with torch.no_grad():
+        leaves = pytree.tree_leaves(model.eval()(**batch))
+    if any(leaf.isnan().any() for leaf in leaves if isinstance(leaf, torch.Tensor)):
+        pytest.skip(f"the plain {type(model).__name__} gives no numbers in {dtype}")
 
 
 def _trainable(model: torch.nn.Module, batch: dict[str, Any]) -> torch.nn.Module:
