@@ -82,3 +82,12 @@ def test_longformer_refuses_global_positions_in_the_attention_mask_and_rows_with
     ids = torch.where(batch["input_ids"] == 2, 3, batch["input_ids"])
     with pytest.raises(ValueError, match=r"rows have \[0\] separators \(2\)"):
         executor(**{**batch, "input_ids": ids})
+
+
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [("LongformerForMaskedLM", LONGFORMER), ("NystromformerForMaskedLM", NYSTROMFORMER), ("IBertForMaskedLM", IBERT)],
+)
+def test_with_dropout_the_same_numbers_are_drawn_as_in_plain(name, family):
+    model = plain(name, family)
+    assert_training_equals_plain(model, SPLIT, sample_batch(model, batch_size=2, length=16), atol=1e-5)
