@@ -22,7 +22,12 @@ from ipu_models_bert.edited import FAMILIES
 SPLITS = [IPUConfig(layers_per_ipu=split) for split in ([4], [1, 1, 2])]
 CLASSES = {name: family for family in FAMILIES for name in family.models}
 # These draw other random numbers than plain with dropout, or are compared with it separately.
-NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+NO_DROPOUT = {
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+    "local_attention_probs_dropout_prob": 0.0,
+    "lsh_attention_probs_dropout_prob": 0.0,
+}
 
 each_class = pytest.mark.parametrize("name", CLASSES)
 each_padding = pytest.mark.parametrize("padded", [False, True], ids=["unpadded", "padded"])

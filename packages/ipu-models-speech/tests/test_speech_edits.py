@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 from ipu_core import IPUConfig, to_pipelined, training_model
+from ipu_core.graph.capture import capture
 from ipu_core.plugins.registry import installed
 from ipu_core.rewrites.edits import edited
 from ipu_core.testing import sample_batch
@@ -112,3 +113,15 @@ def test_the_same_seed_drops_the_same_layers_eagerly_and_pipelined(name):
         torch.manual_seed(seed)
         torch.testing.assert_close(executor(**batch).loss, loss, rtol=0, atol=1e-5)
         torch.testing.assert_close(gradients(model), grads, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("inference", [True, False], ids=["inference", "training"])
+def test_an_adapter_draws_nothing_where_no_layer_is_dropped(inference):
+    config = transformers.Wav2Vec2Config(**WAVES, layerdrop=0.0, add_adapter=True)
+    model = transformers.Wav2Vec2Model(config).eval()
+    batch = sample(model)
+    with torch.no_grad():
+        expected = model(**batch)[0]
+        with edited(model, edits.WAV2VEC2):
+            assert torch.equal(model(**batch)[0], expected)
+            capture(model, batch, training=not inference)

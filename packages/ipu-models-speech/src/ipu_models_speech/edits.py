@@ -42,6 +42,24 @@ def _of_waves(target: str, digest: str, *, stable: bool) -> Edit:
     )
 
 
+def _adapter(target: str, digest: str) -> Edit:
+    # A layer of an adapter shortens its input, so that dropping one has no static shape: that stays refused.
+    return Edit(
+        target=target,
+        changes=(
+            ("layerdrop_prob = np.random.random()", ""),
+            (
+                "not self.training or (layerdrop_prob > self.layerdrop)",
+                "not self.training or self.layerdrop == 0.0 or np.random.random() > self.layerdrop",
+            ),
+        ),
+        digest=digest,
+        reason="a number is drawn with NumPy for every layer: it is drawn where it decides something",
+        versions=VERSIONS,
+        probe={"add_adapter": True},
+    )
+
+
 WAV2VEC2 = (
     _of_waves(
         "transformers.models.wav2vec2.modeling_wav2vec2:Wav2Vec2Encoder.forward", "bf6efe9a5e6fc182", stable=False
@@ -51,6 +69,7 @@ WAV2VEC2 = (
         "5d18d2710ecbf50d",
         stable=True,
     ),
+    _adapter("transformers.models.wav2vec2.modeling_wav2vec2:Wav2Vec2Adapter.forward", "5cb78392090c07b8"),
 )
 HUBERT = (
     _of_waves("transformers.models.hubert.modeling_hubert:HubertEncoder.forward", "bf6efe9a5e6fc182", stable=False),
