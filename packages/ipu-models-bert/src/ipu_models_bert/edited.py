@@ -54,7 +54,12 @@ REFORMER = Family(
         "is_decoder": False,
         "hash_seed": 0,
         "use_cache": False,
+        # Each layer draws its dropout from a generator of its own upstream, which seeds it from the clock.
+        "hidden_dropout_prob": 0.0,
+        "local_attention_probs_dropout_prob": 0.0,
+        "lsh_attention_probs_dropout_prob": 0.0,
     },
+    tiny_by_class={"ReformerModelWithLMHead": {"is_decoder": True, "local_num_chunks_after": 0}},
     edits=("ipu_models_bert.reformer_static:EDITS",),
 )
 
@@ -64,7 +69,7 @@ NYSTROMFORMER = Family(
     models=pipelined_in(
         "ipu_models_bert.nystromformer", *(f"Nystromformer{head}" for head in (*HEADS, "ForQuestionAnswering"))
     ),
-    tiny={**TINY, "num_landmarks": 4, "segment_means_seq_len": 16},
+    tiny={**TINY, "num_landmarks": 16, "segment_means_seq_len": 16},
     edits=("ipu_models_bert.nystromformer_static:EDITS",),
 )
 

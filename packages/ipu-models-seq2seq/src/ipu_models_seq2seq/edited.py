@@ -66,6 +66,10 @@ NLLB_MOE = Family(
         "decoder_sparse_step": 2,
         "expert_capacity": 64,
         "moe_token_dropout": 0.0,
+        # Every expert runs here, and draws; upstream only those with tokens do.
+        "dropout": 0.0,
+        "attention_dropout": 0.0,
+        "activation_dropout": 0.0,
     },
     edits=("ipu_models_seq2seq.experts_static:NLLB_MOE_EDITS",),
 )
@@ -100,6 +104,7 @@ SWITCH_TRANSFORMERS = Family(
         "num_experts": 4,
         "expert_capacity": 64,
         "decoder_start_token_id": 0,
+        "dropout_rate": 0.0,
     },
     edits=("ipu_models_seq2seq.experts_static:SWITCH_EDITS",),
 )

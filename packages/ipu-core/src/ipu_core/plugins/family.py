@@ -29,6 +29,7 @@ class Family:
             heads) is found by itself.
         models: transformers class name -> "module:Class" of the pipelined class, the class `ipu plan` shows first.
         tiny: configuration values that make a model small enough for a test.
+        tiny_by_class: more of them for single classes, by name, where a head wants others than the rest.
         rewrites: "module:function" of reversible changes `parallelize` makes; see `ipu_core.rewrites`.
         edits: "module:NAME" of checked source edits `parallelize` makes; see `ipu_core.rewrites.edits`.
         checks: "module:function" of what is asked of every batch before it runs, `(model, config, batch) -> None`,
@@ -42,11 +43,16 @@ class Family:
     layout: tuple[str, ...]
     models: Mapping[str, str] = field(default_factory=dict)
     tiny: Mapping[str, Any] = field(default_factory=dict)
+    tiny_by_class: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     rewrites: tuple[str, ...] = ()
     edits: tuple[str, ...] = ()
     checks: tuple[str, ...] = ()
     sample: str | None = None
     overrides: tuple[str, ...] = ()
+
+    def tiny_values(self, class_name: str) -> dict[str, Any]:
+        """Give the configuration values that make one class small enough for a test."""
+        return {**self.tiny, **self.tiny_by_class.get(class_name, {})}
 
 
 def pipelined_in(module: str, *class_names: str) -> dict[str, str]:

@@ -117,9 +117,10 @@ def _run_by(family: Family, edits: list[Edit], notes: list[str]) -> list[Edit]:
         for e, lines in zip(g, s.lines, strict=True)
     ]
     ran: dict[str, set[int]] = {source.filename: set() for source in sources}
-    for target, probe in itertools.product(family.models.values(), _without_duplicates(edit.probe for edit in edits)):
+    probes = _without_duplicates(edit.probe for edit in edits)
+    for (name, target), probe in itertools.product(family.models.items(), probes):
         try:
-            with edited(model := _tiny_model(target, {**family.tiny, **probe}), edits), _noted_lines(ran):
+            with edited(model := _tiny_model(target, {**family.tiny_values(name), **probe}), edits), _noted_lines(ran):
                 _run(model)
         except Exception as error:  # whatever upstream or a plugin raises is something to tell
             notes.append(f"{target} raised {type(error).__name__}: {error}")

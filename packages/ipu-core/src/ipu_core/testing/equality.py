@@ -178,6 +178,8 @@ def _assert_same_outputs(outputs: Any, expected: Any, *, atol: float) -> None:
 
 # Of values above 1 the difference may be as much larger: rounding is relative.
 def _assert_close(what: str, ours: torch.Tensor | None, theirs: torch.Tensor | None, *, atol: float) -> None:
+    if theirs is None and ours is not None and not ours.any():
+        return  # what upstream leaves out when it is not needed, such as an expert without tokens, counts nothing here
     if theirs is None or ours is None:
         assert ours is theirs, f"{what} is {'missing' if ours is None else 'there'}, and is not in the plain model"
         return

@@ -6,7 +6,7 @@ It builds each class with the family's `tiny` configuration, and random batches 
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.metadata
 import subprocess
 import sys
 import tempfile
@@ -22,6 +22,8 @@ from ..graph.capture import module_of
 from ..layout import count_layers, module_entries
 from ..modeling import PipelineMixin, to_pipelined
 from ..plugins.family import Family, load
+from ..plugins.hookspecs import GROUP
+from ..plugins.registry import installed
 from ..samples import sample_batch
 from .equality import (
     assert_inference_equals_plain,
@@ -32,7 +34,7 @@ from .equality import (
 from .losses import with_loss
 
 ATOL = {torch.float32: 1e-5, torch.float64: 1e-10}
-ROWS, LENGTH = 3, 12
+ROWS, LENGTH = 3, 16
 # Up to so many layers a class is compared on every split; with more on those into two, and on one layer an IPU.
 MOST_LAYERS = 4
 
@@ -76,7 +78,7 @@ def tiny_model(family: Family, name: str, **options: Any) -> Any:
     """
     cls = declared_class(family, name).plain_class()
     torch.manual_seed(0)
-    return cls(cls.config_class(**{**family.tiny, **options}))
+    return cls(cls.config_class(**{**family.tiny_values(name), **options}))
 
 
 def declared_class(family: Family, name: str) -> type[PipelineMixin]:
@@ -86,12 +88,13 @@ def declared_class(family: Family, name: str) -> type[PipelineMixin]:
 
 
 def light(family: Family) -> None:
-    """Ask that the modules which declare a family's classes are not imported to declare it, nor anything heavy."""
-    packages = {target.partition(":")[0].partition(".")[0] for target in family.models.values()}
-    plugins = [f"{package}.plugin" for package in packages if importlib.util.find_spec(f"{package}.plugin")]
-    code = f"import sys, {', '.join(plugins)}; print(sorted({{'torch', 'transformers'}} & set(sys.modules)))"
+    """Ask that a plugin declares the family, and that declaring it imports nothing heavy."""
+    plugin = next((plugin.name for plugin in installed().plugins if family in plugin.families), None)
+    assert plugin, f"no installed plugin declares the family {family.model_type}: see `ipu plugins`"
+    (point,) = importlib.metadata.entry_points(group=GROUP, name=plugin)
+    code = f"import sys, {point.module}; print(sorted({{'torch', 'transformers'}} & set(sys.modules)))"
     printed = subprocess.check_output([sys.executable, "-c", code], text=True).strip()
-    assert printed == "[]", f"importing {' and '.join(plugins)} imports {printed}"
+    assert printed == "[]", f"importing {point.module} imports {printed}"
 
 
 def declared(family: Family, name: str) -> None:
@@ -100,7 +103,8 @@ def declared(family: Family, name: str) -> None:
     assert issubclass(cls, PipelineMixin), f"`{family.models[name]}` is no PipelineMixin class"
     assert cls.plain_class().__name__ == name, f"`{cls.__name__}` is mixed into `{cls.plain_class().__name__}`"
     model = tiny_model(family, name)
-    assert type(to_pipelined(model, IPUConfig(), family=family)) is cls
+    made = type(to_pipelined(model, IPUConfig()))
+    assert made is cls, f"`to_pipelined` makes a `{made.__name__}`: is the package installed, with its entry point?"
 
 
 def equal_in_float32(family: Family, name: str) -> None:
