@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .graph.capture import Capture
 
 REDUCTIONS = ("mean", "sum", "none")
+IGNORED = -100  # upstream's label of what counts nothing
 
 
 def identity_loss(value: torch.Tensor, reduction: str = "none") -> torch.Tensor:

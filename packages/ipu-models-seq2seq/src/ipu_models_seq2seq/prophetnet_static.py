@@ -6,9 +6,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ipu_core.loss import IGNORED
 from ipu_core.rewrites.edits import Edit
-
-IGNORED = -100
 
 LABELS_ASKED_BEFORE = Edit(
     target="transformers.models.prophetnet.modeling_prophetnet:ProphetNetPreTrainedModel._shift_right",
@@ -26,7 +25,7 @@ LABELS_ASKED_BEFORE = Edit(
 
 
 def positive_labels(model: Any, config: Any, batch: Mapping[str, Any]) -> None:
-    """Ask that labels are ids, or {IGNORED}.
+    """Ask that labels are ids, or the label that counts nothing.
 
     Raises:
         ValueError: one is another negative number.

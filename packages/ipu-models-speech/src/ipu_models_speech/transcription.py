@@ -11,10 +11,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from ipu_core.loss import IGNORED
 from ipu_core.rewrites.edits import Edit
 from torch.nn import functional
-
-IGNORED = -100
 
 
 def ctc_loss(

@@ -17,8 +17,7 @@ from transformers.utils import ModelOutput
 
 from ..config import ExecutionConfig
 from ..errors import IncompatibleIPUConfigError, MaskedTokensError
-
-IGNORED = -100  # upstream's label of a token without one
+from ..loss import IGNORED
 
 
 def masked_positions(labels: torch.Tensor, max_masked_tokens: int) -> torch.Tensor:

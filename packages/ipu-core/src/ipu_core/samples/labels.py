@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from transformers.models.auto import modeling_auto
 
+from ..loss import IGNORED
 from .draw import Draw
 from .inputs import NUM_CHOICES, text_config
 
-IGNORED = -100
 Labels = Callable[[Any, Mapping[str, torch.Tensor], Draw], dict[str, torch.Tensor]]
 
 
