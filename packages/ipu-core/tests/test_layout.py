@@ -93,3 +93,39 @@ def test_a_model_without_layers_is_refused():
     message = r"`Flat` has no list of layers .*: declare a Family .* `linear` \(Linear\) does, which holds 100% of its"
     with pytest.raises(LayoutError, match=message):
         module_entries(make(Flat), None)
+
+
+def test_patterns_inside_the_members_of_a_list_are_in_the_order_of_the_members():
+    config = transformers.ConvNextConfig(depths=[1, 2, 1], hidden_sizes=[8, 8, 16], num_stages=3)
+    model = transformers.ConvNextModel(config)
+    patterns = ("embeddings", "encoder.stages.*.downsampling_layer", "encoder.stages.*.layers.*", "layernorm")
+    assert [entry.path for entry in module_entries(model, patterns)] == [
+        "embeddings",
+        "encoder.stages.0.layers.0",
+        "encoder.stages.1.downsampling_layer",
+        "encoder.stages.1.layers.0",
+        "encoder.stages.1.layers.1",
+        "encoder.stages.2.downsampling_layer",
+        "encoder.stages.2.layers.0",
+        "layernorm",
+    ]
+
+
+def test_what_lies_beside_the_declared_modules_is_found_and_parameters_of_what_holds_them_are_no_gap():
+    model = transformers.Wav2Vec2ForCTC(
+        transformers.Wav2Vec2Config(
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=16,
+            conv_dim=(8,),
+            conv_kernel=(3,),
+            conv_stride=(2,),
+            num_conv_pos_embeddings=4,
+            num_conv_pos_embedding_groups=2,
+        )
+    )
+    patterns = ("feature_extractor.conv_layers.*", "feature_projection", "encoder.pos_conv_embed", "encoder.layer_norm")
+    paths = [entry.path for entry in module_entries(model, (*patterns, "encoder.layers.*"))]
+    assert paths[0] == "wav2vec2.feature_extractor.conv_layers.0"
+    assert paths[-2:] == ["wav2vec2.encoder.layers.0", "lm_head"]

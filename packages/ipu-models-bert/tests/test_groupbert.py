@@ -29,7 +29,9 @@ each_dtype = pytest.mark.parametrize("dtype", ATOL, ids=str)
 
 
 def config(**options):
-    return GroupBertConfig(**{**GROUPBERT.tiny, "conv_group_size": 8, "conv_kernel_size": 5, **options})
+    return GroupBertConfig(
+        **{**GROUPBERT.tiny, "num_hidden_layers": 4, "conv_group_size": 8, "conv_kernel_size": 5, **options}
+    )
 
 
 def plain(name, dtype=torch.float32, **options):

@@ -17,7 +17,7 @@ SPLIT = IPUConfig(layers_per_ipu=[1, 3])
 def plain(name, family, **values):
     torch.manual_seed(0)
     cls = getattr(transformers, name)
-    return cls(cls.config_class(**{**family.tiny, **values}))
+    return cls(cls.config_class(**{**family.tiny, "num_hidden_layers": 4, **values}))
 
 
 def test_ranges_of_ibert_are_those_upstream_collects_first_and_later():

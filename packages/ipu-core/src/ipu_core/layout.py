@@ -126,10 +126,10 @@ def _declared(model: torch.nn.Module, patterns: Sequence[str]) -> Iterator[tuple
     base = model.get_submodule(prefix) if prefix else model
     dot = f"{prefix}." if prefix else ""
     covered = {prefix} if prefix else set()
-    for pattern in patterns:
-        for path in _matches(base, pattern):
-            covered.add((dot + path).partition(".")[0])
-            yield dot + path, pattern.endswith(REPEATED)
+    matches = [(path, pattern) for pattern in patterns for path in _matches(base, pattern)]
+    for path, pattern in sorted(matches, key=lambda match: _rank(*match, patterns)):
+        covered.add((dot + path).partition(".")[0])
+        yield dot + path, pattern.endswith(REPEATED)
     yield from ((name, False) for name, _ in model.named_children() if name not in covered)
 
 
@@ -145,6 +145,16 @@ def _matches(module: torch.nn.Module, pattern: str) -> Iterator[str]:
     for name, child in parent.named_children():
         below = _matches(child, rest.removeprefix(".")) if rest else [""]
         yield from (f"{first}.{name}.{path}".removesuffix(".") for path in below)
+
+
+def _rank(path: str, pattern: str, patterns: Sequence[str]) -> tuple[int, int]:
+    """Order matches by their patterns, and those inside the same list by the member of it they are in."""
+    stem, _, rest = pattern.partition(REPEATED)
+    if not rest:
+        return patterns.index(pattern), 0
+    first = next(i for i, other in enumerate(patterns) if other.startswith(f"{stem}{REPEATED}."))
+    member = path.removeprefix(f"{stem}.").partition(".")[0]
+    return first, int(member) if member.isdigit() else 0
 
 
 def _base_prefix(model: torch.nn.Module) -> str:

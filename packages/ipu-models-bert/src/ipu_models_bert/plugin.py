@@ -9,7 +9,7 @@ from . import edited
 
 TINY = {
     "hidden_size": 32,
-    "num_hidden_layers": 4,
+    "num_hidden_layers": 3,
     "num_attention_heads": 2,
     "intermediate_size": 64,
     "vocab_size": 99,
@@ -68,7 +68,7 @@ DISTILBERT = Family(
         "DistilBertForTokenClassification",
         "DistilBertForQuestionAnswering",
     ),
-    tiny={"dim": 32, "n_layers": 4, "n_heads": 2, "hidden_dim": 64, "vocab_size": 99, "max_position_embeddings": 64},
+    tiny={"dim": 32, "n_layers": 3, "n_heads": 2, "hidden_dim": 64, "vocab_size": 99, "max_position_embeddings": 64},
 )
 
 DEBERTA = Family(

@@ -31,7 +31,7 @@ LAYOUT = (
 )
 TINY = {
     "hidden_size": 32,
-    "num_hidden_layers": 4,
+    "num_hidden_layers": 3,
     "num_attention_heads": 2,
     "intermediate_size": 64,
     "vocab_size": 99,
@@ -165,7 +165,7 @@ GPT2 = Family(
     ),
     tiny={
         "n_embd": 32,
-        "n_layer": 4,
+        "n_layer": 3,
         "n_head": 2,
         "vocab_size": 99,
         "n_positions": 64,

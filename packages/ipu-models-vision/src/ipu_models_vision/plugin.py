@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from ipu_core import Family, hookimpl, pipelined_in
 
-TINY = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 64}
+TINY = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
 
 VIT = Family(
     model_type="vit",
@@ -50,14 +50,14 @@ CLIP_TEXT = Family(
     model_type="clip_text_model",
     layout=PART,
     models=pipelined_in("ipu_models_vision.clip", "CLIPTextModel", "CLIPTextModelWithProjection"),
-    tiny={**TEXT_TINY, "num_hidden_layers": 4},
+    tiny={**TEXT_TINY, "num_hidden_layers": 3},
 )
 
 CLIP_VISION = Family(
     model_type="clip_vision_model",
     layout=PART,
     models=pipelined_in("ipu_models_vision.clip", "CLIPVisionModel", "CLIPVisionModelWithProjection"),
-    tiny={**IMAGE_TINY, "num_hidden_layers": 4},
+    tiny={**IMAGE_TINY, "num_hidden_layers": 3},
 )
 
 LXMERT = Family(
