@@ -127,7 +127,7 @@ def _declared(model: torch.nn.Module, patterns: Sequence[str]) -> Iterator[tuple
     dot = f"{prefix}." if prefix else ""
     covered = {prefix} if prefix else set()
     matches = [(path, pattern) for pattern in patterns for path in _matches(base, pattern)]
-    for path, pattern in sorted(matches, key=lambda match: _rank(*match, patterns)):
+    for path, pattern in sorted(matches, key=lambda match: _rank(match[0], match[1], patterns)):
         covered.add((dot + path).partition(".")[0])
         yield dot + path, pattern.endswith(REPEATED)
     yield from ((name, False) for name, _ in model.named_children() if name not in covered)
