@@ -80,6 +80,7 @@ LXMERT = Family(
         "num_object_labels": 6,
         "num_attr_labels": 4,
     },
+    edits=("ipu_models_vision.answers:SOFT_ANSWERS",),
     sample="ipu_models_vision.samples:with_regions",
 )
 
