@@ -169,6 +169,9 @@ def _effects(file: Path) -> str:
 
 
 def _plan(options: argparse.Namespace) -> int:
+    import torch
+    from torch.utils import _pytree as pytree
+
     from .engine.executor import plan
 
     optimizer = _optimizer(options)
@@ -178,7 +181,8 @@ def _plan(options: argparse.Namespace) -> int:
     def plan_of(ipu_config: IPUConfig, rows: int) -> Plan:
         from .modeling import to_pipelined
 
-        batch = {n: t.to(device) for n, t in _combined_batch(options, model, ipu_config, rows=rows).items()}
+        batch = _combined_batch(options, model, ipu_config, rows=rows)
+        batch = pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), batch)
         return plan(to_pipelined(model, ipu_config), batch, options.inference, optimizer=optimizer)
 
     made = plan_of(model.ipu_config, options.batch)
@@ -262,7 +266,7 @@ def _ipu_config(options: argparse.Namespace) -> IPUConfig:
 
 def _combined_batch(
     options: argparse.Namespace, model: PipelineMixin, ipu_config: IPUConfig, *, rows: int
-) -> dict[str, torch.Tensor]:
+) -> dict[str, Any]:
     from .samples import sample_batch
 
     combined = rows * ipu_config.batch_size_factor(options.inference)
@@ -293,7 +297,9 @@ def _random_model(options: argparse.Namespace, *, device: str) -> PipelineMixin:
                 f"{', '.join(known) or 'none'} (see `ipu plugins`)"
             )
         layers = ipu_config.inference_layers_per_ipu if options.inference else ipu_config.layers_per_ipu
-        if layers != "auto" and -1 not in layers:
+        # Where one list has all layers, their number is an option of the configuration.
+        lists = [pattern for pattern in family.layout if ".*" in pattern]
+        if layers != "auto" and -1 not in layers and [pattern.count(".*") for pattern in lists] == [1]:
             values.setdefault("num_hidden_layers", sum(layers))
         config = transformers.AutoConfig.for_model(options.family, **values)
         name = options.class_name or next(iter(family.models))
