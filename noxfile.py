@@ -108,7 +108,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Check the types of ipu-core and ipu-trainer."""
-    install(session, *editable("ipu-core", "ipu-trainer"), "mypy")
+    install(session, *editable("ipu-core", "ipu-trainer"), "mypy", "pytest")
     session.run("mypy")
 
 
