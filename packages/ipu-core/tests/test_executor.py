@@ -61,7 +61,9 @@ def test_an_architecture_no_plugin_declares_works_by_discovery(name, caplog):
     inputs.setdefault("labels", inputs["input_ids"])
     with caplog.at_level(logging.INFO, logger="ipu_core"):
         assert_training_equals_plain(model, SPLITS, inputs, atol=1e-5)
-    assert f"no plugin declares {name}: its layout is discovered, 3 layers" in caplog.text
+    # How many of T5's two lists run is only known when they do.
+    count = "as many layers as run" if name.startswith("T5") else "3 layers"
+    assert f"no plugin declares {name}: its layout is discovered, {count}" in caplog.text
     assert_inference_equals_plain(model, SPLITS, inputs, atol=1e-5)
 
 
