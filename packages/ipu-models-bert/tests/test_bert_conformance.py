@@ -4,4 +4,5 @@
 from ipu_core.testing import conformance
 from ipu_models_bert.plugin import FAMILIES
 
-test_families = conformance(*FAMILIES)
+# Longformer's softmax is in float32 upstream, and so is the loss of ELECTRA's discriminator.
+test_families = conformance(*FAMILIES, single_precision=("longformer", "ElectraForPreTraining"))

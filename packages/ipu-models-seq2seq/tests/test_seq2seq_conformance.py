@@ -4,4 +4,5 @@
 from ipu_core.testing import conformance
 from ipu_models_seq2seq.plugin import FAMILIES
 
-test_families = conformance(*FAMILIES)
+# LED's softmax is in float32 upstream.
+test_families = conformance(*FAMILIES, single_precision=("led",))

@@ -53,8 +53,9 @@ def _masked(name: str) -> Change:
     places = "is_local_index_no_global_attn_nonzero[0], is_local_index_no_global_attn_nonzero[1], :, :"
     return (
         f"{name}[{places}] = torch.finfo({name}.dtype).min",
+        # The softmax is in float32: what is less than its least value would be an infinity, and a row of them NaN.
         f"{name} = {name}.masked_fill(is_local_index_no_global_attn_nonzero[:, :, None, None], "
-        f"torch.finfo({name}.dtype).min)",
+        f"max(torch.finfo({name}.dtype).min, torch.finfo(torch.float32).min))",
     )
 
 
