@@ -34,6 +34,7 @@ from ipu_core.engine.lowering import capture_model
 from ipu_core.graph.capture import without_cache
 from ipu_core.layout import layout
 from ipu_core.samples import sample_batch
+from ipu_core.testing import with_loss
 from torch.utils import _pytree as pytree
 from transformers.models.auto import modeling_auto
 
@@ -41,7 +42,13 @@ TINY: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "tiny.json
 # Names that transformers has no more, of architectures it has.
 ALIASES = {"code_llama": "llama"}
 SKIPPED = dict.fromkeys(("mega", "nezha", "xlm-prophetnet"), "transformers 5 removed it")
-NOTES = {"mra": "its attention needs a CUDA kernel: on the CPU it gives zeros, plain and pipelined"}
+NOTES = {
+    "mra": "its attention needs a CUDA kernel: on the CPU it gives zeros, plain and pipelined",
+    **dict.fromkeys(
+        ("reformer", "nllb-moe", "switch_transformers"),
+        "without dropout, which draws other numbers than upstream (docs/design/edits.md)",
+    ),
+}
 # Recurrences are unrolled, so that their graphs grow with the length.
 LENGTHS = {"mamba": 6, "rwkv": 6}
 LENGTH = 16
@@ -105,24 +112,12 @@ def models_of(model_type: str) -> Iterator[tuple[Any, bool]]:
     if config.is_encoder_decoder and getattr(config, "decoder_start_token_id", None) is None:
         config.decoder_start_token_id = 0
     torch.manual_seed(0)
-    yield _with_loss(type(transformers.AutoModel.from_config(config)))(config), False
+    yield with_loss(transformers.AutoModel.from_config(config)), False
     for mapping, auto in HEADS:
         if name in getattr(modeling_auto, mapping):
             torch.manual_seed(0)
             yield auto.from_config(config), True
             return
-
-
-def _with_loss(base: type[Any]) -> type[Any]:
-    class WithLoss(base):
-        """A base model that returns a loss as well."""
-
-        def forward(self, **kwargs: Any) -> dict[str, Any]:
-            outputs = super().forward(**kwargs)
-            return {"loss": outputs[0].sin().sum(), **outputs}
-
-    WithLoss.__name__ = base.__name__
-    return WithLoss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,6 +242,8 @@ def difference(ours: Sequence[Any], theirs: Sequence[Any]) -> float:
     assert len(ours) == len(theirs), f"{len(ours)} values, and the plain model has {len(theirs)}"
     scale, largest = 0.0, 0.0
     for our, their in zip(ours, theirs, strict=True):
+        if their is None and isinstance(our, torch.Tensor) and not our.any():
+            continue  # what upstream leaves out, such as an expert without tokens, has a gradient of zeros here
         if not isinstance(our, torch.Tensor) or not isinstance(their, torch.Tensor):
             assert our is their or our == their, f"{our}, and the plain model has {their}"
             continue

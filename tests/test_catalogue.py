@@ -39,6 +39,9 @@ def test_differences_are_shares_of_the_largest_value(catalogue):
     assert catalogue.difference([ones * math.nan], [ones * math.nan]) == 0.0
     with pytest.raises(AssertionError, match="no number where the plain model has one"):
         catalogue.difference([ones * math.nan], [ones])
+    assert catalogue.difference([ones * 0], [None]) == 0.0
+    with pytest.raises(AssertionError, match="and the plain model has None"):
+        catalogue.difference([ones], [None])
     with pytest.raises(AssertionError, match="None, and the plain model has"):
         catalogue.difference([None], [ones])
     with pytest.raises(AssertionError, match=r"shape \[2\], and the plain model has \[2, 2\]"):
