@@ -8,20 +8,15 @@ import torch
 import transformers
 from ipu_core import IPUConfig, inference_model, to_pipelined, training_model
 from ipu_core.testing import (
-    compositions,
     sample_batch,
 )
 from ipu_models_bert import bert
 from ipu_models_bert.plugin import BERT
 
 NUM_LAYERS = 4
-EVERY_SPLIT = [IPUConfig(layers_per_ipu=split) for split in compositions(NUM_LAYERS)]
-ATOL = {torch.float32: 1e-5, torch.float64: 1e-10}
 WITH_LOSS = [name for name in BERT.models if name != "BertModel"]
 
-each_class = pytest.mark.parametrize("name", BERT.models)
 each_class_with_a_loss = pytest.mark.parametrize("name", WITH_LOSS)
-each_dtype = pytest.mark.parametrize("dtype", ATOL, ids=str)
 
 
 def plain(name: str, dtype: torch.dtype = torch.float32, **options: object) -> torch.nn.Module:

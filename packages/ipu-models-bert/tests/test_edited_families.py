@@ -1,19 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The families that become static by source edits: edits are neutral, and pipelined equals plain, padded included."""
+"""The families that become static by source edits: what the edits change is nothing, run eagerly."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 import transformers
-from ipu_core import IPUConfig
 from ipu_core.rewrites.edits import edited, edits_of
 from ipu_core.testing import (
     sample_batch,
 )
 from ipu_models_bert.edited import FAMILIES
 
-SPLITS = [IPUConfig(layers_per_ipu=split) for split in ([4], [1, 1, 2])]
 CLASSES = {name: family for family in FAMILIES for name in family.models}
 # These draw other random numbers than plain with dropout, or are compared with it separately.
 NO_DROPOUT = {
@@ -24,7 +22,6 @@ NO_DROPOUT = {
 }
 
 each_class = pytest.mark.parametrize("name", CLASSES)
-each_padding = pytest.mark.parametrize("padded", [False, True], ids=["unpadded", "padded"])
 
 
 def plain(name, **values):

@@ -7,7 +7,6 @@ import transformers
 from ipu_core import IPUConfig, inference_model, to_pipelined, training_model
 from ipu_core.cli import main
 from ipu_core.testing import (
-    compositions,
     sample_batch,
 )
 from ipu_models_bert import groupbert
@@ -15,7 +14,6 @@ from ipu_models_bert.groupbert import GroupBertConfig, GroupBertForMaskedLM, Gro
 from ipu_models_bert.plugin import GROUPBERT
 from torch import nn
 
-EVERY_SPLIT = [IPUConfig(layers_per_ipu=split) for split in compositions(4)]
 ATOL = {torch.float32: 1e-5, torch.float64: 1e-10}
 WITH_LOSS = [name for name in GROUPBERT.models if name != "GroupBertModel"]
 AUTO_CLASSES = {

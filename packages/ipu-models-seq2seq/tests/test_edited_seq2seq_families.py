@@ -6,20 +6,17 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
-from ipu_core import IPUConfig
 from ipu_core.rewrites.edits import edited, edits_of
 from ipu_core.testing import (
     sample_batch,
 )
 from ipu_models_seq2seq.edited import FAMILIES
 
-SPLITS = [IPUConfig(layers_per_ipu=split) for split in ([-1], [1, -1])]
 CLASSES = {name: family for family in FAMILIES for name in family.models}
 # These draw other random numbers than plain with dropout, or are compared with it separately.
 NO_DROPOUT = dict.fromkeys(("dropout", "attention_dropout", "activation_dropout", "dropout_rate"), 0.0)
 
 each_class = pytest.mark.parametrize("name", CLASSES)
-each_padding = pytest.mark.parametrize("padded", [False, True], ids=["unpadded", "padded"])
 
 
 def plain(name, **values):
