@@ -78,6 +78,7 @@ class Line(PreTrainedModel):
 
     config_class = LineConfig
     base_model_prefix = "line"
+    main_input_name = "input_x"
 
     def __init__(self, config: LineConfig | None = None) -> None:
         config = LineConfig() if config is None else config

@@ -147,10 +147,14 @@ class IPUTrainingArguments(TrainingArguments):
         What the engine does by itself is off in it: accumulation, and the recomputation of layers.
         """
         own = copy.copy(self)
-        own.__dict__["_batch_size_factors"] = (ipu_config.batch_size_factor(), ipu_config.batch_size_factor(True))
-        own.gradient_accumulation_steps = 1
+        own.count_combined_batches(ipu_config)
         own.activation_checkpointing = False
         return own
+
+    def count_combined_batches(self, ipu_config: IPUConfig) -> None:
+        """Have batch sizes be those of combined batches, which the engine accumulates by itself."""
+        self.__dict__["_batch_size_factors"] = (ipu_config.batch_size_factor(), ipu_config.batch_size_factor(True))
+        self.gradient_accumulation_steps = 1
 
 
 @dataclass

@@ -14,7 +14,8 @@ from ipu_core.errors import BatchSizeError
 class WholeBatches(torch.utils.data.IterableDataset[Any]):
     """A stream of rows without the incomplete batch at its end.
 
-    A loader drops such a batch by itself only where the data set has a length.
+    A loader drops such a batch by itself only where the data set has a length. With batches of one row nothing is
+    left out, and a stream without any is refused.
 
     Args:
         rows: the stream.

@@ -35,18 +35,6 @@ class CombinedBatchLoaders(Trainer):
     train_dataset: Any
     eval_dataset: Any
 
-    def get_train_dataloader(self) -> torch.utils.data.DataLoader[Any]:
-        """Return the loader of combined batches; an incomplete last one is dropped.
-
-        Raises:
-            BatchSizeError: the data set has fewer rows than one combined batch.
-        """
-        data = self.train_dataset
-        if data is not None and has_length(data) and len(data) < self.args.train_batch_size:
-            raise BatchSizeError(self._too_few_rows(len(data)))
-        with self._whole_batches():
-            return super().get_train_dataloader()
-
     def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader[Any]:
         """Return the loader of combined batches of a data set, `eval_dataset` of the constructor by default."""
         with self._collating_for_evaluation():
@@ -62,6 +50,27 @@ class CombinedBatchLoaders(Trainer):
         if self.eval_dataset is None:
             return []
         return list(self.eval_dataset) if isinstance(self.eval_dataset, dict) else [None]
+
+    def _get_dataloader(
+        self, dataset: Any, description: str, batch_size: int, *args: Any, is_training: bool = False, **kwargs: Any
+    ) -> torch.utils.data.DataLoader[Any]:
+        """Make any of the loaders above, and that of training, which drops an incomplete last batch.
+
+        Raises:
+            BatchSizeError: there are fewer rows than one step of training takes, or none; of a data set without a
+                length this is found while it is read.
+        """
+
+        def too_few(rows: int) -> str:
+            return self._too_few_rows(rows) if is_training else f"the data set of {description.lower()} has no rows"
+
+        needed = batch_size if is_training else 1
+        if has_length(dataset) and len(dataset) < needed:
+            raise BatchSizeError(too_few(len(dataset)))
+        if isinstance(dataset, torch.utils.data.IterableDataset):
+            dataset = WholeBatches(dataset, needed, too_few)
+        with self._dropping_last(is_training or self.args.dataloader_drop_last):
+            return super()._get_dataloader(dataset, description, batch_size, *args, is_training=is_training, **kwargs)
 
     def _too_few_rows(self, rows: int) -> str:
         return (
@@ -81,13 +90,11 @@ class CombinedBatchLoaders(Trainer):
             self.data_collator = collator
 
     @contextlib.contextmanager
-    def _whole_batches(self) -> Iterator[None]:
-        """Have loaders made that give whole combined batches only, of a data set with or without a length."""
-        data, drop_last = self.train_dataset, self.args.dataloader_drop_last
-        if isinstance(data, torch.utils.data.IterableDataset):
-            self.train_dataset = WholeBatches(data, self.args.train_batch_size, self._too_few_rows)
-        self.args.dataloader_drop_last = True
+    def _dropping_last(self, is_dropped: bool) -> Iterator[None]:
+        """Have loaders made that drop an incomplete last batch, or keep it."""
+        before = self.args.dataloader_drop_last
+        self.args.dataloader_drop_last = is_dropped
         try:
             yield
         finally:
-            self.train_dataset, self.args.dataloader_drop_last = data, drop_last
+            self.args.dataloader_drop_last = before

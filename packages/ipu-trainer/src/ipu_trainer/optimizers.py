@@ -42,6 +42,7 @@ def lamb(model: torch.nn.Module, decaying: Collection[str], args: TrainingArgume
         lr=args.learning_rate,
         betas=(args.adam_beta1, args.adam_beta2),
         eps=args.adam_epsilon,
+        adam_debias=True,  # the library's other choice corrects the bias of the first moment alone
         weight_decouple=False,  # decay is part of the update whose norm the ratio of trust is about
     )
     return made

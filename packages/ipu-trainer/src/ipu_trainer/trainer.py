@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from ipu_core import Executor, IPUConfig, PipelineMixin, to_pipelined
 from ipu_core.engine.engines import usable_engine
-from ipu_core.errors import BatchSizeError
 from torch.utils._pytree import tree_leaves
-from transformers.trainer_utils import EvalLoopOutput, TrainOutput, get_last_checkpoint, has_length
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput, get_last_checkpoint
 
 from .arguments import IPUTrainingArguments
 from .evaluation import Evaluator
@@ -28,6 +27,7 @@ from .optimizers import lamb
 logger = logging.getLogger(__name__)
 
 LOSS_SCALE_NAME = "loss_scale.json"
+COMPILATION_TIME = "jit_compilation_time"
 
 
 class IPUTrainer(CombinedBatchLoaders):
@@ -214,24 +214,18 @@ class IPUTrainer(CombinedBatchLoaders):
         if self.args.compile_only:
             self.compile()
             return {}
-        return super().evaluate(*args, **kwargs)
+        metrics: dict[str, float] = super().evaluate(*args, **kwargs)
+        # A search adds up all metrics that it does not know as times.
+        return {name: value for name, value in metrics.items() if not name.endswith(COMPILATION_TIME)}
 
     def evaluation_loop(self, dataloader: Any, description: str, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """Evaluate every batch of a loader; what capturing and compiling took is a figure of its own.
-
-        Raises:
-            BatchSizeError: the loader has no rows.
-        """
+        """Evaluate every batch of a loader; what capturing and compiling took is a figure of its own."""
         seconds = self.evaluator.seconds_compiling
-        if has_length(dataloader.dataset) and len(dataloader.dataset) == 0:
-            raise BatchSizeError(f"the data set of `{description}` has no rows: give at least one")
         output = super().evaluation_loop(dataloader, description, *args, **kwargs)
-        if output.num_samples == 0:
-            raise BatchSizeError(f"the data set of `{description}` has no rows: give at least one")
         seconds = self.evaluator.seconds_compiling - seconds
         if seconds:
             prefix = kwargs.get("metric_key_prefix", "eval")
-            output.metrics[f"{prefix}_jit_compilation_time"] = round(seconds, 4)  # upstream takes it off the run time
+            output.metrics[f"{prefix}_{COMPILATION_TIME}"] = round(seconds, 4)  # upstream takes it off the run time
         return output
 
     def create_model_card(self, **facts: Any) -> None:
@@ -250,12 +244,14 @@ class IPUTrainer(CombinedBatchLoaders):
 
     def _hp_search_setup(self, trial: Any) -> None:
         """Take over what a trial changes; a number of accumulated micro-batches is the engine's."""
+        self.args.gradient_accumulation_steps = None
         super()._hp_search_setup(trial)
-        if self.args.gradient_accumulation_steps != 1:
-            steps = self.args.gradient_accumulation_steps
+        steps = self.args.gradient_accumulation_steps
+        if steps is not None:
             self.ipu_config = self.ipu_config.replace(gradient_accumulation_steps=steps)
-            self.args = self.args.for_pipeline(self.ipu_config)
-            self._train_batch_size = self.args.train_batch_size
+            self.model.ipu_config = self.ipu_config
+        self.args.count_combined_batches(self.ipu_config)
+        self._train_batch_size = self.args.train_batch_size
 
     def _save_scaler(self, output_dir: str) -> None:
         super()._save_scaler(output_dir)

@@ -250,11 +250,14 @@ def _mode(model: torch.nn.Module, *, training: bool) -> Iterator[None]:
 
 
 def without_cache(model: torch.nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
-    """Add ``use_cache=False``: a cache that grows has no place in a static graph; generation brings its own."""
+    """Add ``use_cache=False``: a cache that grows has no place in a static graph; generation brings its own.
+
+    Whatever the model's own configuration says: a decoder may have another one.
+    """
     config = getattr(model, "config", None)
     parameters = inspect.signature(model.forward).parameters
     named = "use_cache" in parameters or "kwargs" in parameters
-    if getattr(config, "use_cache", False) and named and "use_cache" not in batch:
+    if hasattr(config, "use_cache") and named and "use_cache" not in batch:
         return {**batch, "use_cache": False}
     return dict(batch)
 
