@@ -11,7 +11,7 @@ import contextlib
 import functools
 import logging
 import os
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import torch
@@ -25,6 +25,7 @@ from .layout import count_layers
 from .partition import layer_ipus
 from .plugins.family import Family, load
 from .plugins.registry import Claim, installed
+from .rewrites import Rewrite
 from .rewrites.configured import serialized_vocabulary
 from .rewrites.edits import edited, edits_of
 from .rewrites.masked import masked_token_head, refuse_more_labels
@@ -55,6 +56,7 @@ class PipelineMixin(_MixinBase):
 
     _ipu_config: IPUConfig | None = None
     _family: Family | None = None
+    _rewrites: tuple[Rewrite, ...] = ()
     _changes: contextlib.ExitStack | None = None
     _parallelized_as: ExecutionConfig | None = None
 
@@ -148,7 +150,7 @@ class PipelineMixin(_MixinBase):
         layers = None if num_layers is None else config.expand_layers(num_layers)
         with contextlib.ExitStack() as changes:
             targets = self.family.rewrites if self.family else ()
-            for rewrite in (serialized_vocabulary, masked_token_head, *map(load, targets)):
+            for rewrite in (serialized_vocabulary, masked_token_head, *map(load, targets), *self._rewrites):
                 changes.enter_context(rewrite(adapted(self), config))
             changes.enter_context(edited(self, edits_of(self.family.edits if self.family else ())))
             self._changes = changes.pop_all()
@@ -228,7 +230,9 @@ class PipelineMixin(_MixinBase):
         return self.ipu_config.for_inference() if for_inference else self.ipu_config.for_training()
 
 
-def to_pipelined(model: ModuleT, ipu_config: IPUConfig, *, family: Family | None = None) -> Any:
+def to_pipelined(
+    model: ModuleT, ipu_config: IPUConfig, *, family: Family | None = None, rewrites: Sequence[Rewrite] = ()
+) -> Any:
     """Give a pipelined model that shares every module and tensor of `model`; `model` itself is not touched.
 
     ::
@@ -242,6 +246,7 @@ def to_pipelined(model: ModuleT, ipu_config: IPUConfig, *, family: Family | None
         model: a transformers model, or any module with a list of layers.
         ipu_config: how it runs as a pipeline.
         family: use this declaration rather than a plugin's.
+        rewrites: more changes that `parallelize` makes, after those of the family; `loss_of(...)` is one.
 
     Raises:
         TypeError: the arguments are not a module and an `IPUConfig`.
@@ -252,9 +257,10 @@ def to_pipelined(model: ModuleT, ipu_config: IPUConfig, *, family: Family | None
         raise TypeError(f"`model` is a {type(model).__name__}: give a transformers model or another torch module")
     if isinstance(model, PipelineMixin):
         plain = model.to_transformers()
-        return to_pipelined(plain, ipu_config, family=family or model._family)
+        return to_pipelined(plain, ipu_config, family=family or model._family, rewrites=(*model._rewrites, *rewrites))
     pipelined = pipelined_class(type(model)).from_transformers(model, ipu_config)
     pipelined._family = family or pipelined._family
+    pipelined._rewrites = tuple(rewrites)
     if pipelined.family is None:
         num_layers = count_layers(pipelined, None)
         if num_layers == 0:
