@@ -164,10 +164,11 @@ def test_label_smoothing_reaches_the_model_within(tmp_path):
     assert_same_weights(weights(ours), weights(plain), atol=1e-6, rtol=0)
 
 
-def test_the_card_names_the_task_of_the_model_within(tmp_path):
+def test_the_card_is_one_of_an_adapter(tmp_path):
     ours = trainer(tmp_path, max_steps=1)
     ours.create_model_card()
-    assert "layers_per_ipu" in (tmp_path / "README.md").read_text()
+    card = (tmp_path / "README.md").read_text()
+    assert "layers_per_ipu" in card and "library_name: peft" in card
 
 
 # Bad input.
