@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from ipu_core.adapters import adapted
 from ipu_core.engine.batch import rows_of
 from ipu_core.loss import IGNORED
 from ipu_core.rewrites import Rewrite
@@ -34,7 +35,7 @@ def loss_rewrites(model: torch.nn.Module, args: TrainingArguments, compute_loss:
     is_multi_label = getattr(getattr(model, "config", None), "problem_type", None) == "multi_label_classification"
     if not args.label_smoothing_factor or is_multi_label:  # of the latter upstream warns
         return []
-    plain = next(cls for cls in type(model).__mro__ if not cls.__name__.startswith("Pipelined"))
+    plain = next(cls for cls in type(adapted(model)).__mro__ if not cls.__name__.startswith("Pipelined"))
     names = find_labels(plain)
     if "labels" not in names:
         raise ValueError(
@@ -110,4 +111,4 @@ class FiniteWatch:
 
 
 def _names(model: torch.nn.Module) -> set[str]:
-    return {cls.__name__ for cls in type(model).__mro__}
+    return {cls.__name__ for cls in type(adapted(model)).__mro__}

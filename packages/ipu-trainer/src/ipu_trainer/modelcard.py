@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Self
 
 from ipu_core import PipelineMixin
+from ipu_core.adapters import adapted
 from transformers.modelcard import TASK_MAPPING, TrainingSummary
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class IPUTrainingSummary(TrainingSummary):
 
 def _task(model: Any) -> str | None:
     """Give the hub's tag of the task a model is for, by the names of its classes."""
-    names = {cls.__name__ for cls in type(model).__mro__ if not issubclass(cls, PipelineMixin)}
+    names = {cls.__name__ for cls in type(adapted(model)).__mro__ if not issubclass(cls, PipelineMixin)}
     found = None
     for task, mapping in TASK_MAPPING.items():
         classes = {name for entry in mapping.values() for name in ([entry] if isinstance(entry, str) else entry)}

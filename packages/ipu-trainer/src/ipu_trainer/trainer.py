@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from ipu_core import Executor, IPUConfig, PipelineMixin, to_pipelined
+from ipu_core.adapters import has_adapters
 from ipu_core.engine.engines import usable_engine
 from torch.utils._pytree import tree_leaves
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput, get_last_checkpoint
@@ -235,6 +236,8 @@ class IPUTrainer(CombinedBatchLoaders):
         card = IPUTrainingSummary.from_trainer(self, **facts).to_model_card()
         with open(path, "w", encoding="utf-8") as file:
             file.write(card)
+        if has_adapters(self.model):
+            self.model.create_or_update_model_card(self.args.output_dir)
 
     def _pipelined(self, model: torch.nn.Module) -> PipelineMixin:
         """Pipeline a model, with the loss that was asked for."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils import _pytree as pytree
 
+from ..adapters import refuse_nothing_to_train
 from ..config import ExecutionConfig, IPUConfig
 from ..errors import BatchError, BatchSizeError, IncompatibleIPUConfigError, LossError, NotCompiledError, nearest
 from ..graph.capture import Capture, input_leaves
@@ -143,6 +144,8 @@ class Executor:
             return self
         started = time.perf_counter()
         self._name_options_without_effect()
+        if not self._config.inference:
+            refuse_nothing_to_train(self._model)
         refuse_missing_devices(self._config)
         if self._config.compile:
             refuse_other_processors(self._model, self._config)
