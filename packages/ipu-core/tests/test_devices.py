@@ -9,6 +9,7 @@ import torch
 import transformers
 from ipu_core import IncompatibleIPUConfigError, IPUConfig, inference_model, plan, to_pipelined, training_model
 from ipu_core.engine.devices import CPU, devices_there
+from ipu_core.engine.residence import move_state
 from ipu_core.errors import CaptureError, EngineNotAvailableError
 from ipu_core.graph.passes import on_device
 from ipu_core.testing import assert_inference_equals_plain, assert_training_equals_plain
@@ -203,12 +204,41 @@ def test_an_optimizer_steps_on_every_device_and_its_state_is_not_left_behind(sim
         torch.testing.assert_close(ours(**batch()), theirs(**batch()))
     ours.release()
     assert {p.device for p in model.parameters()} == {p.grad.device for p in model.parameters()} == {CPU}
-    with pytest.raises(
-        IncompatibleIPUConfigError,
-        match=r"the optimizer has stepped on `cpu` already, and a parameter of \[4, 3\] moves",
-    ):
-        training_model(to_pipelined(plain, ON_THREE), steps[0])(**batch())
-    assert {p.device for p in plain.parameters()} == {CPU}
+
+
+def test_what_an_optimizer_keeps_moves_with_the_parameters(simulation):
+    plain, model = make(Chain), make(Chain)
+    steps = [torch.optim.SGD(m.parameters(), lr=0.1, momentum=0.9, foreach=False) for m in (plain, model)]
+    on_one = [
+        training_model(to_pipelined(m, ON_THREE.replace(devices=None)), o)
+        for m, o in zip((plain, model), steps, strict=True)
+    ]
+    for executor in on_one:
+        executor(**batch())
+    ours = training_model(to_pipelined(model, ON_THREE), steps[1])
+    for _ in range(2):
+        torch.testing.assert_close(ours(**batch()), on_one[0](**batch()))
+    ours.release()
+    for mine, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(to_plain(mine), theirs.detach())
+
+
+def test_an_optimizer_that_steps_elsewhere_is_followed(simulation):
+    plain, model = make(Chain), make(Chain)
+    steps = [torch.optim.AdamW(m.parameters(), lr=0.1, foreach=False) for m in (plain, model)]
+    for m, optimizer in zip((plain, model), steps, strict=True):
+        training_model(to_pipelined(m, IPUConfig()), optimizer)(**batch())
+    saved = copy.deepcopy(steps[1].state_dict())
+    steps[1].load_state_dict(saved)  # as a run that goes on from a checkpoint
+    ours, theirs = training_model(to_pipelined(model, ON_THREE)), training_model(to_pipelined(plain, IPUConfig()))
+    for executor, optimizer in ((ours, steps[1]), (theirs, steps[0])):
+        optimizer.zero_grad()
+        executor(**batch())
+        move_state(optimizer)
+        optimizer.step()
+    ours.release()
+    for mine, other in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(to_plain(mine), other.detach())
 
 
 def test_a_gradient_that_is_there_already_moves_and_is_added_to(simulation):

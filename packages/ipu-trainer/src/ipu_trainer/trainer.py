@@ -14,16 +14,19 @@ import torch
 from ipu_core import Executor, IPUConfig, PipelineMixin, to_pipelined
 from ipu_core.adapters import has_adapters
 from ipu_core.engine.engines import usable_engine
+from ipu_core.engine.residence import move_state
 from torch.utils._pytree import tree_leaves
-from transformers.trainer_utils import EvalLoopOutput, TrainOutput, get_last_checkpoint
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from .arguments import IPUTrainingArguments
+from .checkpoints import CompleteCheckpoints
 from .evaluation import Evaluator
 from .loaders import Collator, CombinedBatchLoaders
 from .loss_scale import LossScale
 from .losses import ComputeLoss, FiniteWatch, is_mean_over_labels, item_weights, loss_rewrites, predicts_next, updates
 from .modelcard import IPUTrainingSummary
 from .optimizers import lamb
+from .resuming import CheckedResume
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +34,7 @@ LOSS_SCALE_NAME = "loss_scale.json"
 COMPILATION_TIME = "jit_compilation_time"
 
 
-class IPUTrainer(CombinedBatchLoaders):
+class IPUTrainer(CompleteCheckpoints, CheckedResume, CombinedBatchLoaders):
     """Trains, evaluates and predicts with a pipelined model, otherwise as `transformers.Trainer` does.
 
     ::
@@ -144,12 +147,9 @@ class IPUTrainer(CombinedBatchLoaders):
         """Train, as `transformers.Trainer.train` does; with `compile_only` nothing is run.
 
         Raises:
-            ValueError: there is no checkpoint where training is to resume from.
+            CheckpointError: what is to be resumed from is no complete checkpoint, or one of another model or optimizer.
             BatchSizeError: the data set is too small for one step.
         """
-        if isinstance(resume_from_checkpoint, (str, os.PathLike)):
-            resume_from_checkpoint = os.fspath(resume_from_checkpoint)
-            _require_checkpoint(resume_from_checkpoint)
         if self.args.compile_only:
             self.compile()
             return TrainOutput(0, 0.0, {})
@@ -174,6 +174,8 @@ class IPUTrainer(CombinedBatchLoaders):
         losses = []
         for part in parts:
             losses.append(self._backward(part))
+            if self.ipu_config.devices is not None:
+                move_state(self.optimizer)  # what was loaded before the first step moved the parameters
             if part is not parts[-1]:  # the loop updates after the last one
                 if self.args.max_grad_norm:
                     self._clip_grad_norm(model)
@@ -267,14 +269,3 @@ class IPUTrainer(CombinedBatchLoaders):
         if checkpoint is not None and self.loss_scale.is_dynamic:
             with open(os.path.join(checkpoint, LOSS_SCALE_NAME), encoding="utf-8") as file:
                 self.loss_scale.load_state_dict(json.load(file))
-
-
-def _require_checkpoint(directory: str) -> None:
-    weights = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
-    if any(os.path.isfile(os.path.join(directory, name)) for name in weights):
-        return
-    there = sorted(os.listdir(directory))[:8] if os.path.isdir(directory) else None
-    last = get_last_checkpoint(directory) if there else None
-    found = f"it holds {', '.join(there) or 'nothing'}" if there is not None else "there is no such directory"
-    advice = f"resume from `{last}`" if last else "give a directory `checkpoint-<step>` that a trainer wrote"
-    raise ValueError(f"Can't find a valid checkpoint at `{directory}`: {found}; {advice}")

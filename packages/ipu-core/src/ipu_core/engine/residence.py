@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from ..errors import IncompatibleIPUConfigError
 from ..graph.capture import input_leaves
 from ..graph.split import StageGraph
 from .devices import CPU
@@ -33,11 +32,7 @@ class Residence:
         self._moved: dict[int, tuple[torch.Tensor, torch.device, torch.device]] = {}
 
     def settle(self, optimizer: torch.optim.Optimizer | None = None) -> None:
-        """Move every tensor that is not with its stage, gradients with them.
-
-        Raises:
-            IncompatibleIPUConfigError: `optimizer` has state of a parameter that would move.
-        """
+        """Move every tensor that is not with its stage, gradients and what `optimizer` keeps with them."""
         tensors = self._weights.read(self._homes.keys())
         away: dict[int, tuple[torch.Tensor, torch.device]] = {}
         settled: set[int] = set()
@@ -47,12 +42,12 @@ class Residence:
                 settled.add(id(tensor))
                 if tensor.device != device:
                     away[id(tensor)] = tensor, device
-        if optimizer is not None:
-            _refuse_state_elsewhere(optimizer, away)
         for key, (tensor, device) in away.items():
             _, before, _ = self._moved.get(key, (tensor, tensor.device, device))
             self._moved[key] = tensor, before, device
             _move(tensor, device)
+        if optimizer is not None and away:
+            move_state(optimizer)
 
     def release(self) -> None:
         """Move back what is still where `settle` moved it."""
@@ -60,6 +55,17 @@ class Residence:
             if tensor.device == device:
                 _move(tensor, before)
         self._moved.clear()
+
+
+def move_state(optimizer: torch.optim.Optimizer) -> None:
+    """Move what an optimizer keeps of each parameter to where the parameter is, as loading its state does.
+
+    Single numbers, such as its count of steps, stay where they are.
+    """
+    for parameter, state in optimizer.state.items():
+        for value in pytree.tree_leaves(state):
+            if isinstance(value, torch.Tensor) and value.ndim and value.device != parameter.device:
+                _move(value, parameter.device)
 
 
 def homes(programs: Sequence[StageGraph]) -> dict[str, torch.device]:
@@ -112,16 +118,3 @@ def _move(tensor: torch.Tensor, device: torch.device) -> None:
     tensor.data = tensor.data.to(device)
     if tensor.grad is not None:
         tensor.grad = tensor.grad.to(device)
-
-
-def _refuse_state_elsewhere(
-    optimizer: torch.optim.Optimizer, away: Mapping[int, tuple[torch.Tensor, torch.device]]
-) -> None:
-    for tensor, device in away.values():
-        state = [v for v in optimizer.state.get(tensor, {}).values() if isinstance(v, torch.Tensor) and v.ndim]
-        if any(value.device != device for value in state):
-            raise IncompatibleIPUConfigError(
-                f"the optimizer has stepped on `{state[0].device}` already, and a parameter of {list(tensor.shape)} "
-                f"moves to `{device}` with its stage: call the executor before the optimizer's first step, and then "
-                "`optimizer.load_state_dict(...)` to go on from a state"
-            )

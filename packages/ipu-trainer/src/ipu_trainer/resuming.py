@@ -1,0 +1,349 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which checkpoints training can go on from: complete ones, of the same model and optimizer; others are refused."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pickle
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from ipu_core import PipelineMixin
+from ipu_core.adapters import adapted, has_adapters
+from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedModel, Trainer, TrainerState
+from transformers.core_model_loading import revert_weight_conversion
+from transformers.trainer import (
+    OPTIMIZER_NAME,
+    SCHEDULER_NAME,
+    TRAINER_STATE_NAME,
+)
+from transformers.trainer_pt_utils import safe_globals
+from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import (
+    ADAPTER_CONFIG_NAME,
+    ADAPTER_SAFE_WEIGHTS_NAME,
+    CONFIG_NAME,
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+)
+
+from .errors import CheckpointError
+
+logger = logging.getLogger(__name__)
+
+RNG_NAME = "rng_state.pth"
+_START_ANEW = "start anew, without `resume_from_checkpoint`"
+_NUM_SHOWN = 3
+# What is set by schedulers and by the version of torch, not by the class of the optimizer.
+_OF_EVERY_GROUP = {"params", "param_names", "lr", "initial_lr", "foreach", "fused", "capturable", "differentiable"}
+_OF_EVERY_GROUP |= {"maximize", "decoupled_weight_decay"}
+
+
+class CheckedResume(Trainer):
+    """A `transformers.Trainer` that looks at a checkpoint before it loads anything of it.
+
+    Nothing that is loaded can run code: weights are safetensors, states are loaded with `weights_only=True`.
+    """
+
+    # What upstream, which is checked as untyped, sets.
+    args: Any
+    model: Any
+    optimizer: Any
+    lr_scheduler: Any
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        directory = Path(resume_from_checkpoint)
+        require_complete(directory)
+        refuse_another_model(directory, self.model)
+        self.create_optimizer()  # the one that is there, or the one the loop would make
+        if (directory / OPTIMIZER_NAME).is_file():
+            refuse_another_optimizer(directory / OPTIMIZER_NAME, self.optimizer)
+            loaded(directory / SCHEDULER_NAME)
+        if (directory / RNG_NAME).is_file():
+            loaded(directory / RNG_NAME)
+        state = TrainerState.load_from_json(str(directory / TRAINER_STATE_NAME))
+        if not self.args.ignore_data_skip:
+            tell_of_other_rows(directory, state, self._train_batch_size)
+        if saves_under_own_names(self.model):
+            super()._load_from_checkpoint(str(directory), model)
+        else:
+            load_renamed(directory, self.model)
+
+    def _load_best_model(self) -> None:
+        if saves_under_own_names(self.model):
+            super()._load_best_model()
+        else:
+            load_renamed(Path(self.state.best_model_checkpoint), self.model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None and (path := Path(checkpoint) / SCHEDULER_NAME).is_file():
+            refuse_another_scheduler(path, self.lr_scheduler)
+        super()._load_optimizer_and_scheduler(checkpoint)
+
+
+def require_complete(directory: Path) -> None:
+    """Refuse a directory that is no checkpoint, or half of one.
+
+    Raises:
+        CheckpointError: what is there, and what is not.
+    """
+    names = sorted(os.listdir(directory)) if directory.is_dir() else []
+    weights = {SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, ADAPTER_SAFE_WEIGHTS_NAME}
+    has_weights = weights & set(names) or any(
+        (directory / name / ADAPTER_SAFE_WEIGHTS_NAME).is_file() for name in names
+    )
+    found = f"it holds {', '.join(names[:8]) or 'nothing'}" if directory.is_dir() else "there is no such directory"
+    if not has_weights:
+        raise CheckpointError(f"Can't find a valid checkpoint at `{directory}`: {found}; {_advice(directory)}")
+    wanted = [TRAINER_STATE_NAME]
+    if OPTIMIZER_NAME in names or SCHEDULER_NAME in names:
+        wanted += [OPTIMIZER_NAME, SCHEDULER_NAME]
+    missing = [name for name in wanted if name not in names]
+    if missing:
+        raise CheckpointError(
+            f"`{directory}` holds weights and no {' and no '.join(missing)}: it is a saved model, or half a "
+            f"checkpoint; {_advice(directory.parent)}"
+        )
+    if OPTIMIZER_NAME not in names:
+        logger.warning(
+            "`%s` was saved with `save_only_model`: the optimizer and its schedule begin anew, which is not what an "
+            "uninterrupted run does",
+            directory,
+        )
+
+
+def _advice(directory: Path) -> str:
+    last = get_last_checkpoint(directory) if directory.is_dir() else None
+    return f"resume from `{last}`" if last else "give a directory `checkpoint-<step>` that a trainer wrote"
+
+
+def refuse_another_model(directory: Path, model: Any) -> None:
+    """Refuse a checkpoint whose weights are not those of `model`, before any is loaded.
+
+    Raises:
+        CheckpointError: naming every kind of difference.
+    """
+    of_adapters = has_adapters(model)
+    folder = _adapter_folder(directory, model) if of_adapters else directory
+    there = _saved_shapes(folder, ADAPTER_SAFE_WEIGHTS_NAME if of_adapters else SAFE_WEIGHTS_NAME)
+    if there is None:
+        kind, other = ("adapters", "a whole model") if of_adapters else ("a whole model", "adapters")
+        raise CheckpointError(
+            f"`{directory}` holds {other}, and `{_plain_name(model)}` trains {kind}: resume with the model that was "
+            f"trained there, or {_START_ANEW}"
+        )
+    settings = _adapter_differences(folder, model) if of_adapters else _config_differences(folder, model)
+    differences = [*settings, *_shape_differences(there, model)]
+    if differences:
+        raise CheckpointError(
+            f"`{directory}` is of another model than this `{_plain_name(model)}`: {'; '.join(differences)}: resume "
+            f"with the model that was trained there, or {_START_ANEW}"
+        )
+
+
+def _adapter_folder(directory: Path, model: Any) -> Path:
+    """Give the folder of the active adapter: PEFT writes the one called `default` beside the others' folders."""
+    name = model.active_adapters[0]
+    return directory / name if (directory / name).is_dir() else directory
+
+
+def _saved_shapes(folder: Path, name: str) -> dict[str, list[int]] | None:
+    """Read the shapes of saved tensors off the heads of their files; None where there is no such file."""
+    index = folder / SAFE_WEIGHTS_INDEX_NAME
+    files = {name}
+    if not (folder / name).is_file():
+        if name != SAFE_WEIGHTS_NAME or not index.is_file():
+            return None
+        files = set(json.loads(index.read_text())["weight_map"].values())
+    shapes: dict[str, list[int]] = {}
+    for file in sorted(files):
+        try:
+            with safe_open(folder / file, framework="pt") as opened:
+                shapes |= {key: list(opened.get_slice(key).get_shape()) for key in opened.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(
+                f"`{folder / file}` is missing, or was cut short: {error}; resume from another checkpoint"
+            ) from error
+    return shapes
+
+
+def _config_differences(folder: Path, model: Any) -> Iterator[str]:
+    config = getattr(model, "config", None)
+    if config is None or not (folder / CONFIG_NAME).is_file():
+        return
+    saved = json.loads((folder / CONFIG_NAME).read_text())
+    here = {"model_type": config.model_type, "architectures": [_plain_name(model)]}
+    for name, value in here.items():
+        if saved.get(name, value) != value:
+            yield f"`{name}` is {saved[name]!r} there and {value!r} here"
+    num_labels = len(saved.get("id2label", config.id2label or ()))
+    if num_labels != len(config.id2label or ()):
+        yield f"`num_labels` is {num_labels} there and {len(config.id2label or ())} here"
+
+
+def _adapter_differences(folder: Path, model: Any) -> Iterator[str]:
+    if not (folder / ADAPTER_CONFIG_NAME).is_file():
+        return
+    saved = json.loads((folder / ADAPTER_CONFIG_NAME).read_text())
+    config = model.peft_config[model.active_adapters[0]].to_dict()
+    for name in ("peft_type", "task_type", "r", "target_modules", "modules_to_save"):
+        there, here = _plain(saved.get(name)), _plain(config.get(name))
+        if there != here:
+            yield f"`{name}` is {there!r} there and {here!r} here"
+
+
+def _plain(value: Any) -> Any:
+    """Give a setting as it reads: sets in order, each name once."""
+    return sorted(set(value)) if isinstance(value, (list, set, tuple)) else getattr(value, "value", value)
+
+
+def _shape_differences(there: Mapping[str, list[int]], model: Any) -> Iterator[str]:
+    here, aliases = _shapes(model)
+    other = [
+        f"`{name}` is {there[name]} there and {shape} here"
+        for name, shape in here.items()
+        if there.get(name, shape) != shape
+    ]
+    if other:
+        yield f"{len(other)} tensors have another shape, {_some(other)}"
+    missing = [f"`{name}`" for name in here if name not in there and not aliases.get(name, set()) & set(there)]
+    if missing:
+        yield f"{len(missing)} of the {len(here)} tensors here are not there, {_some(missing)}"
+    unknown = [f"`{name}`" for name in there if name not in here]
+    if unknown:
+        yield f"{len(unknown)} of the {len(there)} tensors there are not here, {_some(unknown)}"
+
+
+def _shapes(model: Any) -> tuple[dict[str, list[int]], dict[str, set[str]]]:
+    """Give the shapes of what a checkpoint of `model` holds, and for each name the others of the same tensor."""
+    if has_adapters(model):
+        import peft
+
+        state = peft.get_peft_model_state_dict(model, adapter_name=model.active_adapters[0])
+    else:
+        state = _saved_state(model)
+    names: dict[int, set[str]] = {}
+    for name, tensor in state.items():
+        names.setdefault(id(tensor), set()).add(name)
+    return {name: list(t.shape) for name, t in state.items()}, {name: names[id(t)] for name, t in state.items()}
+
+
+def _saved_state(model: Any) -> dict[str, torch.Tensor]:
+    """Give tensors without data, one for each of the model's, under the names that `save_pretrained` writes."""
+    left_out = set(getattr(model, "_keys_to_ignore_on_save", None) or ())
+    state = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if name not in left_out}
+    without_data = {id(tensor): tensor.detach().to("meta") for tensor in state.values()}
+    stand_ins = {name: without_data[id(tensor)] for name, tensor in state.items()}
+    plain = _plain_model(model)
+    # The names of some architectures are older than their modules.
+    return revert_weight_conversion(plain, stand_ins) if isinstance(plain, PreTrainedModel) else stand_ins
+
+
+def saves_under_own_names(model: Any) -> bool:
+    """Say whether a model's checkpoints have the names of its tensors; upstream's trainer loads no others."""
+    return has_adapters(model) or _saved_state(model).keys() <= model.state_dict().keys()
+
+
+def load_renamed(directory: Path, model: Any) -> None:
+    """Load a checkpoint whose tensors have other names than the model's, as `from_pretrained` does."""
+    with torch.random.fork_rng(devices=[]):
+        there = type(_plain_model(model)).from_pretrained(directory, dtype="auto")
+    model.load_state_dict(there.state_dict())
+
+
+def _plain_model(model: Any) -> Any:
+    return model.to_transformers() if isinstance(model, PipelineMixin) else model
+
+
+def _some(items: list[str]) -> str:
+    return ", ".join(items[:_NUM_SHOWN]) + (" ..." if len(items) > _NUM_SHOWN else "")
+
+
+def _plain_name(model: Any) -> str:
+    inner = adapted(model)
+    return (type(inner).plain_class() if isinstance(inner, PipelineMixin) else type(inner)).__name__
+
+
+def refuse_another_optimizer(path: Path, optimizer: torch.optim.Optimizer) -> None:
+    """Refuse the state of another class of optimizer, or of other parameters.
+
+    Raises:
+        CheckpointError: naming what is there and what is here.
+    """
+    there, here = (groups["param_groups"] for groups in (loaded(path), optimizer.state_dict()))
+    options = [{key for group in groups for key in group} - _OF_EVERY_GROUP for groups in (there, here)]
+    name = type(getattr(optimizer, "optimizer", optimizer)).__name__
+    if options[0] != options[1]:
+        raise CheckpointError(
+            f"`{path}` is the state of another optimizer: it has {_listed(options[0] - options[1])}, and {name} has "
+            f"{_listed(options[1] - options[0])}: train with the optimizer of there, or {_START_ANEW}"
+        )
+    counts = [[len(group["params"]) for group in groups] for groups in (there, here)]
+    if counts[0] != counts[1]:
+        raise CheckpointError(
+            f"`{path}` is the state of {sum(counts[0])} parameters in groups of {counts[0]}, and {name} has "
+            f"{sum(counts[1])} in groups of {counts[1]}: have the same parameters require gradients, in the same "
+            f"groups, or {_START_ANEW}"
+        )
+
+
+def refuse_another_scheduler(path: Path, scheduler: Any) -> None:
+    """Refuse the state of another class of scheduler.
+
+    Raises:
+        CheckpointError: naming what is there and what is here.
+    """
+    there, here = (
+        {name for name in state if not name.startswith("_")} for state in (loaded(path), scheduler.state_dict())
+    )
+    if there != here:
+        name = type(getattr(scheduler, "scheduler", scheduler)).__name__
+        raise CheckpointError(
+            f"`{path}` is the state of another kind of scheduler: it has {_listed(there - here)}, and {name} has "
+            f"{_listed(here - there)}: train with the scheduler (`lr_scheduler_type`) of there, or {_START_ANEW}"
+        )
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in sorted(names)) or "none of its own"
+
+
+def loaded(path: Path) -> Any:
+    """Load a state without running any code it names; what is large stays in its file.
+
+    Raises:
+        CheckpointError: it holds more than tensors and plain values, or was cut short.
+    """
+    try:
+        with safe_globals():
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        first = str(error).partition("\n")[0]
+        raise CheckpointError(
+            f"`{path}` holds more than tensors and plain values, or was cut short, and is not loaded: {first}; resume "
+            f"from another checkpoint, or {_START_ANEW}"
+        ) from error
+
+
+def tell_of_other_rows(directory: Path, state: TrainerState, rows: int) -> None:
+    """Say in the log when a step takes another number of rows than it did, so that other rows count as seen."""
+    before = state.train_batch_size
+    if before is None or before == rows:
+        return
+    logger.warning(
+        "`%s` was trained with %d rows a step, and a step takes %d here: its %d steps count as %d rows seen, and were "
+        "%d, so that rows are passed over or come again: make the micro-batch size times the accumulation %d again, or "
+        "set `ignore_data_skip=True`",
+        directory,
+        before,
+        rows,
+        state.global_step,
+        state.global_step * rows,
+        state.global_step * before,
+        before,
+    )
