@@ -15,7 +15,7 @@ import torch
 from ipu_core import PipelineMixin
 from ipu_core.adapters import adapted, has_adapters
 from safetensors import SafetensorError, safe_open
-from transformers import PreTrainedModel, Trainer, TrainerState
+from transformers import PreTrainedConfig, PreTrainedModel, Trainer, TrainerState
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.trainer import (
     OPTIMIZER_NAME,
@@ -181,9 +181,10 @@ def _config_differences(folder: Path, model: Any) -> Iterator[str]:
     for name, value in here.items():
         if saved.get(name, value) != value:
             yield f"`{name}` is {saved[name]!r} there and {value!r} here"
-    num_labels = len(saved.get("id2label", config.id2label or ()))
-    if num_labels != len(config.id2label or ()):
-        yield f"`num_labels` is {num_labels} there and {len(config.id2label or ())} here"
+    # The names of labels are left out where there are as many as by default.
+    num_labels = len(saved["id2label"]) if "id2label" in saved else PreTrainedConfig().num_labels
+    if num_labels != config.num_labels:
+        yield f"`num_labels` is {num_labels} there and {config.num_labels} here"
 
 
 def _adapter_differences(folder: Path, model: Any) -> Iterator[str]:
