@@ -62,6 +62,7 @@ def test_the_defaults_are_upstreams(tmp_path):
         ({"debug": "underflow_overflow"}, "its hooks look at values"),
         ({"ddp_find_unused_parameters": True}, "there is one process"),
         ({"torch_empty_cache_steps": 4}, "keeps no cache of memory"),
+        ({"train_sampling_strategy": "batch_rebalance"}, "gives batches of any number of rows"),
         ({"lamb": True, "optim": "sgd"}, "`lamb=True` and `optim='sgd'` name two optimizers"),
         ({"loss_scaling": 0.0}, "`loss_scaling=0.0` would turn the gradients round"),
     ],

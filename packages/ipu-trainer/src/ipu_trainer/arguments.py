@@ -97,6 +97,11 @@ class IPUTrainingArguments(TrainingArguments):
                 raise ValueError(f"`{name}={getattr(self, name)!r}` has no effect on a pipelined model: {reason}")
         if str(self.optim.value) in REFUSED_OPTIMIZERS:
             raise ValueError(f"`optim={self.optim.value!r}` cannot be used: {REFUSED_OPTIMIZERS[self.optim.value]}")
+        if self.train_sampling_strategy == "batch_rebalance":
+            raise ValueError(
+                "`train_sampling_strategy='batch_rebalance'` gives batches of any number of rows, and a step takes as "
+                "many as it was compiled for: use 'random', 'sequential' or 'group_by_length'"
+            )
         if self.lamb and self.optim != _default("optim"):
             raise ValueError(f"`lamb=True` and `optim={self.optim.value!r}` name two optimizers: give one of them")
         if self.loss_scaling is not None and self.loss_scaling <= 0:

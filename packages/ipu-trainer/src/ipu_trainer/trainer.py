@@ -111,7 +111,9 @@ class IPUTrainer(CombinedBatchLoaders):
             )
             engine = usable_engine(None)
             engine = dataclasses.replace(engine, inert=tuple({*engine.inert} - {"auto_loss_scaling"}))
-            self._training = self.model, Executor(self.model, config, engine, outputs=["loss"])
+            # The loop wraps it once it trains.
+            optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
+            self._training = self.model, Executor(self.model, config, engine, stepped_by=optimizer, outputs=["loss"])
         return self._training[1]
 
     @property
@@ -159,6 +161,7 @@ class IPUTrainer(CombinedBatchLoaders):
         """Capture and compile for training and evaluation, as far as there are data sets, without running a step."""
         with torch.random.fork_rng(devices=[]):
             if self.train_dataset is not None:
+                self.create_optimizer()
                 batch = self._prepare_inputs(next(iter(self.get_train_dataloader())))
                 self.training_executor.compile(**updates(batch, self.ipu_config.device_iterations)[0])
             for name in self.evaluation_names():
