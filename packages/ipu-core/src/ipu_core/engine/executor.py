@@ -181,7 +181,7 @@ class Executor:
         """Run one combined batch; returns what the model returns, its micro-batches joined as `output_mode` says."""
         self.compile(**batch)
         assert self._compiled is not None
-        self._model.check_batch(batch, for_inference=self._config.inference)
+        self._model.check_batch(batch, config=self._config)
         self._compiled.residence.settle(self._optimizer)
         if self._config.inference:
             outputs = [self._compiled.keep(self._compiled.program.infer(b)) for b in micro_batches(batch, self._config)]
