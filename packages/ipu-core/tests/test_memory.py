@@ -34,7 +34,8 @@ def measured(model, config, inputs):
         from ipu_core.engine.batch import micro_batches
 
         parts = list(micro_batches(inputs, config.for_training()))
-        for leaves in compiled.program.train(parts, compiled.order, loss=compiled.loss, weight=1.0, watch=watch):
+        weights = [1.0] * len(parts)
+        for leaves in compiled.program.train(parts, compiled.order, loss=compiled.loss, weights=weights, watch=watch):
             del leaves
         storages.settle()
         for action in compiled.order:

@@ -51,8 +51,8 @@ def test_a_wrong_output_is_found_and_the_split_named():
 def test_a_wrong_gradient_is_found(monkeypatch):
     train = HostProgram.train
 
-    def twice(self, *arguments, weight, **options):
-        return train(self, *arguments, weight=2 * weight, **options)
+    def twice(self, *arguments, weights, **options):
+        return train(self, *arguments, weights=[2 * weight for weight in weights], **options)
 
     monkeypatch.setattr(HostProgram, "train", twice)  # gradients twice as large, outputs right
     with pytest.raises(AssertionError, match="the gradient of .* differs"):

@@ -311,8 +311,8 @@ def test_a_pipelined_model_brings_its_configuration(tmp_path):
 
 
 def test_options_without_effect_are_named(tmp_path, caplog):
-    trainer(tmp_path, config=CONFIG.replace(auto_loss_scaling=True), max_steps=1).train()
-    assert "the host engine gives no effect to auto_loss_scaling=True" in caplog.text
+    trainer(tmp_path, config=CONFIG.replace(enable_half_partials=False), max_steps=1).train()
+    assert "the host engine gives no effect to enable_half_partials=False" in caplog.text
 
 
 def test_the_plan_of_training_can_be_read(tmp_path):
@@ -385,28 +385,11 @@ def test_resuming_where_nothing_was_saved_is_refused(tmp_path):
         trainer(tmp_path / "out").train(resume_from_checkpoint=True)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"label_smoothing_factor": 0.1}, "`label_smoothing_factor=0.1` has no effect on a pipelined model"),
-        ({"bf16": True}, "`bf16=True` has no effect .* convert the model with `model.bfloat16"),
-        ({"neftune_noise_alpha": 5.0}, "`neftune_noise_alpha=5.0` has no effect"),
-        ({"activation_checkpointing": True}, "set `recompute_checkpoint_every_layer`"),
-        ({"auto_find_batch_size": True}, "the batch size is part of the compiled shapes"),
-    ],
-)
-def test_arguments_without_effect_are_refused(options, message, tmp_path):
-    with pytest.raises(ValueError, match=message):
-        arguments(tmp_path, **options)
-
-
 def test_wrong_types_are_refused(tmp_path):
     with pytest.raises(TypeError, match="`args` is a TrainingArguments: give an IPUTrainingArguments"):
         IPUTrainer(model(), CONFIG, TrainingArguments(str(tmp_path)))
     with pytest.raises(TypeError, match="`ipu_config` is a NoneType: give an IPUConfig"):
         IPUTrainer(model(), None, arguments(tmp_path))
-    with pytest.raises(ValueError, match="`compute_loss_func` has no effect"):
-        IPUTrainer(model(), CONFIG, arguments(tmp_path), compute_loss_func=print)
 
 
 def test_an_unknown_override_is_refused(tmp_path):

@@ -14,6 +14,7 @@
     │   └── LossError                             no loss to train on, or several to choose from
     ├── ScheduleError (ValueError)                a schedule that does not end, or text that is none
     ├── LayoutError (ValueError)                  a model whose modules cannot be laid out
+    ├── AdapterError (ValueError)                 adapters of a kind that cannot be pipelined
     ├── CaptureError (RuntimeError)               a forward that is not one static graph
     ├── CompileError (RuntimeError)               a stage torch cannot compile
     ├── EditError (RuntimeError)                  a source edit that does not fit the installed upstream
@@ -74,6 +75,10 @@ class ScheduleError(IPUError, ValueError):
 
 class LayoutError(IPUError, ValueError):
     """A model whose modules cannot be laid out in run order."""
+
+
+class AdapterError(IPUError, ValueError):
+    """A model with adapters of a kind that cannot be pipelined."""
 
 
 class CaptureError(IPUError, RuntimeError):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
+from .adapters import adapted_path, beside
 from .arrangement import with_parallel_lists, with_shared_layers, without_idle_stacks
 from .errors import LayoutError
 from .graph.capture import Capture, node_entry
@@ -82,9 +83,8 @@ def layout(model: torch.nn.Module, patterns: Sequence[str] | None, captured: Cap
 
 def module_entries(model: torch.nn.Module, patterns: Sequence[str] | None) -> tuple[Entry, ...]:
     """Give the entries of a model in declared order, without running it: what `layers_per_ipu` is checked against."""
-    paths = list(_discover(model)) if patterns is None else list(_declared(model, patterns))
     entries = []
-    for path, repeated in paths:
+    for path, repeated in _paths(model, patterns):
         held = tuple(f"{path}.{name}" for name, _ in model.get_submodule(path).named_parameters())
         if held or repeated:
             entries.append(Entry(path=path, repeated=repeated, parameters=held))
@@ -119,6 +119,15 @@ def entry_visits(captured: Capture, paths: Iterable[str]) -> Iterator[str]:
     for node in captured.graph.nodes:
         if (entry := node_entry(node, known)) is not None:
             yield entry
+
+
+def _paths(model: torch.nn.Module, patterns: Sequence[str] | None) -> Iterator[tuple[str, bool]]:
+    """Give the path of each entry, and whether it is repeated; patterns are about the model within any adapters."""
+    around = adapted_path(model)
+    inner = model.get_submodule(around)
+    for path, repeated in _discover(inner) if patterns is None else _declared(inner, patterns):
+        yield f"{around}.{path}".lstrip("."), repeated
+    yield from ((path, False) for path in beside(model, around))
 
 
 def _declared(model: torch.nn.Module, patterns: Sequence[str]) -> Iterator[tuple[str, bool]]:

@@ -11,19 +11,21 @@ import contextlib
 import functools
 import logging
 import os
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import torch
 from transformers import PreTrainedModel
 from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
+from .adapters import adapted, has_adapters
 from .config import IPU_CONFIG_NAME, ExecutionConfig, IPUConfig
 from .errors import LayoutError
 from .layout import count_layers
 from .partition import layer_ipus
 from .plugins.family import Family, load
 from .plugins.registry import Claim, installed
+from .rewrites import Rewrite
 from .rewrites.configured import serialized_vocabulary
 from .rewrites.edits import edited, edits_of
 from .rewrites.masked import masked_token_head, refuse_more_labels
@@ -55,13 +57,14 @@ class PipelineMixin(_MixinBase):
 
     _ipu_config: IPUConfig | None = None
     _family: Family | None = None
+    _rewrites: tuple[Rewrite, ...] = ()
     _changes: contextlib.ExitStack | None = None
     _parallelized_as: ExecutionConfig | None = None
 
     @classmethod
     def from_transformers(cls, model: torch.nn.Module, ipu_config: IPUConfig) -> Self:
         """Make a pipelined model that shares every module and tensor of `model`."""
-        pipelined = _view(model, cls)
+        pipelined = view(model, cls)
         pipelined.ipu_config = ipu_config
         pipelined._family = _family_of(model)
         return pipelined
@@ -126,7 +129,7 @@ class PipelineMixin(_MixinBase):
         config = config or self._execution_config(for_inference=for_inference)
         targets = self.family.checks if self.family else ()
         for check in (refuse_misplaced, refuse_more_labels, *map(load, targets)):
-            check(self, config, batch)
+            check(adapted(self), config, batch)
 
     @property
     def is_parallelized(self) -> bool:
@@ -150,8 +153,9 @@ class PipelineMixin(_MixinBase):
         layers = None if num_layers is None else config.expand_layers(num_layers)
         with contextlib.ExitStack() as changes:
             targets = self.family.rewrites if self.family else ()
-            for rewrite in (serialized_vocabulary, packed_examples, masked_token_head, *map(load, targets)):
-                changes.enter_context(rewrite(self, config))
+            own = (serialized_vocabulary, packed_examples, masked_token_head)
+            for rewrite in (*own, *map(load, targets), *self._rewrites):
+                changes.enter_context(rewrite(adapted(self), config))
             changes.enter_context(edited(self, edits_of(self.family.edits if self.family else ())))
             self._changes = changes.pop_all()
         self._parallelized_as = config
@@ -190,7 +194,7 @@ class PipelineMixin(_MixinBase):
     def to_transformers(self) -> Any:
         """Give a view of the plain transformers class over the same modules and tensors, without any rewrite."""
         with self._plain():
-            return _view(self, self.plain_class())
+            return view(self, self.plain_class())
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Write a plain transformers checkpoint, and `ipu_config.json` beside it; `kwargs` are upstream's."""
@@ -210,7 +214,7 @@ class PipelineMixin(_MixinBase):
             ipu_config = IPUConfig.from_pretrained(pretrained_model_name_or_path)
         loaded = cls.plain_class().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model, *info = loaded if isinstance(loaded, tuple) else (loaded,)
-        pipelined = _view(model, cls)
+        pipelined = view(model, cls)
         if ipu_config is not None:
             pipelined.ipu_config = ipu_config
         return (pipelined, *info) if info else pipelined
@@ -230,7 +234,9 @@ class PipelineMixin(_MixinBase):
         return self.ipu_config.for_inference() if for_inference else self.ipu_config.for_training()
 
 
-def to_pipelined(model: ModuleT, ipu_config: IPUConfig, *, family: Family | None = None) -> Any:
+def to_pipelined(
+    model: ModuleT, ipu_config: IPUConfig, *, family: Family | None = None, rewrites: Sequence[Rewrite] = ()
+) -> Any:
     """Give a pipelined model that shares every module and tensor of `model`; `model` itself is not touched.
 
     ::
@@ -244,6 +250,7 @@ def to_pipelined(model: ModuleT, ipu_config: IPUConfig, *, family: Family | None
         model: a transformers model, or any module with a list of layers.
         ipu_config: how it runs as a pipeline.
         family: use this declaration rather than a plugin's.
+        rewrites: more changes that `parallelize` makes, after those of the family; `loss_of(...)` is one.
 
     Raises:
         TypeError: the arguments are not a module and an `IPUConfig`.
@@ -254,9 +261,10 @@ def to_pipelined(model: ModuleT, ipu_config: IPUConfig, *, family: Family | None
         raise TypeError(f"`model` is a {type(model).__name__}: give a transformers model or another torch module")
     if isinstance(model, PipelineMixin):
         plain = model.to_transformers()
-        return to_pipelined(plain, ipu_config, family=family or model._family)
+        return to_pipelined(plain, ipu_config, family=family or model._family, rewrites=(*model._rewrites, *rewrites))
     pipelined = pipelined_class(type(model)).from_transformers(model, ipu_config)
     pipelined._family = family or pipelined._family
+    pipelined._rewrites = tuple(rewrites)
     if pipelined.family is None:
         num_layers = count_layers(pipelined, None)
         if num_layers == 0:
@@ -279,7 +287,10 @@ def pipelined_class(plain: Any) -> type[PipelineMixin]:
 @functools.cache
 def _made_class(plain: Hashable) -> type[PipelineMixin]:
     assert isinstance(plain, type)
-    return type(f"Pipelined{plain.__name__}", (PipelineMixin, plain), {"__module__": plain.__module__})
+    mixin: type[PipelineMixin] = PipelineMixin
+    if has_adapters(plain):
+        from .adapted import AdaptedMixin as mixin  # it derives from the mixin above
+    return type(f"Pipelined{plain.__name__}", (mixin, plain), {"__module__": plain.__module__})
 
 
 def _load_class(claim: Claim) -> type[PipelineMixin]:
@@ -294,13 +305,13 @@ def _family_of(model: torch.nn.Module) -> Family | None:
     return installed().family(model_type) if model_type else None
 
 
-def _view(model: torch.nn.Module, cls: type[Any]) -> Any:
+def view(model: torch.nn.Module, cls: type[Any]) -> Any:
     """Give an object of class `cls` over the modules, parameters and buffers of `model`."""
-    view: Any = cls.__new__(cls)  # type: ignore[call-overload]
+    made: Any = cls.__new__(cls)  # type: ignore[call-overload]
     state = {name: value for name, value in vars(model).items() if name not in vars(PipelineMixin)}
     # Containers are copied so that registering something on the view leaves the model as it is.
-    view.__dict__.update({k: v.copy() if isinstance(v, (dict, set)) else v for k, v in state.items()})
-    if isinstance(view, PreTrainedModel):
+    made.__dict__.update({k: v.copy() if isinstance(v, (dict, set)) else v for k, v in state.items()})
+    if isinstance(made, PreTrainedModel):
         # The constructor did this for the original class; it makes `output_hidden_states` work.
-        _CAN_RECORD_REGISTRY[view] = view._can_record_outputs
-    return view
+        _CAN_RECORD_REGISTRY[made] = made._can_record_outputs
+    return made

@@ -11,7 +11,15 @@
     trainer.train()
 """
 
-from .arguments import IPUTrainingArguments
+from .arguments import IPUSeq2SeqTrainingArguments, IPUTrainingArguments
+from .modelcard import IPUTrainingSummary
+from .seq2seq import IPUSeq2SeqTrainer
 from .trainer import IPUTrainer
 
-__all__ = ["IPUTrainer", "IPUTrainingArguments"]
+__all__ = [
+    "IPUSeq2SeqTrainer",
+    "IPUSeq2SeqTrainingArguments",
+    "IPUTrainer",
+    "IPUTrainingArguments",
+    "IPUTrainingSummary",
+]

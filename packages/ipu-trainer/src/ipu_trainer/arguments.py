@@ -4,33 +4,63 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Any, Self
 
 from ipu_core import IncompatibleIPUConfigError, IPUConfig
-from transformers import TrainingArguments
+from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
-# Arguments of transformers that would have no effect on a captured graph: refused rather than ignored.
+_ONE_PROCESS = "there is one process: the engine distributes the model"
+_NO_AUTOCAST = "autocasting does not reach a captured graph: convert the model with"
+_IN_BACKWARD = "it updates each parameter inside the backward pass, before the micro-batches have added up"
+# Arguments of transformers that would have no effect here: refused rather than ignored, with what to do instead.
 REFUSED = {
-    "label_smoothing_factor": "the loss is the one the model computes inside the captured graph",
-    "neftune_noise_alpha": "hooks put on the model after its capture do not run",
-    "fp16": "autocasting does not reach a captured graph: convert the model with `model.half()`",
-    "bf16": "autocasting does not reach a captured graph: convert the model with `model.bfloat16()`",
-    "torch_compile": "the engine decides how its stages are compiled",
-    "activation_checkpointing": "set `recompute_checkpoint_every_layer` in the IPUConfig",
-    "auto_find_batch_size": "the batch size is part of the compiled shapes",
+    "fp16": f"{_NO_AUTOCAST} `model.half()`, and set `auto_loss_scaling=True`",
+    "bf16": f"{_NO_AUTOCAST} `model.bfloat16()`",
+    "fp16_full_eval": f"{_NO_AUTOCAST} `model.half()`",
+    "bf16_full_eval": f"{_NO_AUTOCAST} `model.bfloat16()`",
+    "torch_compile": "the engine compiles its stages: set `compile=True` in the IPUConfig",
+    "torch_compile_backend": "the engine compiles its stages: set `compile=True` in the IPUConfig",
+    "torch_compile_mode": "the engine compiles its stages: set `compile=True` in the IPUConfig",
+    "activation_checkpointing_kwargs": "whole layers are recomputed: leave it out",
+    "gradient_checkpointing_kwargs": "whole layers are recomputed: leave it out",
+    "torch_empty_cache_steps": "the engine keeps no cache of memory between steps",
+    "use_cache": "a step of training keeps no keys and values for a next token",
+    "auto_find_batch_size": "the batch size is part of the compiled shapes: `ipu plan` says what fits",
     "use_liger_kernel": "kernels are chosen when the model is captured",
-    "deepspeed": "the engine distributes the model",
-    "fsdp": "the engine distributes the model",
+    "liger_kernel_config": "kernels are chosen when the model is captured",
+    "debug": "its hooks look at values, which a captured graph does not have: a loss that is not finite is named",
+    "deepspeed": _ONE_PROCESS,
+    "fsdp": _ONE_PROCESS,
+    "parallelism_config": _ONE_PROCESS,
+    "ddp_backend": _ONE_PROCESS,
+    "ddp_bucket_cap_mb": _ONE_PROCESS,
+    "ddp_broadcast_buffers": _ONE_PROCESS,
+    "ddp_find_unused_parameters": _ONE_PROCESS,
+    "ddp_static_graph": _ONE_PROCESS,
+}
+REFUSED_OPTIMIZERS = {
+    "lomo": _IN_BACKWARD,
+    "adalomo": _IN_BACKWARD,
+    "galore_adamw_layerwise": _IN_BACKWARD,
+    "galore_adamw_8bit_layerwise": _IN_BACKWARD,
+    "galore_adafactor_layerwise": _IN_BACKWARD,
+    "apollo_adamw_layerwise": _IN_BACKWARD,
 }
 
 
 @dataclass
 class IPUTrainingArguments(TrainingArguments):
-    """The arguments of `IPUTrainer`: those of `transformers.TrainingArguments`, and three more.
+    """The arguments of `IPUTrainer`: those of `transformers.TrainingArguments`, and some more.
+
+    ::
+
+        args = IPUTrainingArguments("out", per_device_train_batch_size=4, gradient_accumulation_steps=8)
 
     `per_device_train_batch_size` and `per_device_eval_batch_size` are rows of a micro-batch. One training step takes a
     combined batch: micro-batch x gradient accumulation x replicas x device iterations, as the `IPUConfig` says.
+    `activation_checkpointing` recomputes layers, as `recompute_checkpoint_every_layer` of the `IPUConfig` does.
 
     Raises:
         ValueError: an argument that would have no effect here; the message says why, and what to do instead.
@@ -46,12 +76,33 @@ class IPUTrainingArguments(TrainingArguments):
     ipu_config_overrides: str | None = field(
         default=None, metadata={"help": "Options of the IPUConfig to change, such as `device_iterations=2,seed=0`."}
     )
+    compile_only: bool = field(
+        default=False, metadata={"help": "Capture and compile for the shapes of the first batch, and do not run."}
+    )
+    lamb: bool = field(
+        default=False, metadata={"help": "Step with LAMB, without bias correction, in the place of `optim`."}
+    )
+    loss_scaling: float | None = field(
+        default=None, metadata={"help": "Factor of the loss in the backward pass, for a model in half precision."}
+    )
+    auto_loss_scaling: bool = field(
+        default=False,
+        metadata={"help": "Halve the factor of the loss when a gradient is not finite, which skips the step."},
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, reason in REFUSED.items():
             if getattr(self, name, None):
                 raise ValueError(f"`{name}={getattr(self, name)!r}` has no effect on a pipelined model: {reason}")
+        if str(self.optim.value) in REFUSED_OPTIMIZERS:
+            raise ValueError(f"`optim={self.optim.value!r}` cannot be used: {REFUSED_OPTIMIZERS[self.optim.value]}")
+        if self.lamb and self.optim != _default("optim"):
+            raise ValueError(f"`lamb=True` and `optim={self.optim.value!r}` name two optimizers: give one of them")
+        if self.loss_scaling is not None and self.loss_scaling <= 0:
+            raise ValueError(
+                f"`loss_scaling={self.loss_scaling}` would turn the gradients round: give a factor above 0"
+            )
 
     @property
     def train_batch_size(self) -> int:
@@ -77,9 +128,13 @@ class IPUTrainingArguments(TrainingArguments):
         ipu_config = ipu_config.replace()
         if self.ipu_config_overrides:
             ipu_config.update_from_string(self.ipu_config_overrides)
-        changes: dict[str, int] = {}
+        changes: dict[str, Any] = {}
         if self.gradient_accumulation_steps is not None:
             changes["gradient_accumulation_steps"] = self.gradient_accumulation_steps
+        if self.activation_checkpointing:
+            changes["recompute_checkpoint_every_layer"] = True
+        if self.auto_loss_scaling:
+            changes["auto_loss_scaling"] = True
         if self.n_ipu is not None:
             for prefix in ("", "inference_"):
                 per_replica = getattr(ipu_config, f"{prefix}ipus_per_replica")
@@ -87,11 +142,32 @@ class IPUTrainingArguments(TrainingArguments):
         return ipu_config.replace(**changes)
 
     def for_pipeline(self, ipu_config: IPUConfig) -> Self:
-        """Give a copy that counts combined batches, as the training loop sees them."""
+        """Give a copy that counts combined batches, as the training loop sees them.
+
+        What the engine does by itself is off in it: accumulation, and the recomputation of layers.
+        """
         own = copy.copy(self)
-        own.__dict__["_batch_size_factors"] = (ipu_config.batch_size_factor(), ipu_config.batch_size_factor(True))
-        own.gradient_accumulation_steps = 1  # the executor accumulates
+        own.count_combined_batches(ipu_config)
+        own.activation_checkpointing = False
         return own
+
+    def count_combined_batches(self, ipu_config: IPUConfig) -> None:
+        """Have batch sizes be those of combined batches, which the engine accumulates by itself."""
+        self.__dict__["_batch_size_factors"] = (ipu_config.batch_size_factor(), ipu_config.batch_size_factor(True))
+        self.gradient_accumulation_steps = 1
+
+
+@dataclass
+class IPUSeq2SeqTrainingArguments(IPUTrainingArguments, Seq2SeqTrainingArguments):
+    """The arguments of `IPUSeq2SeqTrainer`: `IPUTrainingArguments`, and those of transformers for sequences.
+
+    Raises:
+        ValueError: an argument that would have no effect here.
+    """
+
+
+def _default(name: str) -> Any:
+    return next(f.default for f in dataclasses.fields(TrainingArguments) if f.name == name)
 
 
 def _replicas(n_ipu: int, per_replica: int, name: str) -> int:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch.utils import _pytree as pytree
 class Evaluator:
     """A pipelined model as a function of a batch with any number of rows, for evaluation and prediction.
 
-    The loss it returns is the mean, over rows, of the losses of their micro-batches.
+    The loss it returns, as every scalar, is the mean, over rows, of the losses of their micro-batches.
     """
 
     def __init__(self, model: PipelineMixin, *, micro_batch_size: int) -> None:
@@ -28,19 +29,29 @@ class Evaluator:
         self._micro_batch_size = micro_batch_size
         self._executors: dict[tuple[Any, ...], Executor] = {}
         self._captures: dict[tuple[Any, ...], Capture] = {}
+        self.seconds_compiling = 0.0
+
+    def compile(self, **batch: Any) -> None:
+        """Capture and compile for every piece that a batch is evaluated in, without running it."""
+        start = 0
+        for micro_size, count in self._pieces(_num_rows(batch)):
+            stop = start + micro_size * count
+            piece = rows_of(batch, start, stop)
+            self._executor(micro_size, count, piece)
+            start = stop
 
     def __call__(self, **batch: Any) -> Any:
         """Return what the model returns for the batch."""
-        num_rows = next(value.shape[0] for value in batch.values() if isinstance(value, torch.Tensor))
         outputs, micro_sizes = [], []
         start = 0
-        for micro_size, count in self._pieces(num_rows):
+        for micro_size, count in self._pieces(_num_rows(batch)):
             stop = start + micro_size * count
             piece = rows_of(batch, start, stop)
             outputs.append(self._executor(micro_size, count, piece)(**piece))
             micro_sizes += [micro_size] * count
             start = stop
-        return _joined(outputs, torch.tensor(micro_sizes))
+        scalars = _scalars(self._captures[_shapes(micro_sizes[0], batch)])
+        return _joined(outputs, torch.tensor(micro_sizes), scalars)
 
     def _pieces(self, num_rows: int) -> Iterator[tuple[int, int]]:
         """Give (rows of a micro-batch, micro-batches) of each call: whole combined batches first, then the rest."""
@@ -56,23 +67,34 @@ class Evaluator:
     def _executor(self, micro_size: int, count: int, piece: Mapping[str, Any]) -> Executor:
         key = (micro_size, count, *sorted(piece))
         if key not in self._executors:
+            started = time.perf_counter()
             config = self._config
             if count != config.batch_size_factor:
                 config = dataclasses.replace(config, replication_factor=1, device_iterations=count)
-            shapes = (micro_size, *sorted(piece))
+            shapes = _shapes(micro_size, piece)
             if shapes not in self._captures:
                 self._captures[shapes] = capture_model(self._model, config, rows_of(piece, 0, micro_size))
-            self._executors[key] = Executor(self._model, config, usable_engine(None), captured=self._captures[shapes])
+            executor = Executor(self._model, config, usable_engine(None), captured=self._captures[shapes])
+            self._executors[key] = executor.compile(**piece)
+            self.seconds_compiling += time.perf_counter() - started
         return self._executors[key]
 
 
-def _joined(outputs: list[Any], micro_sizes: torch.Tensor) -> Any:
-    """Join the outputs of several calls: losses as a mean weighted by rows, everything else row after row."""
+def _shapes(micro_size: int, batch: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Tell apart what needs graphs of its own."""
+    return micro_size, *sorted(batch)
+
+
+def _num_rows(batch: Mapping[str, Any]) -> int:
+    return next(value.shape[0] for value in batch.values() if isinstance(value, torch.Tensor))
+
+
+def _joined(outputs: list[Any], micro_sizes: torch.Tensor, scalars: frozenset[int]) -> Any:
+    """Join the outputs of several calls: scalars as a mean weighted by rows, everything else row after row."""
     leaves, spec = zip(*(pytree.tree_flatten(output) for output in outputs), strict=True)
-    losses = _loss_leaf(outputs[0])
     joined: list[Any] = []
     for i, parts in enumerate(zip(*leaves, strict=True)):
-        if i == losses:
+        if i in scalars:
             each = torch.cat([part.reshape(-1) for part in parts])
             joined.append((each * micro_sizes.to(each)).sum() / micro_sizes.sum())
         else:
@@ -80,10 +102,8 @@ def _joined(outputs: list[Any], micro_sizes: torch.Tensor) -> Any:
     return pytree.tree_unflatten(joined, spec[0])
 
 
-def _loss_leaf(output: Any) -> int | None:
-    """Give the position of the loss among the leaves of an output."""
-    names = list(output) if isinstance(output, Mapping) else []
-    if "loss" not in names:
-        return None
-    before = names[: names.index("loss")]
-    return sum(len(pytree.tree_leaves(output[name])) for name in before)
+def _scalars(captured: Capture) -> frozenset[int]:
+    """Give the leaves of the output that a micro-batch has one number of, such as its loss."""
+    values = {node.name: node.meta.get("val") for node in captured.graph.nodes}
+    leaves = [values.get(name) if isinstance(name, str) else None for name in captured.outputs]
+    return frozenset(i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor) and leaf.ndim == 0)

@@ -3,30 +3,35 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import functools
+import json
 import logging
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from ipu_core import Executor, IPUConfig, PipelineMixin, to_pipelined
-from ipu_core.engine.batch import arithmetic, rows_of
+from ipu_core.adapters import has_adapters
 from ipu_core.engine.engines import usable_engine
-from ipu_core.errors import BatchSizeError
 from torch.utils._pytree import tree_leaves
-from transformers import Trainer
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput, get_last_checkpoint
 
 from .arguments import IPUTrainingArguments
-from .data import WholeBatches
 from .evaluation import Evaluator
+from .loaders import Collator, CombinedBatchLoaders
+from .loss_scale import LossScale
+from .losses import ComputeLoss, FiniteWatch, is_mean_over_labels, item_weights, loss_rewrites, predicts_next, updates
+from .modelcard import IPUTrainingSummary
+from .optimizers import lamb
 
 logger = logging.getLogger(__name__)
 
+LOSS_SCALE_NAME = "loss_scale.json"
+COMPILATION_TIME = "jit_compilation_time"
 
-class IPUTrainer(Trainer):
+
+class IPUTrainer(CombinedBatchLoaders):
     """Trains, evaluates and predicts with a pipelined model, otherwise as `transformers.Trainer` does.
 
     ::
@@ -35,33 +40,44 @@ class IPUTrainer(Trainer):
         trainer.train(resume_from_checkpoint=False)
         trainer.evaluate()
 
-    One step is one combined batch: the executor accumulates the gradients of its micro-batches, and the loop clips
-    them by their global norm, steps the optimizer and the scheduler. An incomplete last batch is dropped in training,
-    and evaluated exactly in evaluation and prediction. Checkpoints are plain transformers ones plus `ipu_config.json`.
+    One step is one combined batch: the executor adds up the gradients of its micro-batches, each weighted by its share
+    of the batch's labels, so that accumulation does not change the result; the loop clips them by their global norm,
+    steps the optimizer and the scheduler. An incomplete last batch is dropped in training, and evaluated exactly in
+    evaluation and prediction. Checkpoints are plain transformers ones plus `ipu_config.json`.
 
     Args:
         model: a transformers model; it is pipelined without being copied, so training changes it.
         ipu_config: how it runs as a pipeline; read from the model where it is pipelined already.
         args: an `IPUTrainingArguments`.
-        kwargs: the other arguments of `transformers.Trainer`, by name.
+        eval_data_collator: makes the batches of evaluation and prediction; that of training by default.
+        compute_loss_func: a function of outputs, labels and `num_items_in_batch` that gives a mean over the items of a
+            micro-batch; it becomes part of the captured graph, and `num_items_in_batch` is None.
+        kwargs: the other arguments of `transformers.Trainer`, by name. The scheduler of `optimizers` may be a
+            `functools.partial` that makes one of the optimizer.
 
     Raises:
         TypeError: `args` is not an `IPUTrainingArguments`, or there is no `IPUConfig`.
         ValueError: an argument that has no effect on a pipelined model.
     """
 
+    # What upstream, which is checked as untyped, sets.
+    model: Any
+    optimizer: Any
+    lr_scheduler: Any
+
     def __init__(
         self,
         model: torch.nn.Module | None = None,
         ipu_config: IPUConfig | None = None,
         args: IPUTrainingArguments | None = None,
+        *,
+        eval_data_collator: Collator | None = None,
+        compute_loss_func: ComputeLoss | None = None,
         **kwargs: Any,
     ) -> None:
         args = IPUTrainingArguments("tmp_trainer") if args is None else args
         if not isinstance(args, IPUTrainingArguments):
             raise TypeError(f"`args` is a {type(args).__name__}: give an IPUTrainingArguments")
-        if kwargs.get("compute_loss_func") is not None:
-            raise ValueError("`compute_loss_func` has no effect on a pipelined model: let the model return its loss")
         if ipu_config is None and isinstance(model, PipelineMixin):
             ipu_config = model.ipu_config
         if not isinstance(ipu_config, IPUConfig):
@@ -71,12 +87,17 @@ class IPUTrainer(Trainer):
             logger.warning(
                 "`seed=%s` of the arguments is used, not `seed=%s` of the IPUConfig", args.seed, self.ipu_config.seed
             )
+        self._given, self._compute_loss = args, compute_loss_func
+        self.eval_data_collator = eval_data_collator
         if model is not None:
-            model = to_pipelined(model, self.ipu_config)
+            model = self._pipelined(model)
         super().__init__(model, args.for_pipeline(self.ipu_config), **kwargs)
-        # Micro-batches are averaged by the executor; the model is not asked to weigh its loss.
+        # Both are part of the captured graph, and micro-batches are weighted by their items outside of it.
+        self.label_smoother = None
         self.model_accepts_loss_kwargs = False
         self.args._n_gpu = min(self.args.n_gpu, 1)
+        self.loss_scale = LossScale(self.args.loss_scaling, is_dynamic=self.ipu_config.auto_loss_scaling)
+        self._finite_watch = FiniteWatch()
         self._training: tuple[Any, Executor] | None = None
         self._evaluator: tuple[Any, Evaluator] | None = None
 
@@ -88,82 +109,164 @@ class IPUTrainer(Trainer):
             config = dataclasses.replace(
                 self.ipu_config.for_training(), output_mode="all", device_iterations=1, seed=None
             )
-            self._training = self.model, Executor(self.model, config, usable_engine(None), outputs=["loss"])
+            engine = usable_engine(None)
+            engine = dataclasses.replace(engine, inert=tuple({*engine.inert} - {"auto_loss_scaling"}))
+            self._training = self.model, Executor(self.model, config, engine, outputs=["loss"])
         return self._training[1]
+
+    @property
+    def evaluator(self) -> Evaluator:
+        """What evaluation and prediction run: the model as a function of any number of rows."""
+        if self._evaluator is None or self._evaluator[0] is not self.model:
+            micro_batch_size = self.args.per_device_eval_batch_size
+            self._evaluator = self.model, Evaluator(self.model, micro_batch_size=micro_batch_size)
+        return self._evaluator[1]
 
     def call_model_init(self, trial: Any = None) -> PipelineMixin:
         """Make a fresh model, pipelined."""
-        return to_pipelined(super().call_model_init(trial), self.ipu_config)
+        return self._pipelined(super().call_model_init(trial))
 
-    def get_train_dataloader(self) -> torch.utils.data.DataLoader[Any]:
-        """Return the loader of combined batches; an incomplete last one is dropped.
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Make the optimizer that the arguments name, unless one was given."""
+        if self.args.lamb and self.optimizer is None:
+            model = self.model if model is None else model
+            self.optimizer = lamb(model, self.get_decay_parameter_names(model), self.args)
+        return super().create_optimizer(model)
 
-        Raises:
-            BatchSizeError: the data set has fewer rows than one combined batch.
-        """
-        with self._whole_batches():
-            loader = super().get_train_dataloader()
-        with contextlib.suppress(TypeError):
-            if len(loader) == 0:
-                config = self.ipu_config.for_training()
-                raise BatchSizeError(
-                    f"the training data set has {self.num_examples(loader)} rows, and one step takes "
-                    f"{self.args.train_batch_size}: {self.args.per_device_train_batch_size} rows a micro-batch, and "
-                    f"{arithmetic(config)}: give more rows, or make one of these smaller"
-                )
-        return loader
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Make the scheduler that the arguments name, or the one that was given as a `functools.partial`."""
+        optimizer = self.optimizer if optimizer is None else optimizer
+        if isinstance(self.lr_scheduler, functools.partial):
+            self.lr_scheduler = self.lr_scheduler(optimizer)
+        return super().create_scheduler(num_training_steps, optimizer)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Train, as `transformers.Trainer.train` does.
+        """Train, as `transformers.Trainer.train` does; with `compile_only` nothing is run.
 
         Raises:
             ValueError: there is no checkpoint where training is to resume from.
+            BatchSizeError: the data set is too small for one step.
         """
         if isinstance(resume_from_checkpoint, (str, os.PathLike)):
             resume_from_checkpoint = os.fspath(resume_from_checkpoint)
             _require_checkpoint(resume_from_checkpoint)
+        if self.args.compile_only:
+            self.compile()
+            return TrainOutput(0, 0.0, {})
         return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def compile(self) -> None:
+        """Capture and compile for training and evaluation, as far as there are data sets, without running a step."""
+        with torch.random.fork_rng(devices=[]):
+            if self.train_dataset is not None:
+                batch = self._prepare_inputs(next(iter(self.get_train_dataloader())))
+                self.training_executor.compile(**updates(batch, self.ipu_config.device_iterations)[0])
+            for name in self.evaluation_names():
+                self.evaluator.compile(**self._prepare_inputs(next(iter(self.get_eval_dataloader(name)))))
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """Run one combined batch forward and backward, and return its mean loss."""
         model.train()
+        if callable(train := getattr(self.optimizer, "train", None)):
+            train()  # an optimizer without a schedule keeps two sets of weights
         inputs = self._prepare_inputs(inputs)
-        iterations = self.ipu_config.device_iterations
+        parts = updates(inputs, self.ipu_config.device_iterations)
         losses = []
-        rows = self.args.train_batch_size // iterations
-        for i in range(iterations):
-            part = rows_of(inputs, i * rows, (i + 1) * rows)
-            outputs = self.training_executor(**part)
-            # The loss is all that was selected, under whatever name the model returns it.
-            losses.append(next(leaf for leaf in tree_leaves(outputs) if leaf is not None).mean())
-            if i < iterations - 1:  # the loop updates after the last one
+        for part in parts:
+            losses.append(self._backward(part))
+            if part is not parts[-1]:  # the loop updates after the last one
                 if self.args.max_grad_norm:
                     self._clip_grad_norm(model)
                 self.optimizer.step()
                 model.zero_grad()
         return torch.stack(losses).mean()
 
+    def _backward(self, part: dict[str, Any]) -> torch.Tensor:
+        """Add up the gradients of one update, and give its loss: the mean over all items."""
+        num_micro_batches = self.ipu_config.for_training().micro_batches_per_update
+        weights = torch.full((num_micro_batches,), 1 / num_micro_batches, dtype=torch.float64)
+        if is_mean_over_labels(self.model):
+            weights = item_weights(part, num_micro_batches, shifted=predicts_next(self.model))
+        outputs = self.training_executor(**part, loss_weights=(weights * self.loss_scale.value).tolist())
+        # The loss is all that was selected, under whatever name the model returns it.
+        losses = next(leaf for leaf in tree_leaves(outputs) if leaf is not None).reshape(-1)
+        loss = torch.where(weights > 0, losses * weights, 0.0).sum().to(losses.dtype)
+        self._finite_watch.see(
+            losses[weights > 0],
+            step=self.state.global_step + 1,
+            args=self.args,
+            learning_rate=self._get_learning_rate(),
+        )
+        self.loss_scale.unscale(self.model.parameters())
+        return loss
+
     def prediction_step(
         self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[Any, Any, Any]:
         """Evaluate one batch of any number of rows, as upstream does, with the executors in the model's place."""
-        if self._evaluator is None or self._evaluator[0] is not self.model:
-            micro_batch_size = self.args.per_device_eval_batch_size
-            self._evaluator = self.model, Evaluator(self.model, micro_batch_size=micro_batch_size)
-        return super().prediction_step(self._evaluator[1], inputs, prediction_loss_only, ignore_keys)
+        return super().prediction_step(self.evaluator, inputs, prediction_loss_only, ignore_keys)
 
-    @contextlib.contextmanager
-    def _whole_batches(self) -> Iterator[None]:
-        """Have loaders made that give whole combined batches only, of a data set with or without a length."""
-        data: Any = self.train_dataset  # type: ignore[has-type]  # upstream is checked as untyped
-        drop_last = self.args.dataloader_drop_last
-        if isinstance(data, torch.utils.data.IterableDataset):
-            self.train_dataset = WholeBatches(data, self.args.train_batch_size)
-        self.args.dataloader_drop_last = True
-        try:
-            yield
-        finally:
-            self.train_dataset, self.args.dataloader_drop_last = data, drop_last
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate, as `transformers.Trainer.evaluate` does; with `compile_only` nothing is run.
+
+        Raises:
+            BatchSizeError: the data set has no rows.
+        """
+        if self.args.compile_only:
+            self.compile()
+            return {}
+        metrics: dict[str, float] = super().evaluate(*args, **kwargs)
+        # A search adds up all metrics that it does not know as times.
+        return {name: value for name, value in metrics.items() if not name.endswith(COMPILATION_TIME)}
+
+    def evaluation_loop(self, dataloader: Any, description: str, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """Evaluate every batch of a loader; what capturing and compiling took is a figure of its own."""
+        seconds = self.evaluator.seconds_compiling
+        output = super().evaluation_loop(dataloader, description, *args, **kwargs)
+        seconds = self.evaluator.seconds_compiling - seconds
+        if seconds:
+            prefix = kwargs.get("metric_key_prefix", "eval")
+            output.metrics[f"{prefix}_{COMPILATION_TIME}"] = round(seconds, 4)  # upstream takes it off the run time
+        return output
+
+    def create_model_card(self, **facts: Any) -> None:
+        """Write the model card, `README.md`; `facts` are those of `transformers.Trainer.create_model_card`."""
+        super().create_model_card(**facts)
+        path = os.path.join(self.args.output_dir, "README.md")
+        card = IPUTrainingSummary.from_trainer(self, **facts).to_model_card()
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(card)
+        if has_adapters(self.model):
+            self.model.create_or_update_model_card(self.args.output_dir)
+
+    def _pipelined(self, model: torch.nn.Module) -> PipelineMixin:
+        """Pipeline a model, with the loss that was asked for."""
+        rewrites = loss_rewrites(model, self._given, self._compute_loss)
+        pipelined: PipelineMixin = to_pipelined(model, self.ipu_config, rewrites=rewrites)
+        return pipelined
+
+    def _hp_search_setup(self, trial: Any) -> None:
+        """Take over what a trial changes; a number of accumulated micro-batches is the engine's."""
+        self.args.gradient_accumulation_steps = None
+        super()._hp_search_setup(trial)
+        steps = self.args.gradient_accumulation_steps
+        if steps is not None:
+            self.ipu_config = self.ipu_config.replace(gradient_accumulation_steps=steps)
+            self.model.ipu_config = self.ipu_config
+        self.args.count_combined_batches(self.ipu_config)
+        self._train_batch_size = self.args.train_batch_size
+
+    def _save_scaler(self, output_dir: str) -> None:
+        super()._save_scaler(output_dir)
+        if self.loss_scale.is_dynamic:
+            with open(os.path.join(output_dir, LOSS_SCALE_NAME), "w", encoding="utf-8") as file:
+                json.dump(self.loss_scale.state_dict(), file)
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        super()._load_scaler(checkpoint)
+        if checkpoint is not None and self.loss_scale.is_dynamic:
+            with open(os.path.join(checkpoint, LOSS_SCALE_NAME), encoding="utf-8") as file:
+                self.loss_scale.load_state_dict(json.load(file))
 
 
 def _require_checkpoint(directory: str) -> None:

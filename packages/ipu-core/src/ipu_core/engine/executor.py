@@ -6,22 +6,32 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils import _pytree as pytree
 
+from ..adapters import refuse_nothing_to_train
 from ..config import ExecutionConfig, IPUConfig
-from ..errors import BatchError, IncompatibleIPUConfigError, LossError, NotCompiledError, nearest
+from ..errors import BatchError, BatchSizeError, IncompatibleIPUConfigError, LossError, NotCompiledError, nearest
 from ..graph.capture import Capture, input_leaves
+from ..graph.ranges import IndexRange, check_ranges, index_ranges
 from ..holdings import trainable_values
 from ..loss import loss_value
 from ..memory import refuse_what_does_not_fit, with_memory
 from ..planning import Plan
 from ..report.timeline import Span, Timeline
-from .batch import BatchSpec, combine, is_returned, micro_batch_size, micro_batches, refuse_gradients_of_inputs
+from .batch import (
+    BatchSpec,
+    arithmetic,
+    combine,
+    is_returned,
+    micro_batch_size,
+    micro_batches,
+    refuse_gradients_of_inputs,
+)
 from .cache import ExecutableCache
 from .compile import compiled, refuse_other_processors
 from .devices import refuse_missing_devices
@@ -62,6 +72,7 @@ class Executor:
     Raises:
         BatchSizeError: rows that do not divide into micro-batches.
         BatchMismatchError: a batch, or a model, other than the compiled one.
+        BatchError: a token the embedding has no row for, a label that is no class of the loss.
         CaptureError, LayoutError, LossError, IncompatibleIPUConfigError: when compiling.
         EngineNotAvailableError: when compiling, a device that is not there.
     """
@@ -133,6 +144,8 @@ class Executor:
             return self
         started = time.perf_counter()
         self._name_options_without_effect()
+        if not self._config.inference:
+            refuse_nothing_to_train(self._model)
         refuse_missing_devices(self._config)
         if self._config.compile:
             refuse_other_processors(self._model, self._config)
@@ -158,6 +171,7 @@ class Executor:
         weights = Weights(captured, self._model)
         self._compiled = _Compiled(
             spec=BatchSpec.of(batch),
+            ranges=index_ranges(captured),
             lowered=lowered,
             program=HostProgram(
                 captured,
@@ -177,16 +191,30 @@ class Executor:
         logger.info("compiled %s for the %s engine in %.1f s", captured.model_name, self._engine.name, seconds)
         return self
 
-    def __call__(self, **batch: Any) -> Any:
-        """Run one combined batch; returns what the model returns, its micro-batches joined as `output_mode` says."""
+    def __call__(self, *, loss_weights: Sequence[float] | None = None, **batch: Any) -> Any:
+        """Run one combined batch; returns what the model returns, its micro-batches joined as `output_mode` says.
+
+        Args:
+            loss_weights: for each micro-batch, the factor of its loss in the gradient of its update. By default those
+                of one update average: each is 1 / (`gradient_accumulation_steps` x `replication_factor`). Micro-batches
+                whose losses are means over different numbers of items are together the mean over all items with
+                ``items / items.sum()``. A micro-batch of weight zero adds nothing, whatever its loss is.
+            batch: the tensors, by the names of the forward's arguments.
+
+        Raises:
+            BatchSizeError: another number of weights than micro-batches.
+        """
         self.compile(**batch)
         assert self._compiled is not None
         self._model.check_batch(batch, config=self._config)
+        check_ranges(self._compiled.ranges, batch)
         self._compiled.residence.settle(self._optimizer)
         if self._config.inference:
+            if loss_weights is not None:
+                raise BatchError("`loss_weights` is for training, and this executor takes no gradients: leave it out")
             outputs = [self._compiled.keep(self._compiled.program.infer(b)) for b in micro_batches(batch, self._config)]
         else:
-            outputs = self._train(self._compiled, batch)
+            outputs = self._train(self._compiled, batch, loss_weights)
         combined = combine(outputs, self._config)
         if self._config.devices is not None:
             # Only now, when every device has all its work: on the way the host would wait for each micro-batch.
@@ -201,19 +229,26 @@ class Executor:
         if self._compiled is not None:
             self._compiled.residence.release()
 
-    def _train(self, compiled: _Compiled, batch: Mapping[str, Any]) -> list[list[Any]]:
+    def _train(
+        self, compiled: _Compiled, batch: Mapping[str, Any], loss_weights: Sequence[float] | None
+    ) -> list[list[Any]]:
         assert compiled.loss is not None
         refuse_gradients_of_inputs(batch)
         parts = list(micro_batches(batch, self._config))
         per_update = self._config.micro_batches_per_update
+        weights = [1 / per_update] * len(parts) if loss_weights is None else list(loss_weights)
+        if len(weights) != len(parts):
+            raise BatchSizeError(
+                f"`loss_weights` has {len(weights)} numbers, and {arithmetic(self._config)}: give one each"
+            )
         outputs: list[list[Any]] = []
         for iteration in range(self._config.device_iterations):
             if self._optimizer is not None:
                 self._optimizer.zero_grad()
-            update = parts[iteration * per_update : (iteration + 1) * per_update]
+            update = slice(iteration * per_update, (iteration + 1) * per_update)
             self._spans = []
             for leaves in compiled.program.train(
-                update, compiled.order, loss=compiled.loss, weight=1 / per_update, watch=self._timed
+                parts[update], compiled.order, loss=compiled.loss, weights=weights[update], watch=self._timed
             ):
                 if is_returned(iteration, self._config):
                     outputs.append(compiled.keep(leaves))
@@ -241,6 +276,7 @@ class _Compiled:
     """What compiling fixes."""
 
     spec: BatchSpec
+    ranges: tuple[IndexRange, ...]
     lowered: Lowered
     program: HostProgram
     residence: Residence

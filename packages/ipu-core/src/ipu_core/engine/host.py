@@ -75,25 +75,27 @@ class HostProgram:
         order: Iterable[Action],
         *,
         loss: str,
-        weight: float,
+        weights: Sequence[float],
         watch: Watch = unwatched,
     ) -> Iterator[list[Any]]:
         """Run some micro-batches forward and backward; yield the leaves of each one's output, detached, in their order.
 
-        The gradient of `weight` times the value `loss` is added to the parameters' gradients.
+        The gradient of each one's weight times the value `loss` is added to the parameters' gradients; one of weight
+        zero has no backward pass, so that a loss over nothing, which is NaN, adds nothing.
 
         Args:
             batches: the micro-batches.
             order: every forward and backward pass, each after those it needs, micro-batches in order.
             loss: the value of the graph whose gradient is taken.
-            weight: by how much it is multiplied.
+            weights: by how much it is multiplied, for each micro-batch.
             watch: entered for each action, left when it is done.
         """
         self._forget_carriers_if_something_was_frozen()
         passes: dict[int, _Pass] = {}
         for action in order:
             if action.micro_batch not in passes:
-                passes[action.micro_batch] = _Pass(self, self.initial_values(batches[action.micro_batch]), loss, weight)
+                values = self.initial_values(batches[action.micro_batch])
+                passes[action.micro_batch] = _Pass(self, values, loss, weights[action.micro_batch])
             running = passes[action.micro_batch]
             with watch(action):
                 if action.kind == FORWARD:
@@ -189,7 +191,7 @@ class _Pass:
                 starts.append((value, leaf.grad))
             if name == self.loss:
                 starts.append((value, torch.full_like(value, self.weight)))
-        if starts:
+        if starts and self.weight:
             tensors, gradients = zip(*starts, strict=True)
             torch.autograd.backward(tensors, gradients)
 

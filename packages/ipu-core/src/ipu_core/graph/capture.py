@@ -7,9 +7,10 @@ graph is the model's own parameter, found by its name when the graph runs.
 
 from __future__ import annotations
 
+import ast
 import contextlib
-import inspect
 import io
+import re
 import sys
 import time
 from collections.abc import Collection, Iterator, Mapping
@@ -21,6 +22,7 @@ import torch
 from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
+from ..adapters import forward_parameters
 from ..errors import CaptureError, IPUError
 from ..report.progress import progress_of_forward
 from .aliases import aliases, written
@@ -104,7 +106,7 @@ def capture(model: torch.nn.Module, batch: Mapping[str, Any], *, training: bool)
             if (refusal := refusal_of(model, inputs)) is not None:
                 raise refusal from None
             raise CaptureError(explained(name, error)) from error
-    captured = _read(name, program, training=training)
+    captured = _read(model, program, training=training)
     seconds = time.perf_counter() - started
     logger.info(
         "captured %s for %s: %d operations in %.1f s", name, _mode_name(training), len(captured.graph.nodes), seconds
@@ -151,7 +153,8 @@ def node_entry(node: torch.fx.Node, paths: Collection[str]) -> str | None:
     return path or None
 
 
-def _read(name: str, program: torch.export.ExportedProgram, *, training: bool) -> Capture:
+def _read(model: torch.nn.Module, program: torch.export.ExportedProgram, *, training: bool) -> Capture:
+    name = type(model).__name__
     graph_module = program.graph_module
     for node in list(graph_module.graph.nodes):
         # Checks of what is static anyway would tie the graph to one device; copies of a buffer to itself do nothing.
@@ -159,7 +162,7 @@ def _read(name: str, program: torch.export.ExportedProgram, *, training: bool) -
             node.replace_all_uses_with(node.args[0])
             graph_module.graph.erase_node(node)
     graph_module.graph.eliminate_dead_code()
-    _name_runs(graph_module.graph)
+    _name_runs(graph_module.graph, model)
     kinds = {InputKind.PARAMETER: "parameter", InputKind.BUFFER: "buffer", InputKind.CONSTANT_TENSOR: "constant"}
     paths = iter(_input_paths(program.call_spec.in_spec))
     sources, constants = {}, {}
@@ -189,12 +192,25 @@ def _read(name: str, program: torch.export.ExportedProgram, *, training: bool) -
     )
 
 
-def _name_runs(graph: torch.fx.Graph) -> None:
+def _name_runs(graph: torch.fx.Graph, model: torch.nn.Module) -> None:
     """Write each run of a module under its own name in the stack: the tracer counts them in its keys alone."""
     for node in graph.nodes:
         stack = node.meta.get("nn_module_stack") or {}
-        runs = (f"{path}{''.join(key.partition('@')[1:])}" for key, (path, _) in stack.items())
+        runs = (f"{_unsliced(path, model)}{''.join(key.partition('@')[1:])}" for key, (path, _) in stack.items())
         node.meta["nn_module_stack"] = {str(i): (run, "") for i, run in enumerate(runs)}
+
+
+_SLICED = re.compile(r"\.slice\((\S+), (\S+), (\S+)\)\.(\d+)")
+
+
+def _unsliced(path: str, model: torch.nn.Module) -> str:
+    """Give the path of a member of `layers[:3]` in `layers`: of a model with shared modules the tracer names slices."""
+    while (match := _SLICED.search(path)) is not None:
+        before, after = path[: match.start()], path[match.end() :]
+        *bounds, index = map(ast.literal_eval, match.groups())
+        number = range(len(list(model.get_submodule(before).children())))[slice(*bounds)][index]
+        path = f"{before}.{number}{after}"
+    return path
 
 
 def _copies_to_itself(node: torch.fx.Node) -> bool:
@@ -250,11 +266,14 @@ def _mode(model: torch.nn.Module, *, training: bool) -> Iterator[None]:
 
 
 def without_cache(model: torch.nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
-    """Add ``use_cache=False``: a cache that grows has no place in a static graph; generation brings its own."""
+    """Add ``use_cache=False``: a cache that grows has no place in a static graph; generation brings its own.
+
+    Whatever the model's own configuration says: a decoder may have another one.
+    """
     config = getattr(model, "config", None)
-    parameters = inspect.signature(model.forward).parameters
+    parameters = forward_parameters(model)
     named = "use_cache" in parameters or "kwargs" in parameters
-    if getattr(config, "use_cache", False) and named and "use_cache" not in batch:
+    if hasattr(config, "use_cache") and named and "use_cache" not in batch:
         return {**batch, "use_cache": False}
     return dict(batch)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..adapters import adapted
 from ..errors import LayoutError
 from ..plugins.family import load
 from ..plugins.registry import installed
@@ -45,6 +46,7 @@ def sample_batch(
     Raises:
         LayoutError: the model's main input is none of `input_ids`, `pixel_values`, `input_values`, `input_features`.
     """
+    model = adapted(model)
     name = getattr(model, "main_input_name", "nothing")
     if name not in INPUTS:
         raise LayoutError(

@@ -17,7 +17,7 @@ from ..engine.engines import usable_engine
 from ..engine.executor import Executor
 from ..engine.lowering import capture_model
 from ..graph.capture import Capture, without_cache
-from ..modeling import to_pipelined
+from ..modeling import PipelineMixin, to_pipelined
 from ..partition import AUTO
 
 T = TypeVar("T")
@@ -144,7 +144,7 @@ def assert_round_trip(model: torch.nn.Module, ipu_config: IPUConfig) -> None:
     """
 
     def inventory(m: torch.nn.Module) -> tuple[Any, ...]:
-        types = [(name, type(module)) for name, module in m.named_modules() if name]
+        types = [(name, _plain_class(module)) for name, module in m.named_modules() if name]
         tensors = [(name, t.data_ptr(), t.dtype, t.shape) for name, t in m.state_dict(keep_vars=True).items()]
         return types, tensors, [module.training for module in m.modules()]
 
@@ -159,6 +159,11 @@ def assert_round_trip(model: torch.nn.Module, ipu_config: IPUConfig) -> None:
         assert not pipelined.is_parallelized
     assert inventory(pipelined) == before, "parallelize and deparallelize changed the pipelined model"
     assert inventory(model) == before, "parallelize and deparallelize changed the user's model"
+
+
+def _plain_class(module: torch.nn.Module) -> type[Any]:
+    """Give a module's class; of the model within a pipelined model with adapters, the plain one."""
+    return type(module).plain_class() if isinstance(module, PipelineMixin) else type(module)
 
 
 def _loss(outputs: Any) -> torch.Tensor:

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The card of a model that was trained as a pipeline: transformers' own, and how the pipeline was made up."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Self
+
+from ipu_core import PipelineMixin
+from ipu_core.adapters import adapted
+from transformers.modelcard import TASK_MAPPING, TrainingSummary
+
+if TYPE_CHECKING:
+    from .trainer import IPUTrainer
+
+
+class IPUTrainingSummary(TrainingSummary):
+    """What a model card says of a run of `IPUTrainer`.
+
+    ::
+
+        card = IPUTrainingSummary.from_trainer(trainer, language="en").to_model_card()
+    """
+
+    @classmethod
+    def from_trainer(cls, trainer: IPUTrainer, **facts: Any) -> Self:
+        """Read a trainer off; `facts` are those of `transformers.Trainer.create_model_card`."""
+        if facts.get("tasks") is None:
+            facts["tasks"] = _task(trainer.model)
+        summary: Self = super().from_trainer(trainer, **facts)
+        summary.hyperparameters = {**(summary.hyperparameters or {}), **_of_pipeline(trainer)}
+        return summary
+
+
+def _task(model: Any) -> str | None:
+    """Give the hub's tag of the task a model is for, by the names of its classes."""
+    names = {cls.__name__ for cls in type(adapted(model)).__mro__ if not issubclass(cls, PipelineMixin)}
+    found = None
+    for task, mapping in TASK_MAPPING.items():
+        classes = {name for entry in mapping.values() for name in ([entry] if isinstance(entry, str) else entry)}
+        found = task if names & classes else found
+    return found
+
+
+def _of_pipeline(trainer: IPUTrainer) -> dict[str, Any]:
+    args, config = trainer.args, trainer.ipu_config.for_training()
+    found: dict[str, Any] = {
+        "train_batch_size": args.per_device_train_batch_size,
+        "eval_batch_size": args.per_device_eval_batch_size,
+        "total_train_batch_size": args.train_batch_size,
+        "total_eval_batch_size": args.eval_batch_size,
+        "gradient_accumulation_steps": config.gradient_accumulation_steps,
+        "distributed_type": "IPU",
+        "num_ipus": config.ipus_per_replica * config.replication_factor,
+        "layers_per_ipu": config.layers_per_ipu,
+        "training precision": str(next(trainer.model.parameters()).dtype).removeprefix("torch."),
+    }
+    if args.lamb:
+        betas = f"({args.adam_beta1},{args.adam_beta2})"
+        found["optimizer"] = f"LAMB with betas={betas} and epsilon={args.adam_epsilon}"
+    return found
