@@ -30,6 +30,8 @@ class CombinedBatchLoaders(Trainer):
     ipu_config: IPUConfig
     eval_data_collator: Collator | None
     # What upstream, which is checked as untyped, sets.
+    model: Any
+    compute_metrics: Any
     args: Any
     data_collator: Any
     train_dataset: Any

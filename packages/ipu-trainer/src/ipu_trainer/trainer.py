@@ -19,11 +19,12 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput, get_last_che
 
 from .arguments import IPUTrainingArguments
 from .evaluation import Evaluator
-from .loaders import Collator, CombinedBatchLoaders
+from .loaders import Collator
 from .loss_scale import LossScale
 from .losses import ComputeLoss, FiniteWatch, is_mean_over_labels, item_weights, loss_rewrites, predicts_next, updates
 from .modelcard import IPUTrainingSummary
 from .optimizers import lamb
+from .packing import PackedBatchLoaders
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ LOSS_SCALE_NAME = "loss_scale.json"
 COMPILATION_TIME = "jit_compilation_time"
 
 
-class IPUTrainer(CombinedBatchLoaders):
+class IPUTrainer(PackedBatchLoaders):
     """Trains, evaluates and predicts with a pipelined model, otherwise as `transformers.Trainer` does.
 
     ::

@@ -209,7 +209,7 @@ class Executor:
         """
         self.compile(**batch)
         assert self._compiled is not None
-        self._model.check_batch(batch, for_inference=self._config.inference)
+        self._model.check_batch(batch, config=self._config)
         check_ranges(self._compiled.ranges, batch)
         self._compiled.residence.settle(self._optimizer)
         if self._config.inference:
