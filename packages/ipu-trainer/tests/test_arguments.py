@@ -14,7 +14,14 @@ from transformers import Seq2SeqTrainingArguments, TrainingArguments
 OURS = {
     *("gradient_accumulation_steps", "n_ipu", "ipu_config_overrides", "compile_only", "lamb", "loss_scaling"),
     *("auto_loss_scaling", "activation_checkpointing", "gradient_checkpointing", "label_smoothing_factor"),
-    *("per_device_train_batch_size", "per_device_eval_batch_size", "optim", "max_grad_norm", "dataloader_drop_last"),
+    *(
+        "packed_length",
+        "per_device_train_batch_size",
+        "per_device_eval_batch_size",
+        "optim",
+        "max_grad_norm",
+        "dataloader_drop_last",
+    ),
 }
 # What upstream's loop, loaders, optimizers and callbacks read, which are called as they are.
 UPSTREAMS = {

@@ -204,7 +204,7 @@ class PackedBatchLoaders(CombinedBatchLoaders):
         """Have the configuration say at least so many rows; what was compiled for fewer is let go."""
         name = "packed_rows" if is_training else "inference_packed_rows"
         config, length = self.ipu_config, self.args.packed_length
-        had = config._given.get(name) or 0
+        had = getattr(config, name) or 0
         if config.packed_length == length and had >= needed:
             return int(had)
         self.ipu_config = config.replace(**{name: needed}, packed_length=length)
