@@ -27,6 +27,8 @@ OBSERVED = {
     "serialized_embedding_splits_per_ipu": "test_serialized.py::test_every_embedding_that_shares_the_weight_is_split",
     "serialized_projection_splits_per_ipu": "test_serialized.py::test_an_untied_projection_is_split_alone",
     "max_masked_tokens": "test_masked.py::test_the_plan_counts_a_head_of_so_many_tokens",
+    "packed_rows": "test_packed.py::test_the_plan_counts_the_tokens_of_packed_rows",
+    "packed_length": "test_packed.py::test_the_plan_counts_the_tokens_of_packed_rows",
     "devices": "test_devices.py::test_tensors_live_with_their_stage_and_only_what_crosses_is_copied",
     "device_memory": "test_memory.py::test_what_does_not_fit_is_refused_before_anything_runs",
     "cost_source": "test_automatic.py::test_measured_times_move_a_split_that_estimates_undervalue",

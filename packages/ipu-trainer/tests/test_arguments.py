@@ -14,7 +14,14 @@ from transformers import Seq2SeqTrainingArguments, TrainingArguments
 OURS = {
     *("gradient_accumulation_steps", "n_ipu", "ipu_config_overrides", "compile_only", "lamb", "loss_scaling"),
     *("auto_loss_scaling", "activation_checkpointing", "gradient_checkpointing", "label_smoothing_factor"),
-    *("per_device_train_batch_size", "per_device_eval_batch_size", "optim", "max_grad_norm", "dataloader_drop_last"),
+    *(
+        "packed_length",
+        "per_device_train_batch_size",
+        "per_device_eval_batch_size",
+        "optim",
+        "max_grad_norm",
+        "dataloader_drop_last",
+    ),
 }
 # What upstream's loop, loaders, optimizers and callbacks read, which are called as they are.
 UPSTREAMS = {
@@ -62,6 +69,7 @@ def test_the_defaults_are_upstreams(tmp_path):
         ({"debug": "underflow_overflow"}, "its hooks look at values"),
         ({"ddp_find_unused_parameters": True}, "there is one process"),
         ({"torch_empty_cache_steps": 4}, "keeps no cache of memory"),
+        ({"train_sampling_strategy": "batch_rebalance"}, "gives batches of any number of rows"),
         ({"lamb": True, "optim": "sgd"}, "`lamb=True` and `optim='sgd'` name two optimizers"),
         ({"loss_scaling": 0.0}, "`loss_scaling=0.0` would turn the gradients round"),
     ],

@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import json
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -261,7 +262,6 @@ def test_callbacks_run_and_the_best_model_is_loaded_at_the_end(tmp_path):
 
 
 def test_a_model_init_is_pipelined_and_a_data_set_of_datasets_is_read(tmp_path):
-    datasets = pytest.importorskip("datasets")
     data = [{k: v.tolist() for k, v in row.items()} | {"extra": "x"} for row in rows(12)]
     ours = IPUTrainer(
         None,
@@ -319,6 +319,30 @@ def test_the_plan_of_training_can_be_read(tmp_path):
     ours = trainer(tmp_path, per_device_train_batch_size=4, max_steps=1)
     ours.train()
     assert ours.training_executor.plan.ipus_per_replica == 2
+
+
+def test_the_plan_counts_the_state_of_the_optimizer(tmp_path):
+    config = CONFIG.replace(device_memory=10**9)
+    made = {}
+    for optim in ("adamw_torch", "sgd"):
+        ours = trainer(tmp_path, config=config, per_device_train_batch_size=4, max_steps=1, optim=optim)
+        ours.train()
+        made[optim] = sum(ipu.optimizer for ipu in ours.training_executor.plan.memory)
+    trained = sum(p.nbytes for p in ours.model.parameters())
+    assert made == {"adamw_torch": 2 * trained, "sgd": 0}
+
+
+def test_rows_are_grouped_by_their_length(tmp_path):
+    lengths = [int(row["attention_mask"].sum()) for row in rows(64)]
+    data = datasets.Dataset.from_list(
+        [{k: v.tolist() for k, v in row.items()} | {"length": n} for row, n in zip(rows(64), lengths, strict=True)]
+    )
+    options = {"train_sampling_strategy": "group_by_length", "max_steps": 2}
+    args = arguments(tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=4, **options)
+    ours = IPUTrainer(model(), CONFIG, args, train_dataset=data)
+    spread = [batch["attention_mask"].sum(1).float().std() for batch in ours.get_train_dataloader()]
+    assert len(spread) == 8
+    assert torch.stack(spread).mean() < torch.tensor(lengths).float().std() * 0.6
 
 
 # Bad input.

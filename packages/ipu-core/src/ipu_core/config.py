@@ -51,6 +51,8 @@ class ExecutionConfig:
     projection_serialization_factor: int = 1
     serialized_projection_splits_per_ipu: tuple[int, ...] | None = None
     max_masked_tokens: int | None = None
+    packed_rows: int | None = None
+    packed_length: int | None = None
     recompute_checkpoint_every_layer: bool = False
     schedule: str = "sequential"
     stages_per_ipu: int = 1
@@ -230,6 +232,7 @@ class IPUConfig(BaseConfig):
 
     def _check(self) -> None:
         self._check_output_return_period()
+        self._check_packed()
         for prefix in ("", "inference_"):
             num_ipus = getattr(self, f"{prefix}ipus_per_replica")
             layers = getattr(self, f"{prefix}layers_per_ipu")
@@ -272,6 +275,15 @@ class IPUConfig(BaseConfig):
                 f"{divisors}, or change `device_iterations`"
             )
 
+    def _check_packed(self) -> None:
+        rows = {name: getattr(self, name) for name in ("packed_rows", "inference_packed_rows")}
+        given = [f"`{name}={count}`" for name, count in rows.items() if count is not None]
+        if bool(given) != (self.packed_length is not None):
+            there = given[0] if given else f"`packed_length={self.packed_length}`"
+            raise IncompatibleIPUConfigError(
+                f"{there} is one side of a packed grid: give `packed_rows` and `packed_length` together, or neither"
+            )
+
     @staticmethod
     def _check_length(name: str, values: list[Any], prefix: str, num_ipus: int) -> None:
         if len(values) != num_ipus:
@@ -304,6 +316,8 @@ class IPUConfig(BaseConfig):
             projection_serialization_factor=read("projection_serialization_factor") or 1,
             serialized_projection_splits_per_ipu=tuple(projection_splits) if projection_splits else None,
             max_masked_tokens=self.max_masked_tokens,
+            packed_rows=read("packed_rows"),
+            packed_length=None if read("packed_rows") is None else self.packed_length,
             recompute_checkpoint_every_layer=not inference and self.recompute_checkpoint_every_layer,
             schedule=self.schedule,
             stages_per_ipu=read("stages_per_ipu"),
@@ -335,6 +349,8 @@ def _resolve(given: Mapping[str, Any]) -> dict[str, Any]:
         values["inference_matmul_proportion"] = copy.copy(own) if fits else DEFAULT_MATMUL_PROPORTION
     if "inference_devices" not in given:
         values["inference_devices"] = copy.copy(values["devices"])
+    if "inference_packed_rows" not in given:
+        values["inference_packed_rows"] = values["packed_rows"]
     for prefix in ("", "inference_"):
         for kind in ("embedding", "projection"):
             if values[f"{prefix}serialized_{kind}_splits_per_ipu"] is None:

@@ -10,6 +10,7 @@
     │   ├── BatchSizeError                        rows that do not divide into micro-batches
     │   ├── BatchMismatchError                    other names, shapes or dtypes than compiled
     │   ├── MaskedTokensError                     a row with more labels than `max_masked_tokens`
+    │   ├── PackingError                          examples that do not fit their packed rows
     │   └── LossError                             no loss to train on, or several to choose from
     ├── ScheduleError (ValueError)                a schedule that does not end, or text that is none
     ├── LayoutError (ValueError)                  a model whose modules cannot be laid out
@@ -58,6 +59,10 @@ class BatchMismatchError(BatchError):
 
 class MaskedTokensError(BatchError):
     """A row with more labelled tokens than the head of the compiled model sees."""
+
+
+class PackingError(BatchError):
+    """Examples that do not fit the rows they are packed into, or were put where others are."""
 
 
 class LossError(BatchError):

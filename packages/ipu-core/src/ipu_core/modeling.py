@@ -29,6 +29,7 @@ from .rewrites import Rewrite
 from .rewrites.configured import serialized_vocabulary
 from .rewrites.edits import edited, edits_of
 from .rewrites.masked import masked_token_head, refuse_more_labels
+from .rewrites.packed import packed_examples, refuse_misplaced
 
 logger = logging.getLogger(__name__)
 ModuleT = TypeVar("ModuleT", bound=torch.nn.Module)
@@ -115,17 +116,19 @@ class PipelineMixin(_MixinBase):
         """The declared layout, None when it is to be discovered."""
         return self.family.layout if self.family else None
 
-    def check_batch(self, batch: Mapping[str, Any], *, for_inference: bool = False) -> None:
+    def check_batch(
+        self, batch: Mapping[str, Any], *, for_inference: bool = False, config: ExecutionConfig | None = None
+    ) -> None:
         """Ask of a batch what its family and its options do, such as that labels are in range, before it is run.
 
-        Executors ask it of every batch.
+        Executors ask it of every batch, and give the `config` they run with.
 
         Raises:
             ValueError: what upstream's forward would raise, which a captured graph cannot: it has no values to look at.
         """
-        config = self._execution_config(for_inference=for_inference)
+        config = config or self._execution_config(for_inference=for_inference)
         targets = self.family.checks if self.family else ()
-        for check in (refuse_more_labels, *map(load, targets)):
+        for check in (refuse_misplaced, refuse_more_labels, *map(load, targets)):
             check(adapted(self), config, batch)
 
     @property
@@ -150,7 +153,8 @@ class PipelineMixin(_MixinBase):
         layers = None if num_layers is None else config.expand_layers(num_layers)
         with contextlib.ExitStack() as changes:
             targets = self.family.rewrites if self.family else ()
-            for rewrite in (serialized_vocabulary, masked_token_head, *map(load, targets), *self._rewrites):
+            own = (serialized_vocabulary, packed_examples, masked_token_head)
+            for rewrite in (*own, *map(load, targets), *self._rewrites):
                 changes.enter_context(rewrite(adapted(self), config))
             changes.enter_context(edited(self, edits_of(self.family.edits if self.family else ())))
             self._changes = changes.pop_all()

@@ -228,6 +228,23 @@ OPTIONS: dict[str, Option] = {
             meaning="the most tokens with a label in one row: a masked-language head computes at so many, logits too",
         ),
         Option(
+            name="packed_rows",
+            default=None,
+            kind=_INT,
+            minimum=1,
+            optional=True,
+            managed=True,
+            meaning="rows the examples of a micro-batch are packed into, where its `packed_at` says",
+        ),
+        Option(
+            name="packed_length",
+            default=None,
+            kind=_INT,
+            minimum=1,
+            optional=True,
+            meaning="tokens of a packed row",
+        ),
+        Option(
             name="devices",
             default=None,
             kind=NAMES,

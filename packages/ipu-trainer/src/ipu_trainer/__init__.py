@@ -13,6 +13,7 @@
 
 from .arguments import IPUSeq2SeqTrainingArguments, IPUTrainingArguments
 from .modelcard import IPUTrainingSummary
+from .packing import PackedSampler, PackingCollator, lengths_of
 from .seq2seq import IPUSeq2SeqTrainer
 from .trainer import IPUTrainer
 
@@ -22,4 +23,7 @@ __all__ = [
     "IPUTrainer",
     "IPUTrainingArguments",
     "IPUTrainingSummary",
+    "PackedSampler",
+    "PackingCollator",
+    "lengths_of",
 ]

@@ -90,13 +90,28 @@ class IPUTrainingArguments(TrainingArguments):
         metadata={"help": "Halve the factor of the loss when a gradient is not finite, which skips the step."},
     )
 
+    packed_length: int | None = field(
+        default=None,
+        metadata={"help": "Tokens of a row into which several examples are packed, in training and evaluation."},
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.packed_length is not None and self.train_sampling_strategy != "random":
+            raise ValueError(
+                f"`packed_length={self.packed_length}` and `train_sampling_strategy={self.train_sampling_strategy!r}` "
+                "both choose the examples of a batch: give one of them"
+            )
         for name, reason in REFUSED.items():
             if getattr(self, name, None):
                 raise ValueError(f"`{name}={getattr(self, name)!r}` has no effect on a pipelined model: {reason}")
         if str(self.optim.value) in REFUSED_OPTIMIZERS:
             raise ValueError(f"`optim={self.optim.value!r}` cannot be used: {REFUSED_OPTIMIZERS[self.optim.value]}")
+        if self.train_sampling_strategy == "batch_rebalance":
+            raise ValueError(
+                "`train_sampling_strategy='batch_rebalance'` gives batches of any number of rows, and a step takes as "
+                "many as it was compiled for: use 'random', 'sequential' or 'group_by_length'"
+            )
         if self.lamb and self.optim != _default("optim"):
             raise ValueError(f"`lamb=True` and `optim={self.optim.value!r}` name two optimizers: give one of them")
         if self.loss_scaling is not None and self.loss_scaling <= 0:

@@ -30,6 +30,8 @@ class CombinedBatchLoaders(Trainer):
     ipu_config: IPUConfig
     eval_data_collator: Collator | None
     # What upstream, which is checked as untyped, sets.
+    model: Any
+    compute_metrics: Any
     args: Any
     data_collator: Any
     train_dataset: Any
@@ -52,7 +54,7 @@ class CombinedBatchLoaders(Trainer):
         return list(self.eval_dataset) if isinstance(self.eval_dataset, dict) else [None]
 
     def _get_dataloader(
-        self, dataset: Any, description: str, batch_size: int, *args: Any, is_training: bool = False, **kwargs: Any
+        self, dataset: Any, description: str, batch_size: int, *, is_training: bool = False, **kwargs: Any
     ) -> torch.utils.data.DataLoader[Any]:
         """Make any of the loaders above, and that of training, which drops an incomplete last batch.
 
@@ -69,8 +71,11 @@ class CombinedBatchLoaders(Trainer):
             raise BatchSizeError(too_few(len(dataset)))
         if isinstance(dataset, torch.utils.data.IterableDataset):
             dataset = WholeBatches(dataset, needed, too_few)
+        # Upstream removes the column of lengths, which a sampler groups rows by, before the sampler is made.
+        sampler = kwargs.pop("sampler_fn", None)
+        kwargs["sampler_fn"] = None if sampler is None else lambda without_columns: sampler(dataset)
         with self._dropping_last(is_training or self.args.dataloader_drop_last):
-            return super()._get_dataloader(dataset, description, batch_size, *args, is_training=is_training, **kwargs)
+            return super()._get_dataloader(dataset, description, batch_size, is_training=is_training, **kwargs)
 
     def _too_few_rows(self, rows: int) -> str:
         return (

@@ -21,11 +21,12 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from .arguments import IPUTrainingArguments
 from .checkpoints import CompleteCheckpoints
 from .evaluation import Evaluator
-from .loaders import Collator, CombinedBatchLoaders
+from .loaders import Collator
 from .loss_scale import LossScale
 from .losses import ComputeLoss, FiniteWatch, is_mean_over_labels, item_weights, loss_rewrites, predicts_next, updates
 from .modelcard import IPUTrainingSummary
 from .optimizers import lamb
+from .packing import PackedBatchLoaders
 from .resuming import CheckedResume
 
 logger = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ LOSS_SCALE_NAME = "loss_scale.json"
 COMPILATION_TIME = "jit_compilation_time"
 
 
-class IPUTrainer(CompleteCheckpoints, CheckedResume, CombinedBatchLoaders):
+class IPUTrainer(CompleteCheckpoints, CheckedResume, PackedBatchLoaders):
     """Trains, evaluates and predicts with a pipelined model, otherwise as `transformers.Trainer` does.
 
     ::
@@ -114,7 +115,9 @@ class IPUTrainer(CompleteCheckpoints, CheckedResume, CombinedBatchLoaders):
             )
             engine = usable_engine(None)
             engine = dataclasses.replace(engine, inert=tuple({*engine.inert} - {"auto_loss_scaling"}))
-            self._training = self.model, Executor(self.model, config, engine, outputs=["loss"])
+            # The loop wraps it once it trains.
+            optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
+            self._training = self.model, Executor(self.model, config, engine, stepped_by=optimizer, outputs=["loss"])
         return self._training[1]
 
     @property
@@ -159,6 +162,7 @@ class IPUTrainer(CompleteCheckpoints, CheckedResume, CombinedBatchLoaders):
         """Capture and compile for training and evaluation, as far as there are data sets, without running a step."""
         with torch.random.fork_rng(devices=[]):
             if self.train_dataset is not None:
+                self.create_optimizer()
                 batch = self._prepare_inputs(next(iter(self.get_train_dataloader())))
                 self.training_executor.compile(**updates(batch, self.ipu_config.device_iterations)[0])
             for name in self.evaluation_names():

@@ -67,7 +67,8 @@ class Executor:
     With the option `devices` a call moves every parameter and buffer to the device of its stage, where it stays, the
     same object, until `release`; outputs come back to the device of the batch.
 
-    Several executors of one model can share one `captured` graph, made for their micro-batch.
+    Several executors of one model can share one `captured` graph, made for their micro-batch. An optimizer that
+    somebody else steps, `stepped_by`, is counted in the plan's memory, and not called.
 
     Raises:
         BatchSizeError: rows that do not divide into micro-batches.
@@ -84,6 +85,7 @@ class Executor:
         engine: Engine,
         *,
         optimizer: torch.optim.Optimizer | None = None,
+        stepped_by: torch.optim.Optimizer | None = None,
         outputs: Collection[str] | None = None,
         loss: str | None = None,
         captured: Capture | None = None,
@@ -93,6 +95,7 @@ class Executor:
         self._config = config
         self._engine = engine
         self._optimizer = optimizer
+        self._accounted = stepped_by if optimizer is None else optimizer
         self._selected = outputs
         self._loss = loss
         self._compiled: _Compiled | None = None
@@ -118,7 +121,7 @@ class Executor:
         return self._plan
 
     def _with_memory(self, lowered: Lowered, loss: str | None) -> Plan:
-        return with_memory(lowered, self._config, self._model, optimizer=self._optimizer, loss=loss)
+        return with_memory(lowered, self._config, self._model, optimizer=self._accounted, loss=loss)
 
     def timeline(self) -> Timeline:
         """Give what each stage did when, in the last update of the last call.
@@ -157,7 +160,7 @@ class Executor:
             micro_batch_size=micro_batch_size(batch, self._config),
             captured=self._captured,
             cache=cache,
-            optimizer=self._optimizer,
+            optimizer=self._accounted,
             loss=self._loss,
         )
         captured = lowered.captured
@@ -206,7 +209,7 @@ class Executor:
         """
         self.compile(**batch)
         assert self._compiled is not None
-        self._model.check_batch(batch, for_inference=self._config.inference)
+        self._model.check_batch(batch, config=self._config)
         check_ranges(self._compiled.ranges, batch)
         self._compiled.residence.settle(self._optimizer)
         if self._config.inference:

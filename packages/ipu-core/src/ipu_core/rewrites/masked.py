@@ -18,6 +18,7 @@ from transformers.utils import ModelOutput
 from ..config import ExecutionConfig
 from ..errors import IncompatibleIPUConfigError, MaskedTokensError
 from ..loss import IGNORED
+from .packed import labels_of_rows
 
 
 def masked_positions(labels: torch.Tensor, max_masked_tokens: int) -> torch.Tensor:
@@ -63,13 +64,13 @@ def masked_token_head(model: torch.nn.Module, config: ExecutionConfig) -> Iterat
 
 
 def refuse_more_labels(model: torch.nn.Module, config: ExecutionConfig, batch: Mapping[str, Any]) -> None:
-    """Refuse a batch of which a row has more labels than `max_masked_tokens`.
+    """Refuse a batch of which a row, a packed one where examples are packed, has more labels than `max_masked_tokens`.
 
     Raises:
         MaskedTokensError: naming the first such row and the number that would do.
     """
     if config.max_masked_tokens is not None and batch.get("labels") is not None:
-        _refuse_rows_with_more(batch["labels"], config.max_masked_tokens)
+        _refuse_rows_with_more(labels_of_rows(model, config, batch), config.max_masked_tokens)
 
 
 def _refuse_rows_with_more(labels: torch.Tensor, most: int) -> None:
