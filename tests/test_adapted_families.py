@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
-from ipu_core import IPUConfig, plan, to_pipelined
+from ipu_core import IPUConfig, plan, to_pipelined, training_model
 from ipu_core.adapters import adapted
 from ipu_core.plugins.registry import installed
 from ipu_core.samples import sample_batch
@@ -90,6 +90,20 @@ def test_a_head_that_sees_masked_tokens_alone_has_the_same_loss():
         gathered, whole = view(**batch), net(**batch)
     assert gathered.logits.shape == (4, 2, 99)
     torch.testing.assert_close(gathered.loss, whole.loss)
+
+
+def test_packed_rows_have_the_gradients_of_the_padded_ones():
+    net = model("BertForTokenClassification", "bert", task_type="TOKEN_CLS", lora_dropout=0.0)
+    for module in net.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    batch = sample_batch(net, batch_size=4, length=8, padded=True)
+    net.train()(**batch).loss.backward()
+    expected = {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
+    net.zero_grad()
+    training_model(to_pipelined(net, IPUConfig(layers_per_ipu=[1, 3], packed_rows=3, packed_length=16)))(**batch)
+    found = {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
 
 
 def test_a_check_of_the_family_is_asked_of_every_batch():

@@ -60,12 +60,17 @@ class Residence:
 def move_state(optimizer: torch.optim.Optimizer) -> None:
     """Move what an optimizer keeps of each parameter to where the parameter is, as loading its state does.
 
-    Single numbers, such as its count of steps, stay where they are.
+    Its count of steps stays on the host, unless it is an optimizer that counts beside the parameters.
     """
-    for parameter, state in optimizer.state.items():
-        for value in pytree.tree_leaves(state):
-            if isinstance(value, torch.Tensor) and value.ndim and value.device != parameter.device:
-                _move(value, parameter.device)
+    for group in optimizer.param_groups:
+        counts_there = group.get("capturable") or group.get("fused")
+        for parameter in group["params"]:
+            kept = dict(optimizer.state.get(parameter, {}))
+            if not counts_there:
+                kept.pop("step", None)
+            for value in pytree.tree_leaves(kept):
+                if isinstance(value, torch.Tensor) and value.device != parameter.device:
+                    _move(value, parameter.device)
 
 
 def homes(programs: Sequence[StageGraph]) -> dict[str, torch.device]:
