@@ -126,7 +126,8 @@ def main(argv: Sequence[str] | None = None) -> task.Outcome:
         initializer_range=0.1,
     )
     model = task.model(transformers.AutoModelForQuestionAnswering, options, config)
-    encoded = corpus.encoded(data, encode, at_once=None, tokenizer=tokenizer, options=options)
+    with task.refusing(f"--stride={options.stride} --max_length={options.max_length}: ", ValueError):
+        encoded = corpus.encoded(data, encode, at_once=None, tokenizer=tokenizer, options=options)
 
     def said(prediction: Any, split: str) -> list[str]:
         starts, ends = prediction.predictions[:2]

@@ -248,8 +248,61 @@ def test_a_wrong_argument_ends_the_run_with_what_to_change(arguments, message, t
         run("text_classification", tmp_path / "out", *(argument.format(data=data) for argument in arguments))
 
 
+def test_windows_that_do_not_move_on_are_refused(tmp_path):
+    with pytest.raises(SystemExit, match="--stride=20 --max_length=20: .* stride"):
+        run("question_answering", tmp_path, "--stride", "20")
+
+
 def test_a_label_that_training_has_not_is_refused(tmp_path):
     for split, label in (("train", "a"), ("validation", "b")):
         write_lines(tmp_path / "data" / f"{split}.json", [{"text": "x", "label": label}] * 8)
     with pytest.raises(SystemExit, match="a row has the label 'b', which `train` has not: \\['a'\\]"):
         run("text_classification", tmp_path / "out", "--data", tmp_path / "data")
+
+
+TINY = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+BART = {
+    "d_model": 16,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+}
+FAMILIES = [
+    ("text_classification", transformers.DistilBertConfig, {"dim": 16, "hidden_dim": 32, "n_layers": 2, "n_heads": 2}),
+    ("question_answering", transformers.DebertaV2Config, TINY, "--stride", 4),
+    ("causal_language_modeling", transformers.MistralConfig, {**TINY, "num_key_value_heads": 2}),
+    ("translation", transformers.BartConfig, {**BART, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}),
+    (
+        "speech_recognition_ctc",
+        transformers.HubertConfig,
+        {**TINY, "conv_dim": [16], "conv_kernel": [40], "conv_stride": [40]},
+    ),
+    ("image_classification", transformers.ConvNextConfig, {"hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2}),
+]
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: f"{family[0]}-{family[1].model_type}")
+def test_a_checkpoint_of_another_family_is_trained(family, tmp_path):
+    """The tokenizer, or the processor, of a first run serves a checkpoint of another architecture."""
+    script, config, sizes, *arguments = family
+    first = run(script, tmp_path / "checkpoint", *ONE_STEP, "--rows", 32).trainer.model
+    special = {name: getattr(first.config, name, None) for name in ("vocab_size", "pad_token_id", "eos_token_id")}
+    special = {name: value for name, value in special.items() if value is not None}
+    transformers.MODEL_MAPPING[config](config(**sizes, **special)).save_pretrained(tmp_path / "checkpoint")
+    outcome = run(
+        script,
+        tmp_path / "out",
+        "--model",
+        tmp_path / "checkpoint",
+        *ONE_STEP,
+        "--rows",
+        32,
+        "--max_length",
+        16,
+        "--layers_per_ipu",
+        "auto",
+        *arguments,
+    )
+    assert outcome.trainer.model.config.model_type == config.model_type
+    assert_checkpoint_equals_plain(outcome, tmp_path / "out")
