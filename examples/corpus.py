@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The data of an example: a folder, a data set by its name, or a tiny sample made on the spot."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import datasets
+import task
+
+SAMPLE_ROWS = {"train": 256, "validation": 64}
+UNKNOWN = {"-1", "None"}
+
+
+def read(
+    options: task.Options,
+    sample: Callable[[random.Random], task.Row],
+    *columns: str,
+    target: str | None = None,
+    load: Callable[[task.Options], datasets.DatasetDict] | None = None,
+) -> datasets.DatasetDict:
+    """Give the splits, with the columns a script reads; what is missing is refused by name.
+
+    Args:
+        options: which data, and what its columns are called.
+        sample: makes one row of the tiny sample.
+        columns: what every split must have.
+        target: the column to learn; `test` may lack it, or have -1 or nothing throughout.
+        load: reads what `--data` names, `loaded` by default.
+    """
+    data = made(sample) if options.data is None else renamed((load or loaded)(options), options.columns)
+    data = with_validation(data, options)
+    if "test" in data and target in data["test"].column_names and set(map(str, data["test"][target])) <= UNKNOWN:
+        data["test"] = data["test"].remove_columns(target)
+    for split, rows in data.items():
+        needed = [*columns, *([target] if target and split != "test" else [])]
+        if missing := [name for name in needed if name not in rows.column_names]:
+            raise SystemExit(
+                f"error: `{split}` of --data={options.data} has no column {', '.join(missing)}: it has "
+                f"{', '.join(rows.column_names)}; name the column to read, such as `--columns {missing[0]}=NAME`"
+            )
+    return data
+
+
+def made(sample: Callable[[random.Random], task.Row]) -> datasets.DatasetDict:
+    """Make a tiny data set, always the same."""
+    draw = random.Random(0)
+    return datasets.DatasetDict(
+        {split: datasets.Dataset.from_list([sample(draw) for _ in range(n)]) for split, n in SAMPLE_ROWS.items()}
+    )
+
+
+def loaded(options: task.Options) -> datasets.DatasetDict:
+    """Read a file, a folder of files, what `save_to_disk` wrote, or a data set by its name."""
+    path = Path(options.data)
+    errors = OSError, ValueError, datasets.exceptions.DatasetsError
+    with task.refusing(f"--data={options.data} cannot be read: ", *errors):
+        if path.is_file():
+            kind = {"jsonl": "json", "txt": "text"}.get(path.suffix[1:], path.suffix[1:])
+            return datasets.load_dataset(kind, data_files=str(path))
+        if (path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file():
+            data = datasets.load_from_disk(str(path))
+            return data if isinstance(data, datasets.DatasetDict) else datasets.DatasetDict(train=data)
+        return datasets.load_dataset(options.data, options.data_config)
+
+
+def renamed(data: datasets.DatasetDict, columns: str) -> datasets.DatasetDict:
+    """Rename columns, from text such as `text=sentence,label=answers.first`; a column in the way goes."""
+    for pair in filter(None, columns.split(",")):
+        name, equals, there = pair.partition("=")
+        if "." in there:
+            data = data.flatten()
+        if not equals or not any(there in rows.column_names for rows in data.values()):
+            columns = ", ".join(next(iter(data.values())).column_names)
+            raise SystemExit(f"error: --columns {pair}: give NAME=COLUMN, and a column of the data: {columns}")
+        for split, rows in data.items():
+            if there in rows.column_names and there != name:
+                rows = rows.remove_columns([name] if name in rows.column_names else [])
+                data[split] = rows.rename_column(there, name)
+    return data
+
+
+def with_validation(data: datasets.DatasetDict, options: task.Options) -> datasets.DatasetDict:
+    """Give `train`, `validation`, and `test` where there is one; a tenth of `train` where none is to evaluate on."""
+    splits = {name: data[name] for name in ("train", "test") if name in data}
+    if "train" not in splits:
+        raise SystemExit(f"error: --data={options.data} has no split `train`, only {', '.join(data)}")
+    if options.validation in data:
+        splits["validation"] = data[options.validation]
+    elif options.validation != "validation":
+        raise SystemExit(f"error: --validation={options.validation} is not a split of the data: {', '.join(data)}")
+    else:
+        parted = splits["train"].train_test_split(test_size=0.1, seed=0)
+        splits.update(train=parted["train"], validation=parted["test"])
+    if options.rows is not None:
+        splits = {name: rows.select(range(min(options.rows, len(rows)))) for name, rows in splits.items()}
+    return datasets.DatasetDict(splits)
+
+
+def encoded(
+    data: datasets.DatasetDict, encode: Callable[..., task.Row], *, at_once: int | None = 1000, **settings: Any
+) -> datasets.DatasetDict:
+    """Give rows of tensors in the place of what was read.
+
+    Args:
+        data: the splits.
+        encode: makes columns of columns.
+        at_once: rows given to `encode`; None for all of a split.
+        settings: its other arguments.
+    """
+    how = {"batched": True, "batch_size": at_once}
+    return datasets.DatasetDict(
+        {
+            split: rows.map(partial(encode, **settings), remove_columns=rows.column_names, **how)
+            for split, rows in data.items()
+        }
+    )
+
+
+def class_names(data: datasets.DatasetDict, column: str) -> list[Any]:
+    """Give the classes of a column, as the data spells them: numbers where it has numbers."""
+    feature = data["train"].features[column]
+    if isinstance(feature, datasets.ClassLabel):
+        return list(range(feature.num_classes))
+    return sorted(data["train"].unique(column))
+
+
+def classes(labels: Iterable[Any], names: list[Any]) -> list[int]:
+    """Give the number of each label among the classes."""
+    index = {name: i for i, name in enumerate(names)}
+    if unknown := [label for label in labels if label not in index]:
+        raise SystemExit(f"error: a row has the label {unknown[0]!r}, which `train` has not: {names}")
+    return [index[label] for label in labels]
+
+
+def class_labels(names: list[Any]) -> task.Row:
+    """Give what a model's configuration says of its classes."""
+    return {"id2label": {i: str(n) for i, n in enumerate(names)}, "label2id": {str(n): i for i, n in enumerate(names)}}
