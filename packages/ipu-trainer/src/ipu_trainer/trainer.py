@@ -270,6 +270,11 @@ class IPUTrainer(CompleteCheckpoints, CheckedResume, PackedBatchLoaders):
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         super()._load_scaler(checkpoint)
-        if checkpoint is not None and self.loss_scale.is_dynamic:
-            with open(os.path.join(checkpoint, LOSS_SCALE_NAME), encoding="utf-8") as file:
-                self.loss_scale.load_state_dict(json.load(file))
+        path = os.path.join(checkpoint or "", LOSS_SCALE_NAME)
+        if checkpoint is None or not self.loss_scale.is_dynamic:
+            return
+        if not os.path.isfile(path):
+            logger.warning("`%s` was saved without `auto_loss_scaling`: the factor begins anew", checkpoint)
+            return
+        with open(path, encoding="utf-8") as file:
+            self.loss_scale.load_state_dict(json.load(file))
