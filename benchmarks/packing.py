@@ -39,7 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--segments", type=int, default=24, help="segments of each side that are measured")
     parser.add_argument("--steps", type=int, default=10, help="steps of a segment")
-    parser.add_argument("--packed-length", type=int, default=108, help="tokens of a packed row")
+    parser.add_argument("--packed-length", type=int, default=70, help="tokens of a packed row")
     parser.add_argument("--save", action="store_true", help="keep the result under benchmarks/results")
     options = parser.parse_args()
     sides = {name: _Side(name, options) for name in ("padded", "packed")}

@@ -12,7 +12,15 @@ from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
 # What this package gives a meaning of its own.
 OURS = {
-    *("gradient_accumulation_steps", "n_ipu", "ipu_config_overrides", "compile_only", "lamb", "loss_scaling"),
+    *(
+        "gradient_accumulation_steps",
+        "n_ipu",
+        "ipu_config_overrides",
+        "compile_only",
+        "lamb",
+        "loss_scaling",
+        "packed_length",
+    ),
     *("auto_loss_scaling", "activation_checkpointing", "gradient_checkpointing", "label_smoothing_factor"),
     *(
         "packed_length",

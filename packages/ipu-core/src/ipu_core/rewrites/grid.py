@@ -29,7 +29,6 @@ class Grid:
         rows, length: R and L.
         is_token: which positions are tokens, [N, M].
         ranks: how many tokens of its example come before each position, [N, M].
-        slots: row * L + column of each position, [N, M]; where there is no token, that of the example's first one.
         positions: example * M + column of what each slot holds, [R * L]; 0 where it holds nothing.
         examples: 1 + the example each slot belongs to, [R, L]; 0 where it holds nothing.
     """
@@ -38,7 +37,6 @@ class Grid:
     length: int
     is_token: torch.Tensor
     ranks: torch.Tensor
-    slots: torch.Tensor
     positions: torch.Tensor
     examples: torch.Tensor
 
@@ -59,7 +57,6 @@ class Grid:
             length=length,
             is_token=is_token,
             ranks=ranks,
-            slots=start + ranks * is_token,
             positions=(held - 1).clamp(min=0),
             examples=((held + width - 1) // width).view(rows, length),
         )
@@ -75,11 +72,15 @@ class Grid:
         return torch.where(self.examples > 0, self.packed(kept), IGNORED)
 
     def unpacked(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Take a tensor out of the grid, [R, L, ...] -> [N, M, ...]; what is at positions without a token is arbitrary.
+        """Take a tensor out of the grid, [R, L, ...] -> [N, M, ...]; it is 0 at positions without a token.
 
-        It is read with `index_select`, of which the backward pass is fast on a CPU; that of advanced indexing is not.
+        The backward pass of `index_copy` reads R x L rows; that of a gather would add up N x M, of one index twice.
         """
-        return tensor.flatten(0, 1).index_select(0, self.slots.flatten()).unflatten(0, tuple(self.slots.shape))
+        num_examples, width = self.is_token.shape
+        # What unused slots hold goes to a position behind the last one.
+        targets = torch.where(self.examples.flatten() > 0, self.positions, num_examples * width)
+        whole = tensor.new_zeros(num_examples * width + 1, *tensor.shape[2:])
+        return whole.index_copy(0, targets, tensor.flatten(0, 1))[:-1].unflatten(0, (num_examples, width))
 
     def sees(self, *, causal: bool) -> torch.Tensor:
         """Say which slots attend to which, [R, L, L]: those of one example; unused ones each other, not nothing."""

@@ -168,7 +168,7 @@ class _BaseHooks:
         if self.form.positions is not None and arguments.get("position_ids") is None:
             arguments["position_ids"] = self.form.positions(arguments["input_ids"], grid)
         for name, value in arguments.items():
-            if isinstance(value, torch.Tensor) and value.shape[:2] == grid.slots.shape:
+            if isinstance(value, torch.Tensor) and value.shape[:2] == grid.is_token.shape:
                 arguments[name] = grid.packed(value)
         arguments["attention_mask"] = (
             torch.ones_like(grid.examples)
@@ -301,7 +301,7 @@ def _refuse_other_inputs(name: str, arguments: Mapping[str, Any], packed_at: tor
 
 
 def _refuse_a_window(base: Any, name: str, grid: Grid) -> None:
-    width = grid.slots.shape[1]
+    width = grid.is_token.shape[1]
     for option in _WINDOWS:
         window = getattr(base.config, option, None)
         if isinstance(window, int) and window < width:
