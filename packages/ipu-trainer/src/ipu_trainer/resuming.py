@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import os
@@ -223,9 +224,7 @@ def _shape_differences(there: Mapping[str, list[int]], model: Any) -> Iterator[s
 def _shapes(model: Any) -> tuple[dict[str, list[int]], dict[str, set[str]]]:
     """Give the shapes of what a checkpoint of `model` holds, and for each name the others of the same tensor."""
     if has_adapters(model):
-        import peft
-
-        state = peft.get_peft_model_state_dict(model, adapter_name=model.active_adapters[0])
+        state = importlib.import_module("peft").get_peft_model_state_dict(model, adapter_name=model.active_adapters[0])
     else:
         state = _saved_state(model)
     names: dict[int, set[str]] = {}
