@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 RNG_NAME = "rng_state.pth"
 _START_ANEW = "start anew, without `resume_from_checkpoint`"
 _NUM_SHOWN = 3
-# What is set by schedulers, by the version of torch and, as a count of steps, by stepping; not by the optimizer's class.
+# What is set by schedulers, by the version of torch and, as a count of steps, by stepping; not by the class.
 _OF_EVERY_GROUP = {"params", "param_names", "lr", "initial_lr", "foreach", "fused", "capturable", "differentiable"}
 _OF_EVERY_GROUP |= {"step"}
 _OF_EVERY_GROUP |= {"maximize", "decoupled_weight_decay"}
