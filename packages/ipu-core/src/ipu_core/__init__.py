@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .config import ExecutionConfig, IPUConfig, split_encoder_decoder_ipu_config
     from .engine.executor import Executor, inference_model, plan, training_model
     from .errors import IncompatibleIPUConfigError, IPUError
+    from .generation.generator import Generator, generation_model
     from .loss import identity_loss
     from .modeling import PipelineMixin, to_pipelined
     from .planning import Plan, Stage
@@ -31,12 +32,14 @@ _HOMES = {
     "ExecutionConfig": "config",
     "Executor": "engine.executor",
     "Family": "plugins.family",
+    "Generator": "generation.generator",
     "IPUConfig": "config",
     "IPUError": "errors",
     "IncompatibleIPUConfigError": "errors",
     "PipelineMixin": "modeling",
     "Plan": "planning",
     "Stage": "planning",
+    "generation_model": "generation.generator",
     "hookimpl": "plugins.hookspecs",
     "identity_loss": "loss",
     "inference_model": "engine.executor",
@@ -51,12 +54,14 @@ __all__ = [
     "ExecutionConfig",
     "Executor",
     "Family",
+    "Generator",
     "IPUConfig",
     "IPUError",
     "IncompatibleIPUConfigError",
     "PipelineMixin",
     "Plan",
     "Stage",
+    "generation_model",
     "hookimpl",
     "identity_loss",
     "inference_model",

@@ -11,7 +11,9 @@
     │   ├── BatchMismatchError                    other names, shapes or dtypes than compiled
     │   ├── MaskedTokensError                     a row with more labels than `max_masked_tokens`
     │   ├── PackingError                          examples that do not fit their packed rows
+    │   ├── CacheError                            tokens, rows or beams other than a static cache is for
     │   └── LossError                             no loss to train on, or several to choose from
+    ├── GenerationModeError (ValueError)          a way to generate that pipelined models do not have
     ├── ScheduleError (ValueError)                a schedule that does not end, or text that is none
     ├── LayoutError (ValueError)                  a model whose modules cannot be laid out
     ├── AdapterError (ValueError)                 adapters of a kind that cannot be pipelined
@@ -65,8 +67,16 @@ class PackingError(BatchError):
     """Examples that do not fit the rows they are packed into, or were put where others are."""
 
 
+class CacheError(BatchError):
+    """More tokens than a static cache has places for, other rows or beams, or a model that has no keys and values."""
+
+
 class LossError(BatchError):
     """A forward that gives no loss for a batch, or several and none of them marked."""
+
+
+class GenerationModeError(IPUError, ValueError):
+    """A way to generate, or an argument of it, that pipelined models do not have."""
 
 
 class ScheduleError(IPUError, ValueError):

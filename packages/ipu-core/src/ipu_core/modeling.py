@@ -60,6 +60,7 @@ class PipelineMixin(_MixinBase):
     _rewrites: tuple[Rewrite, ...] = ()
     _changes: contextlib.ExitStack | None = None
     _parallelized_as: ExecutionConfig | None = None
+    _generator: Any = None
 
     @classmethod
     def from_transformers(cls, model: torch.nn.Module, ipu_config: IPUConfig) -> Self:
@@ -185,6 +186,24 @@ class PipelineMixin(_MixinBase):
             self.deparallelize()
             if before is not None:
                 self.parallelize(for_inference=before.inference)
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Generate as upstream's `generate` does, in steps of static shapes.
+
+        The first call fixes the batch, the number of beams and the longest sequence; make a `generation_model` to
+        choose them, or to have several.
+
+        Raises:
+            TypeError: a model without a language-model head.
+            CacheError, GenerationModeError: as `Generator.generate`.
+        """
+        if not self.can_generate():
+            raise TypeError(f"`{type(self).__name__}` has no language-model head: it cannot generate")
+        if self._generator is None:
+            from .generation.generator import generation_model  # it derives from the mixin
+
+            self._generator = generation_model(self)
+        return self._generator.generate(*args, **kwargs)
 
     @staticmethod
     def own_attributes() -> frozenset[str]:

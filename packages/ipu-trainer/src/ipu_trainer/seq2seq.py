@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from transformers import Seq2SeqTrainer
 
 from .trainer import IPUTrainer
@@ -19,3 +21,14 @@ class IPUSeq2SeqTrainer(IPUTrainer, Seq2SeqTrainer):
 
     The arguments of `evaluate` and `predict` are those of `transformers.Seq2SeqTrainer`.
     """
+
+    def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Generate with the plain model: batches of an evaluation have other lengths, and the last one other rows."""
+        pipelined, evaluator = self.model, self.evaluator
+        self.model = pipelined.to_transformers()
+        self._evaluator = self.model, evaluator
+        try:
+            return super().prediction_step(model, inputs, *args, **kwargs)
+        finally:
+            self.model = pipelined
+            self._evaluator = pipelined, evaluator

@@ -36,8 +36,8 @@ def compiled(
 ) -> tuple[StageGraph, ...]:
     """Give the same pieces with compiled code, in the same order.
 
-    A piece that changes a buffer, or an input, stays as it was captured: compiled code changes nothing but its outputs.
-    So does one that calls an autograd function, which is this process's own.
+    In training a piece that changes a buffer, or an input, stays as it was captured: what autograd keeps of it would
+    change too. So does one that calls an autograd function, which is this process's own.
 
     Args:
         captured: the captured model.
@@ -99,7 +99,7 @@ def _examples(
         for name, output in zip(piece.outputs, outputs, strict=True):
             is_tensor = isinstance(output, torch.Tensor)
             values[name] = output.detach().requires_grad_(output.requires_grad) if is_tensor else output
-        if not piece.is_repeatable:
+        if captured.training and not piece.is_repeatable:
             logger.info("stage %d changes a buffer or an input: it runs as it was captured", piece.stage)
         elif any(is_function(node) for node in piece.program.graph.nodes):
             logger.info("stage %d calls an autograd function: it runs as it was captured", piece.stage)

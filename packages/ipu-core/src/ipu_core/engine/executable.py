@@ -114,6 +114,10 @@ class Executable:
                     "compiled: make a new executor after unfreezing parameters"
                 )
 
+    def straight(self) -> Callable[[list[torch.Tensor]], list[torch.Tensor]]:
+        """Give the code itself, for inputs that are laid out as the compiled ones; it empties the list it is given."""
+        return self._forward
+
     def forward(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Give the outputs, and what the backward code takes."""
         with torch.no_grad():
@@ -227,12 +231,9 @@ def _num_outputs(program: torch.fx.GraphModule) -> int:
 
 
 def _loaded(file: Path) -> Callable[[list[torch.Tensor]], list[torch.Tensor]]:
-    code = torch._inductor.aoti_load_package(str(file))
-
-    def run(inputs: list[torch.Tensor]) -> list[torch.Tensor]:
-        results = code(*inputs)
-        return list(results) if isinstance(results, (tuple, list)) else [results]
-
+    # Without the package's own call, which sorts arguments by name each time: all are tensors, in order.
+    code: Any = torch._inductor.aoti_load_package(str(file)).loader
+    run: Callable[[list[torch.Tensor]], list[torch.Tensor]] = code.boxed_run
     return run
 
 

@@ -96,7 +96,7 @@ def capture(model: torch.nn.Module, batch: Mapping[str, Any], *, training: bool)
     started = time.perf_counter()
     name = type(model).__name__
     inputs = without_cache(model, batch)
-    with _mode(model, training=training), torch.random.fork_rng(devices=[]):
+    with in_mode(model, training=training), torch.random.fork_rng(devices=[]):
         try:
             with watched(model, training=training), progress_of_forward(model, f"capturing {name}"), _without_dump():
                 program = torch.export.export(model, (), inputs, strict=False)
@@ -253,7 +253,7 @@ def _input_paths(in_spec: pytree.TreeSpec) -> list[str]:
 
 
 @contextlib.contextmanager
-def _mode(model: torch.nn.Module, *, training: bool) -> Iterator[None]:
+def in_mode(model: torch.nn.Module, *, training: bool) -> Iterator[None]:
     """Put the model in training or inference mode; a model that is in it already keeps what its user froze."""
     flags = {module: module.training for module in model.modules()}
     try:

@@ -71,6 +71,7 @@ def _stage(
     values: dict[torch.fx.Node, torch.fx.Node] = {}
     for source in outer:
         values[source] = graph.placeholder(source.name)
+        values[source].meta["val"] = source.meta.get("val")
     for source in _changed_in_place(captured, own, set(segment.receives)):
         # A received value is a leaf of autograd's graph, which an in-place operation may not change.
         values[source] = graph.call_function(torch.ops.aten.clone.default, (values[source],))

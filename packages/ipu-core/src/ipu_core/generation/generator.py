@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Generator`: upstream's `generate` on a pipelined model, its decode loops over our steps.
+
+Upstream's own method runs, with its configuration, its processors, its criteria and its loops. What is ours is what
+these call: the model, the encoder and the cache.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Hashable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers.generation import GenerationMode
+from transformers.modeling_outputs import CausalLMOutputWithPast, Seq2SeqLMOutput
+
+from ..config import ExecutionConfig
+from ..engine.engines import Engine, usable_engine
+from ..engine.executor import Executor
+from ..errors import CacheError, GenerationModeError
+from ..modeling import PipelineMixin, view
+from .cache import StaticKV
+from .decoder import WIDEST_PROMPT, Decoder, Sizes
+from .views import EncoderView, part
+
+if TYPE_CHECKING:
+    from transformers import GenerationMixin as _LoopBase
+else:
+    _LoopBase = object
+
+logger = logging.getLogger(__name__)
+MODES = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE, GenerationMode.BEAM_SEARCH, GenerationMode.BEAM_SAMPLE)
+
+
+class Generator:
+    """A pipelined model that generates; made by `generation_model`.
+
+    ::
+
+        generator = generation_model(model, max_length=128)
+        tokens = generator.generate(**tokenizer("Two roads", return_tensors="pt"), max_new_tokens=32)
+
+    Sizes that are not given are those of the first call, and fixed from then on.
+    """
+
+    def __init__(
+        self, model: PipelineMixin, config: ExecutionConfig, engine: Engine, sizes: dict[str, int | None]
+    ) -> None:
+        self.model = model
+        self.config = config
+        self.engine = engine
+        self._sizes = sizes
+        self.decoder: Decoder | None = None
+        self.encoder: Executor | None = None
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Generate; arguments and result are those of upstream's `generate`.
+
+        Raises:
+            CacheError: a prompt longer than the cache, or another batch or number of beams than compiled.
+            GenerationModeError: assisted, contrastive, constrained or group beam search.
+        """
+        _refuse_other_modes(self.model, kwargs)
+        return _loop(self).generate(*args, **kwargs)
+
+    def prepare(self, *, batch_size: int, num_beams: int, max_length: int, prompt_length: int) -> Decoder:
+        """Give the decoder for a call; the first one fixes the sizes that were not given.
+
+        Raises:
+            CacheError: the call needs others.
+        """
+        if self.decoder is None:
+            fixed = {name: size for name, size in self._sizes.items() if size is not None}
+            sizes = {"batch_size": batch_size, "num_beams": num_beams, "max_length": max_length, **fixed}
+            sizes.setdefault("prompt_width", min(_power_of_two(prompt_length), WIDEST_PROMPT, sizes["max_length"]))
+            self.decoder = Decoder(self.model, self.config, Sizes(**sizes))
+        known = self.decoder.sizes
+        if (batch_size, num_beams) != (known.batch_size, known.num_beams):
+            raise CacheError(
+                f"this call has a batch of {batch_size} and {num_beams} beams or sequences each, and this is compiled "
+                f"for `batch_size={known.batch_size}` and `num_beams={known.num_beams}`: make another "
+                "`generation_model` for it"
+            )
+        if max_length > known.max_length:
+            raise CacheError(
+                f"a prompt of {prompt_length} tokens and {max_length - prompt_length} new ones are {max_length}, and "
+                f"this is compiled for `max_length={known.max_length}`: shorten the prompt, generate fewer tokens, or "
+                "make another `generation_model`"
+            )
+        self.decoder.begin()
+        return self.decoder
+
+    def encode(self, **inputs: Any) -> Any:
+        """Run the encoder, in an executor of its own."""
+        if self.encoder is None:
+            self.encoder = Executor(part(self.model, EncoderView), self.config, self.engine)
+        kept: dict[str, Any] = {name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)}
+        return self.encoder(**kept)
+
+
+def generation_model(
+    model: PipelineMixin,
+    engine: str | None = None,
+    *,
+    batch_size: int | None = None,
+    num_beams: int | None = None,
+    max_length: int | None = None,
+    prompt_width: int | None = None,
+) -> Generator:
+    """Make a generator of a pipelined model, with static caches.
+
+    ::
+
+        generator = generation_model(to_pipelined(model, ipu_config), max_length=128)
+        tokens = generator.generate(input_ids, max_new_tokens=32, do_sample=True)
+
+    Args:
+        model: made by `to_pipelined`.
+        engine: "host" (the default), or another engine `ipu doctor` calls usable.
+        batch_size: sequences of every call; by default those of the first one.
+        num_beams: beams of each, or the sequences that are sampled of it (`num_return_sequences`); by default those of
+            the first call.
+        max_length: places of the caches, prompt and new tokens; by default what the first call asks for.
+        prompt_width: tokens of a prompt that run at once; by default a power of two that holds the first one, at most
+            128.
+
+    Raises:
+        EngineNotAvailableError: the engine is not usable here.
+        TypeError: `model` is not pipelined.
+    """
+    if not isinstance(model, PipelineMixin):
+        raise TypeError(f"`{type(model).__name__}` is not pipelined: call `to_pipelined(model, ipu_config)` first")
+    sizes = {"batch_size": batch_size, "num_beams": num_beams, "max_length": max_length, "prompt_width": prompt_width}
+    return Generator(model, model.ipu_config.for_inference(), usable_engine(engine), sizes)
+
+
+class _Loop(_LoopBase):
+    """What upstream's `generate` is called on: the user's class, with steps in the place of its forward."""
+
+    _generator: Generator
+
+    def get_encoder(self, *args: Any, **kwargs: Any) -> Any:
+        """Give the encoder upstream calls."""
+        return _Encoder(self._generator, super().get_encoder(*args, **kwargs))
+
+    def _prepare_cache_for_generation(
+        self, generation_config: Any, model_kwargs: dict[str, Any], generation_mode: Any, batch_size: int, length: int
+    ) -> None:
+        beams = max(generation_config.num_beams, generation_config.num_return_sequences)
+        generator = self._generator
+        prompt = generation_config.max_length - (generation_config.max_new_tokens or 0)
+        decoder = generator.prepare(
+            batch_size=batch_size,
+            num_beams=beams,
+            max_length=generation_config.max_length,
+            prompt_length=max(1, prompt),
+        )
+        if generation_config.cache_implementation is not None:
+            raise GenerationModeError(
+                f"`cache_implementation={generation_config.cache_implementation!r}`: the caches of a pipelined model "
+                "are static and its own: leave it out"
+            )
+        if generation_config.use_cache and model_kwargs.get("past_key_values") is None:
+            model_kwargs["past_key_values"] = decoder.new_cache(model_kwargs.get("encoder_outputs"))
+
+    def _reorder_cache(self, past_key_values: StaticKV, beam_idx: torch.Tensor) -> StaticKV:
+        past_key_values.reorder_cache(beam_idx)
+        return past_key_values
+
+
+class _Encoder:
+    """An encoder that runs pipelined, as upstream calls one."""
+
+    def __init__(self, generator: Generator, plain: torch.nn.Module) -> None:
+        self._generator = generator
+        self.forward = plain.forward  # of which upstream reads the signature
+        self.main_input_name = getattr(plain, "main_input_name", "input_ids")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run it."""
+        if args:
+            kwargs[self.main_input_name] = args[0]
+        return self._generator.encode(**kwargs)
+
+
+def _loop(generator: Generator) -> Any:
+    made = view(generator.model, _loop_class(generator.model.plain_class()))  # type: ignore[arg-type]
+    made._generator = generator
+    return made
+
+
+@functools.cache
+def _loop_class(plain: Hashable) -> type[Any]:
+    assert isinstance(plain, type)
+    forward_of_plain: Any = plain.forward  # type: ignore[attr-defined]
+
+    @functools.wraps(forward_of_plain)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        decoder = self._generator.decoder
+        logits = decoder.step(kwargs)
+        made = Seq2SeqLMOutput if self.config.is_encoder_decoder else CausalLMOutputWithPast
+        return made(logits=logits, past_key_values=kwargs.get("past_key_values"))
+
+    return type(f"Generating{plain.__name__}", (_Loop, plain), {"__module__": plain.__module__, "forward": forward})
+
+
+def _refuse_other_modes(model: PipelineMixin, kwargs: dict[str, Any]) -> None:
+    config = kwargs.get("generation_config") or model.generation_config
+    asked = {**config.to_dict(), **kwargs}
+    named = {
+        "assistant_model": "assisted generation",
+        "prompt_lookup_num_tokens": "prompt lookup",
+        "penalty_alpha": "contrastive search",
+        "dola_layers": "DoLa",
+        "constraints": "constrained beam search",
+        "force_words_ids": "constrained beam search",
+    }
+    found = [name for name in named if asked.get(name) is not None]
+    if (asked.get("num_beam_groups") or 1) > 1:
+        named, found = {**named, "num_beam_groups": "group beam search"}, [*found, "num_beam_groups"]
+    if found:
+        raise GenerationModeError(
+            f"`{found[0]}` asks for {named[found[0]]}, which pipelined models do not have: they have greedy search, "
+            "sampling, beam search and beam sampling"
+        )
+
+
+def _power_of_two(least: int) -> int:
+    return 1 << max(0, least - 1).bit_length()

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The parts of a model that generation runs, as models of their own: a step of the decoder, and the encoder.
+
+Each is a view over the modules and tensors of a pipelined model, with a forward that is captured in the place of its
+own. Whatever the architecture, a step takes some tokens and the caches, and gives the logits of one position.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+from collections.abc import Hashable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..modeling import PipelineMixin, view
+from .cache import Slots
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    class _ViewBase(PipelineMixin, PreTrainedModel):
+        """What the class a view is mixed into offers."""
+else:
+    _ViewBase = PipelineMixin
+
+AT = "logits_at"  # the position whose logits a step gives, among those of its tokens
+
+
+class StepView(_ViewBase):
+    """A model whose forward gives the logits of one position, [R, 1, V], and writes its caches."""
+
+    def forward(self, **inputs: Any) -> dict[str, torch.Tensor]:
+        """Run the model's own forward; `past_key_values` are `Slots`, `logits_at` [1] is the position."""
+        plain = self.plain_class()
+        at = inputs.pop(AT)
+        slots = inputs.get("past_key_values")
+        if isinstance(slots, Slots):
+            inputs["past_key_values"] = slots.as_upstream()
+        if "logits_to_keep" in inspect.signature(plain.forward).parameters:
+            inputs["logits_to_keep"] = at
+        with _only_at(self.get_output_embeddings(), at, inputs):
+            logits = plain.forward(self, **inputs).logits
+        return {"logits": logits if logits.shape[1] == 1 else logits.index_select(1, at)}
+
+
+class EncoderView(_ViewBase):
+    """A model whose forward is that of its encoder."""
+
+    def forward(self, **inputs: Any) -> Any:
+        """Give what the encoder does."""
+        encoder: Any = self.plain_class().get_encoder(self)
+        return encoder(**inputs)
+
+
+def part(model: PipelineMixin, kind: type[Any]) -> Any:
+    """Give a view of a pipelined model of one of the classes above."""
+    made = view(model, _class(kind, type(model)))  # type: ignore[arg-type]
+    for name in ("_ipu_config", "_family", "_rewrites"):
+        setattr(made, name, getattr(model, name))
+    return made
+
+
+@functools.cache
+def _class(kind: Hashable, model: Hashable) -> type[Any]:
+    assert isinstance(kind, type) and isinstance(model, type)
+    return type(f"{kind.__name__.removesuffix('View')}Of{model.__name__}", (kind, model), {"__module__": __name__})
+
+
+@contextlib.contextmanager
+def _only_at(head: torch.nn.Module | None, at: torch.Tensor, inputs: dict[str, Any]) -> Iterator[None]:
+    """Let a head see one position, inside the block, where the model has no `logits_to_keep` of its own."""
+    if head is None or "logits_to_keep" in inputs:
+        yield
+        return
+
+    def select(module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (args[0].index_select(-2, at), *args[1:])
+
+    handle = head.register_forward_pre_hook(select)
+    try:
+        yield
+    finally:
+        handle.remove()
