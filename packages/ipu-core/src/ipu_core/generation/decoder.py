@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -147,6 +147,27 @@ class Decoder:
                 return self._run(given, None, 0, tokens.shape[1], self.sizes.max_length)
             return self._run_cached(given, cache, tokens.shape[1])
 
+    def can_advance(self, cache: Any) -> bool:
+        """Say whether `advance` may take the next token: the last steps of this turn differed in what it changes."""
+        program = self._programs.get((1, True, False))
+        if program is None or self._cache is None or cache is not self._cache:
+            return False
+        return program.is_regular(self._turn, self._cache.length)
+
+    def advance(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Run one more token of each row, [R, 1], and nothing else than that and the next position, as `step` would.
+
+        Raises:
+            CacheError: the cache is full.
+        """
+        assert self._cache is not None
+        if self._cache.length >= self._cache.capacity:
+            raise CacheError(f"the cache is full: it has places for {self._cache.capacity} tokens")
+        with torch.no_grad():
+            logits = self._programs[1, True, False].advance(tokens)
+        self._cache.length += 1
+        return logits
+
     def _run_cached(self, given: Mapping[str, Any], cache: StaticKV, num_tokens: int) -> torch.Tensor:
         done, logits = 0, None
         while done < num_tokens:
@@ -169,15 +190,20 @@ class Decoder:
         batch = dict(self._batch(given, cache, first, last, width))
         key = (width, cache is not None, cache is not None and self._writes_cross(cache))
         if key not in self._programs:
-            self._programs[key] = self._made(batch)
+            self._programs[key] = self._made(batch, self._moves() if key == (1, True, False) else {})
             if cache is not None:
                 self._programs[key].place(cache)
                 batch = dict(self._batch(given, cache, first, last, width))
         return self._programs[key](batch, self._turn)
 
-    def _made(self, batch: Mapping[str, Any]) -> _Program:
+    def _moves(self) -> dict[str, _Move]:
+        """Say how each input of a step of one token follows from that of the step before."""
+        positions = "decoder_position_ids" if self._is_encoder_decoder else "position_ids"
+        return {self._ids: _take, self._mask: _look, positions: _count, _POSITION: _count}
+
+    def _made(self, batch: Mapping[str, Any], moves: Mapping[str, _Move]) -> _Program:
         try:
-            return _Program(self._view, self._model, self._config, batch, self.sizes.rows)
+            return _Program(self._view, self._model, self._config, batch, self.sizes.rows, moves)
         except (CaptureError, RuntimeError, ValueError, TypeError) as error:
             if "past_key_values" not in batch or isinstance(error, CompileError):
                 raise
@@ -254,6 +280,7 @@ class _Program:
         config: ExecutionConfig,
         batch: Mapping[str, Any],
         rows: int,
+        moves: Mapping[str, _Move],
     ) -> None:
         cache = ExecutableCache(config.executable_cache_dir)
         self.lowered = lower(view, config, batch, micro_batch_size=rows, cache=cache)
@@ -265,7 +292,9 @@ class _Program:
         self._ranges = index_ranges(captured)
         self._line = StraightLine(captured, self.lowered.programs, weights)
         self._residence = Residence(weights, self.lowered.programs)
-        self._turn = -1
+        self._turn, self._streak = -1, 0
+        self._moves = dict(moves)
+        self._tokens = next((name for name, move in moves.items() if move is _take), "")
         self._bound: dict[str, Any] = {}
         self._given: dict[str, Any] = {}
 
@@ -280,23 +309,62 @@ class _Program:
         """Run it; the first call of a turn finds the model's tensors."""
         check_ranges(self._ranges, batch)
         leaves = input_leaves(batch)
+        own = {n for n, v in leaves.items() if isinstance(v, torch.Tensor) and not _is_cached(n)}
         if turn != self._turn:
             self._residence.settle()
-            own = {n for n, v in leaves.items() if isinstance(v, torch.Tensor) and not _is_cached(n)}
             self._bound = {name: leaf.clone() if name in own else leaf for name, leaf in leaves.items()}
             self._line.bind(self._bound)
-            self._turn, self._given = turn, {name: leaves[name] for name in own}
+            self._turn, self._given, self._streak = turn, {name: leaves[name] for name in own}, 0
+        elif self._moves and self._streak < _REGULAR:
+            self._move(leaves[self._tokens])
+            self._streak = self._streak + 1 if all(torch.equal(self._bound[n], leaves[n]) for n in own) else 0
         for name, leaf in self._given.items():
-            if leaves[name] is not leaf:
+            if leaves[name] is not leaf or name in self._moves:
                 self._bound[name].copy_(leaves[name])
                 self._given[name] = leaves[name]
+        return self._run()
+
+    def is_regular(self, turn: int, length: int) -> bool:
+        """Say whether steps of this turn were seen to follow from one another, the last one at `length` - 1."""
+        return self._turn == turn and self._streak >= _REGULAR and int(self._bound[_POSITION]) == length - 1
+
+    def advance(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Run the next token after that of the last call."""
+        self._move(tokens)
+        return self._run()
+
+    def _move(self, tokens: torch.Tensor) -> None:
+        position = int(self._bound[_POSITION]) + 1
+        for name, move in self._moves.items():
+            if name in self._bound:
+                move(self._bound[name], tokens, position)
+
+    def _run(self) -> torch.Tensor:
         (logits,) = self._line.run()
         result: torch.Tensor = logits
         return result
 
 
+_Move = Callable[[torch.Tensor, torch.Tensor, int], Any]
+_POSITION = "past_key_values[0]"
+# Steps that are seen to follow from one another before the ones after them are taken to do so.
+_REGULAR = 1
+
+
+def _take(bound: torch.Tensor, tokens: torch.Tensor, position: int) -> None:
+    bound.copy_(tokens)
+
+
+def _look(bound: torch.Tensor, tokens: torch.Tensor, position: int) -> None:
+    bound[:, position] = 1
+
+
+def _count(bound: torch.Tensor, tokens: torch.Tensor, position: int) -> None:
+    bound.add_(1)
+
+
 def _is_cached(name: str) -> bool:
-    return name.startswith("past_key_values[") and name != "past_key_values[0]"
+    return name.startswith("past_key_values[") and name != _POSITION
 
 
 def _widened(value: torch.Tensor, width: int) -> torch.Tensor:

@@ -13,7 +13,6 @@ from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers.generation import GenerationMode
 from transformers.modeling_outputs import CausalLMOutputWithPast, Seq2SeqLMOutput
 
 from ..config import ExecutionConfig
@@ -31,7 +30,7 @@ else:
     _LoopBase = object
 
 logger = logging.getLogger(__name__)
-MODES = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE, GenerationMode.BEAM_SEARCH, GenerationMode.BEAM_SAMPLE)
+_ADVANCE = "advance"
 
 
 class Generator:
@@ -91,6 +90,10 @@ class Generator:
             )
         self.decoder.begin()
         return self.decoder
+
+    def can_advance(self, cache: Any) -> bool:
+        """Say whether the decoder takes a token without its other inputs."""
+        return self.decoder is not None and self.decoder.can_advance(cache)
 
     def encode(self, **inputs: Any) -> Any:
         """Run the encoder, in an executor of its own."""
@@ -165,6 +168,14 @@ class _Loop(_LoopBase):
         if generation_config.use_cache and model_kwargs.get("past_key_values") is None:
             model_kwargs["past_key_values"] = decoder.new_cache(model_kwargs.get("encoder_outputs"))
 
+    def prepare_inputs_for_generation(self, input_ids: torch.Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Give what the model is called with; once steps are regular, the last tokens are enough."""
+        cache = kwargs.get("past_key_values")
+        if kwargs.get("next_sequence_length") == 1 and self._generator.can_advance(cache):
+            return {_ADVANCE: input_ids[:, -1:], "past_key_values": cache}
+        prepared: dict[str, Any] = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
+        return prepared
+
     def _reorder_cache(self, past_key_values: StaticKV, beam_idx: torch.Tensor) -> StaticKV:
         past_key_values.reorder_cache(beam_idx)
         return past_key_values
@@ -199,7 +210,7 @@ def _loop_class(plain: Hashable) -> type[Any]:
     @functools.wraps(forward_of_plain)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         decoder = self._generator.decoder
-        logits = decoder.step(kwargs)
+        logits = decoder.advance(kwargs[_ADVANCE]) if _ADVANCE in kwargs else decoder.step(kwargs)
         made = Seq2SeqLMOutput if self.config.is_encoder_decoder else CausalLMOutputWithPast
         return made(logits=logits, past_key_values=kwargs.get("past_key_values"))
 
