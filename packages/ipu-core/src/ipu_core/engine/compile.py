@@ -10,8 +10,9 @@ import hashlib
 import importlib.metadata
 import logging
 import platform
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -29,10 +30,21 @@ from .cache import ExecutableCache
 from .executable import OPTIONS, Executable, Spec, write_executable
 
 logger = logging.getLogger(__name__)
+NOTHING_MORE: Mapping[str, tuple[int, ...]] = MappingProxyType({})
+# A sum over products with a packed weight is one expression: its parts are not to be written to memory first.
+STEP_OPTIONS: Mapping[str, Any] = MappingProxyType(
+    {**OPTIONS, "realize_opcount_threshold": 1000, "realize_reads_threshold": 100, "realize_acc_reads_threshold": 100}
+)
 
 
 def compiled(
-    captured: Capture, pieces: Sequence[StageGraph], trainable: Collection[str], cache: ExecutableCache
+    captured: Capture,
+    pieces: Sequence[StageGraph],
+    trainable: Collection[str],
+    cache: ExecutableCache,
+    *,
+    more: Mapping[str, tuple[int, ...]] = NOTHING_MORE,
+    options: Mapping[str, Any] = OPTIONS,
 ) -> tuple[StageGraph, ...]:
     """Give the same pieces with compiled code, in the same order.
 
@@ -44,12 +56,15 @@ def compiled(
         pieces: its stages, or parts of them.
         trainable: the values of `captured` that are parameters with gradients.
         cache: where executables are kept.
+        more: names and shapes of float32 inputs of pieces that the captured model has not.
+        options: for torch's inductor.
 
     Raises:
         CompileError: torch cannot compile a piece.
     """
-    examples = dict(_examples(captured, pieces, trainable))
-    keys = {piece: _key(piece, inputs, captured.training) for piece, inputs in examples.items()}
+    texts = {p: text_of(p.program) for p in pieces if not any(map(is_function, p.program.graph.nodes))}
+    examples = dict(_examples(captured, pieces, trainable, more, texts))
+    keys = {piece: _key(texts[piece], inputs, captured.training, options) for piece, inputs in examples.items()}
     distinct = {key: piece for piece, key in reversed(keys.items())}
     executables: dict[str, Executable] = {}
     for key, piece in progress(distinct.items(), f"compiling {captured.model_name}", "graph"):
@@ -57,7 +72,7 @@ def compiled(
             f"code-{key}",
             load=Executable,
             write=lambda folder, piece=piece: write_executable(  # type: ignore[misc]
-                piece.program, examples[piece], folder, with_gradients=captured.training
+                piece.program, examples[piece], folder, with_gradients=captured.training, options=options
             ),
         )
     logger.info("%d pieces run %d executables", len(keys), len(distinct))
@@ -80,9 +95,14 @@ def refuse_other_processors(model: torch.nn.Module, config: ExecutionConfig) -> 
 
 
 def _examples(
-    captured: Capture, pieces: Sequence[StageGraph], trainable: Collection[str]
+    captured: Capture,
+    pieces: Sequence[StageGraph],
+    trainable: Collection[str],
+    more: Mapping[str, tuple[int, ...]],
+    texts: Mapping[StageGraph, str],
 ) -> Iterator[tuple[StageGraph, list[torch.Tensor]]]:
-    """Give the pieces that can be compiled with inputs that have no data, by running all on such inputs."""
+    """Give the pieces that can be compiled with inputs that have no data, by running each graph on such inputs."""
+    known: dict[Any, list[Any]] = {}
     # Scalars that operations make of numbers are real tensors.
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     values: dict[str, Any] = {}
@@ -92,13 +112,18 @@ def _examples(
             if node.op == "placeholder" and isinstance(value, torch.Tensor):
                 made = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype)
                 values[node.name] = made.requires_grad_(captured.training and node.name in trainable)
+        values |= {name: torch.empty(shape) for name, shape in more.items()}
     for piece in pieces:
         inputs = [values.get(name) for name in piece.inputs]
-        with torch.set_grad_enabled(captured.training):
-            outputs = piece.program(*inputs)
-        for name, output in zip(piece.outputs, outputs, strict=True):
-            is_tensor = isinstance(output, torch.Tensor)
-            values[name] = output.detach().requires_grad_(output.requires_grad) if is_tensor else output
+        key = (texts[piece], *map(_look, inputs)) if piece in texts else piece
+        if key not in known:
+            with torch.set_grad_enabled(captured.training):
+                results = piece.program(*inputs)
+            known[key] = [
+                v.detach().requires_grad_(v.requires_grad) if isinstance(v, torch.Tensor) else v for v in results
+            ]
+        outputs = known[key]
+        values.update(zip(piece.outputs, outputs, strict=True))
         if captured.training and not piece.is_repeatable:
             logger.info("stage %d changes a buffer or an input: it runs as it was captured", piece.stage)
         elif any(is_function(node) for node in piece.program.graph.nodes):
@@ -107,13 +132,17 @@ def _examples(
             yield piece, [value for value in inputs if value is not None]
 
 
-def _key(piece: StageGraph, inputs: Sequence[torch.Tensor], training: bool) -> str:
+def _look(value: Any) -> Any:
+    return (Spec.of(value), value.requires_grad) if isinstance(value, torch.Tensor) else value
+
+
+def _key(text: str, inputs: Sequence[torch.Tensor], training: bool, options: Mapping[str, Any]) -> str:
     """Tell a graph, what goes in, and where and with what it is compiled."""
     parts = (
-        text_of(piece.program),
-        [(Spec.of(tensor), tensor.requires_grad) for tensor in inputs],
+        text,
+        [_look(tensor) for tensor in inputs],
         training,
-        sorted(OPTIONS.items()),
+        sorted(options.items()),
         [importlib.metadata.version(package) for package in ("ipu-core", "torch")],
         # Code is made for this processor, and for so many threads.
         (platform.machine(), str(pick_vec_isa()), _processor(), torch.get_num_threads()),

@@ -153,7 +153,12 @@ class _Differentiable(torch.autograd.Function):
 
 
 def write_executable(
-    program: torch.fx.GraphModule, examples: Sequence[torch.Tensor], folder: Path, *, with_gradients: bool
+    program: torch.fx.GraphModule,
+    examples: Sequence[torch.Tensor],
+    folder: Path,
+    *,
+    with_gradients: bool,
+    options: Mapping[str, Any] = OPTIONS,
 ) -> None:
     """Compile a graph for inputs like some examples, which may be fake, and write the executable into a folder.
 
@@ -162,10 +167,10 @@ def write_executable(
     """
     try:
         if with_gradients and any(example.requires_grad for example in examples):
-            manifest = _write_differentiable(program, examples, folder)
+            manifest = _write_differentiable(program, examples, folder, options)
         else:
             with torch.no_grad():
-                _write_code(_without_aliases(program), examples, folder / FORWARD_FILE)
+                _write_code(_without_aliases(program), examples, folder / FORWARD_FILE, options)
             manifest = Manifest(inputs=tuple(map(Spec.of, examples)), num_outputs=_num_outputs(program))
     except Exception as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
@@ -176,7 +181,9 @@ def write_executable(
     (folder / MANIFEST).write_text(manifest.to_json())
 
 
-def _write_differentiable(program: torch.fx.GraphModule, examples: Sequence[torch.Tensor], folder: Path) -> Manifest:
+def _write_differentiable(
+    program: torch.fx.GraphModule, examples: Sequence[torch.Tensor], folder: Path, options: Mapping[str, Any]
+) -> Manifest:
     plain = _without_aliases(program)
     num_outputs = _num_outputs(program)
     outputs = plain(*examples)
@@ -188,8 +195,8 @@ def _write_differentiable(program: torch.fx.GraphModule, examples: Sequence[torc
     saved = taken[: len(taken) - len(differentiable)]
     gradients = [t.new_empty(t.shape) for t in taken[len(saved) :]]
     with torch.no_grad():
-        _write_code(forward, [example.detach() for example in examples], folder / FORWARD_FILE)
-        _write_code(backward, [*saved, *gradients], folder / BACKWARD_FILE)
+        _write_code(forward, [example.detach() for example in examples], folder / FORWARD_FILE, options)
+        _write_code(backward, [*saved, *gradients], folder / BACKWARD_FILE, options)
     return Manifest(
         inputs=tuple(map(Spec.of, examples)),
         num_outputs=num_outputs,
@@ -200,9 +207,11 @@ def _write_differentiable(program: torch.fx.GraphModule, examples: Sequence[torc
     )
 
 
-def _write_code(program: torch.nn.Module, examples: Sequence[torch.Tensor], file: Path) -> None:
+def _write_code(
+    program: torch.nn.Module, examples: Sequence[torch.Tensor], file: Path, options: Mapping[str, Any]
+) -> None:
     exported = torch.export.export(program, tuple(examples), strict=False)
-    torch._inductor.aoti_compile_and_package(exported, package_path=str(file), inductor_configs=dict(OPTIONS))
+    torch._inductor.aoti_compile_and_package(exported, package_path=str(file), inductor_configs=dict(options))
 
 
 def _without_aliases(program: torch.fx.GraphModule) -> torch.fx.GraphModule:

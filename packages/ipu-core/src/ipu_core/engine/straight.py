@@ -45,6 +45,7 @@ class StraightLine:
         self._last = {name: i for i, piece in enumerate(pieces) for name in piece.inputs}
         self._calls: list[_Call] = []
         self._is_checked = False
+        self._read = frozenset(name for piece in pieces for name in piece.inputs)
 
     def bind(self, batch: Mapping[str, Any]) -> None:
         """Read the model's tensors and those of a batch, of which the latter may change in place afterwards."""
@@ -55,7 +56,7 @@ class StraightLine:
                 fixed[name] = self._captured.constants[source.name]
             elif source.kind == "input":
                 self._values[self._number[name]] = leaves[source.name]
-        fixed |= {n: t.detach() for n, t in self._weights.read(self._captured.sources.keys()).items()}
+        fixed |= {n: t.detach() for n, t in self._weights.read(self._read).items()}
         self._calls = [self._call(i, piece, fixed) for i, piece in enumerate(self._pieces)]
         self._is_checked = False
 
@@ -83,12 +84,13 @@ class StraightLine:
         if piece.device is not None:
             weights = [moved(v, piece.device) if isinstance(v, torch.Tensor) else v for v in weights]
         code = piece.code.straight() if isinstance(piece.code, Executable) else _spread(piece.program)
+        changing = [name for name in piece.inputs if name not in fixed]
         return _Call(
             code=code,
             fixed=weights,
-            changing=[(i, self._number[name]) for i, name in enumerate(piece.inputs) if name not in fixed],
+            changing=[(i, self._number[name]) for i, name in enumerate(piece.inputs) if name in changing],
             outputs=[self._number[name] for name in piece.outputs],
-            forgotten=[self._number[n] for n in piece.inputs if self._last[n] == index and n not in kept],
+            forgotten=[self._number[n] for n in changing if self._last[n] == index and n not in kept],
         )
 
     def _check(self, piece: StageGraph, given: Sequence[Any]) -> None:

@@ -19,11 +19,12 @@ from transformers import DynamicCache, EncoderDecoderCache
 
 from ..config import ExecutionConfig
 from ..engine.cache import ExecutableCache
-from ..engine.compile import compiled
+from ..engine.compile import STEP_OPTIONS, compiled
 from ..engine.lowering import Lowered, lower
+from ..engine.packed import PackedWeights, example_parts, packable, with_packed_weights
 from ..engine.residence import Residence, homes, on_one_device
 from ..engine.straight import StraightLine
-from ..engine.weights import Weights
+from ..engine.weights import Tensors, Weights
 from ..errors import CacheError, CaptureError, CompileError, GenerationModeError, IncompatibleIPUConfigError
 from ..graph.capture import in_mode, input_leaves
 from ..graph.one_row import one_row
@@ -40,6 +41,7 @@ logger = logging.getLogger(__name__)
 _HOW = frozenset(("return_dict", "use_cache", "logits_to_keep", "is_first_iteration"))
 _MORE = ("output_attentions", "output_hidden_states")
 WIDEST_PROMPT = 128
+GROUP_SIZE = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,12 +73,15 @@ class Decoder:
         model: made by `to_pipelined`.
         config: its options for inference.
         sizes: the shapes.
+        weight_bits: 8 or 4 to pack the weights of linear layers into so many bits; None to leave them.
 
     Raises:
         IncompatibleIPUConfigError: several device iterations or replicas.
     """
 
-    def __init__(self, model: PipelineMixin, config: ExecutionConfig, sizes: Sizes) -> None:
+    def __init__(
+        self, model: PipelineMixin, config: ExecutionConfig, sizes: Sizes, weight_bits: int | None = None
+    ) -> None:
         if config.device_iterations * config.replication_factor > 1:
             raise IncompatibleIPUConfigError(
                 f"`inference_device_iterations={config.device_iterations}` and "
@@ -84,6 +89,7 @@ class Decoder:
                 "set both to 1"
             )
         self.sizes = sizes
+        self._bits = weight_bits
         self._model = model
         self._view = part(model, StepView)
         self._config = config
@@ -203,7 +209,7 @@ class Decoder:
 
     def _made(self, batch: Mapping[str, Any], moves: Mapping[str, _Move]) -> _Program:
         try:
-            return _Program(self._view, self._model, self._config, batch, self.sizes.rows, moves)
+            return _Program(self._view, self._model, self._config, batch, self.sizes.rows, moves, self._bits)
         except (CaptureError, RuntimeError, ValueError, TypeError) as error:
             if "past_key_values" not in batch or isinstance(error, CompileError):
                 raise
@@ -281,14 +287,22 @@ class _Program:
         batch: Mapping[str, Any],
         rows: int,
         moves: Mapping[str, _Move],
+        bits: int | None,
     ) -> None:
         cache = ExecutableCache(config.executable_cache_dir)
         self.lowered = lower(view, config, batch, micro_batch_size=rows, cache=cache)
         captured = self.lowered.captured
-        if config.compile and batch[AT].item() == 0:
-            plain = [replace(piece, program=one_row(piece.program)) for piece in self.lowered.programs]
-            self.lowered = replace(self.lowered, programs=compiled(captured, plain, (), cache))
-        weights = Weights(captured, model)
+        weights: Tensors = Weights(captured, model)
+        pieces = self.lowered.programs
+        slots = packable(captured, bits=bits, group_size=GROUP_SIZE) if bits is not None else {}
+        if slots:
+            pieces = with_packed_weights(pieces, slots)
+            weights = PackedWeights(weights, slots)
+        if config.compile and moves:
+            plain = [replace(piece, program=one_row(piece.program)) for piece in pieces]
+            more = dict(example_parts(slots))
+            pieces = compiled(captured, plain, (), cache, more=more, options=STEP_OPTIONS)
+        self.lowered = replace(self.lowered, programs=pieces)
         self._ranges = index_ranges(captured)
         self._line = StraightLine(captured, self.lowered.programs, weights)
         self._residence = Residence(weights, self.lowered.programs)

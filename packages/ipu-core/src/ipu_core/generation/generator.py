@@ -16,9 +16,10 @@ import torch
 from transformers.modeling_outputs import CausalLMOutputWithPast, Seq2SeqLMOutput
 
 from ..config import ExecutionConfig
+from ..engine.compile import refuse_other_processors
 from ..engine.engines import Engine, usable_engine
 from ..engine.executor import Executor
-from ..errors import CacheError, GenerationModeError
+from ..errors import CacheError, GenerationModeError, nearest
 from ..modeling import PipelineMixin, view
 from .cache import StaticKV
 from .decoder import WIDEST_PROMPT, Decoder, Sizes
@@ -31,6 +32,7 @@ else:
 
 logger = logging.getLogger(__name__)
 _ADVANCE = "advance"
+WEIGHT_BITS = {"int8": 8, "int4": 4}
 
 
 class Generator:
@@ -45,12 +47,18 @@ class Generator:
     """
 
     def __init__(
-        self, model: PipelineMixin, config: ExecutionConfig, engine: Engine, sizes: dict[str, int | None]
+        self,
+        model: PipelineMixin,
+        config: ExecutionConfig,
+        engine: Engine,
+        sizes: dict[str, int | None],
+        weight_bits: int | None = None,
     ) -> None:
         self.model = model
         self.config = config
         self.engine = engine
         self._sizes = sizes
+        self._weight_bits = weight_bits
         self.decoder: Decoder | None = None
         self.encoder: Executor | None = None
 
@@ -74,7 +82,7 @@ class Generator:
             fixed = {name: size for name, size in self._sizes.items() if size is not None}
             sizes = {"batch_size": batch_size, "num_beams": num_beams, "max_length": max_length, **fixed}
             sizes.setdefault("prompt_width", min(_power_of_two(prompt_length), WIDEST_PROMPT, sizes["max_length"]))
-            self.decoder = Decoder(self.model, self.config, Sizes(**sizes))
+            self.decoder = Decoder(self.model, self.config, Sizes(**sizes), self._weight_bits)
         known = self.decoder.sizes
         if (batch_size, num_beams) != (known.batch_size, known.num_beams):
             raise CacheError(
@@ -111,6 +119,7 @@ def generation_model(
     num_beams: int | None = None,
     max_length: int | None = None,
     prompt_width: int | None = None,
+    weights: str | None = None,
 ) -> Generator:
     """Make a generator of a pipelined model, with static caches.
 
@@ -128,15 +137,23 @@ def generation_model(
         max_length: places of the caches, prompt and new tokens; by default what the first call asks for.
         prompt_width: tokens of a prompt that run at once; by default a power of two that holds the first one, at most
             128.
+        weights: "int8" or "int4" to run linear layers with their weights rounded to so many bits, in groups of 64
+            inputs with a scale and a minimum each; the model keeps its own.
 
     Raises:
         EngineNotAvailableError: the engine is not usable here.
         TypeError: `model` is not pipelined.
+        ValueError: `weights` is neither.
     """
     if not isinstance(model, PipelineMixin):
         raise TypeError(f"`{type(model).__name__}` is not pipelined: call `to_pipelined(model, ipu_config)` first")
     sizes = {"batch_size": batch_size, "num_beams": num_beams, "max_length": max_length, "prompt_width": prompt_width}
-    return Generator(model, model.ipu_config.for_inference(), usable_engine(engine), sizes)
+    if weights is not None and weights not in WEIGHT_BITS:
+        raise ValueError(f"`weights={weights!r}` is not one of {tuple(WEIGHT_BITS)}{nearest(weights, WEIGHT_BITS)}")
+    config = model.ipu_config.for_inference()
+    if config.compile:
+        refuse_other_processors(model, config)
+    return Generator(model, config, usable_engine(engine), sizes, WEIGHT_BITS[weights] if weights else None)
 
 
 class _Loop(_LoopBase):

