@@ -107,35 +107,40 @@ def _outputs(weight: torch.fx.Node) -> int:
     return int(weight.meta["val"].shape[0])
 
 
-class PackedWeights:
-    """The tensors of a model and packed ones, which are made again once what they are made of has changed."""
+class Packer:
+    """Packs weights, once each for all programs that read them, and again once they have changed."""
 
-    def __init__(self, weights: Tensors, slots: Mapping[str, Slot]) -> None:
+    def __init__(self) -> None:
+        self._made: dict[tuple[int, Packing], tuple[torch.Tensor, int, tuple[torch.Tensor, ...]]] = {}
+
+    def pack(self, weight: torch.Tensor, packing: Packing) -> tuple[torch.Tensor, ...]:
+        """Give the parts of a packed weight."""
+        key = (id(weight), packing)
+        known = self._made.get(key)
+        if known is None or known[0] is not weight or known[1] != weight._version:
+            with torch.no_grad():
+                known = (weight, weight._version, packing.pack(weight))
+            self._made[key] = known
+        return known[2]
+
+
+class PackedWeights:
+    """The tensors of a model, and packed ones."""
+
+    def __init__(self, weights: Tensors, slots: Mapping[str, Slot], packer: Packer) -> None:
         self._weights = weights
-        self._slots = {name: slot for slot in slots.values() for name in slot.names()}
-        self._made: dict[str, tuple[torch.Tensor, int, dict[str, torch.Tensor]]] = {}
+        self._slots = tuple(slots.values())
+        self._packer = packer
 
     def read(self, values: Collection[str]) -> dict[str, torch.Tensor]:
         """Give those of some values that are parameters, buffers, or parts of packed weights."""
-        slots = {slot.value: slot for name, slot in self._slots.items() if name in values}
         found = self._weights.read(values)
-        for slot in slots.values():
-            found |= self._parts(slot)
+        for slot in self._slots:
+            names = slot.names()
+            if names[0] in values:
+                weight = self._weights.read([slot.value])[slot.value]
+                found.update(zip(names, self._packer.pack(weight, slot.packing), strict=True))
         return found
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of what is packed."""
-        return sum(t.nbytes for _, _, parts in self._made.values() for t in parts.values())
-
-    def _parts(self, slot: Slot) -> dict[str, torch.Tensor]:
-        weight = self._weights.read([slot.value])[slot.value]
-        known = self._made.get(slot.value)
-        if known is None or known[0] is not weight or known[1] != weight._version:
-            with torch.no_grad():
-                parts = dict(zip(slot.names(), slot.packing.pack(weight), strict=True))
-            self._made[slot.value] = known = (weight, weight._version, parts)
-        return known[2]
 
 
 def example_parts(slots: Mapping[str, Slot]) -> Iterator[tuple[str, tuple[int, ...]]]:

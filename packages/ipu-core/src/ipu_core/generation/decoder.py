@@ -21,7 +21,7 @@ from ..config import ExecutionConfig
 from ..engine.cache import ExecutableCache
 from ..engine.compile import STEP_OPTIONS, compiled
 from ..engine.lowering import Lowered, lower
-from ..engine.packed import PackedWeights, example_parts, packable, with_packed_weights
+from ..engine.packed import PackedWeights, Packer, example_parts, packable, with_packed_weights
 from ..engine.residence import Residence, homes, on_one_device
 from ..engine.straight import StraightLine
 from ..engine.weights import Tensors, Weights
@@ -89,7 +89,7 @@ class Decoder:
                 "set both to 1"
             )
         self.sizes = sizes
-        self._bits = weight_bits
+        self._bits, self._packer = weight_bits, Packer()
         self._model = model
         self._view = part(model, StepView)
         self._config = config
@@ -209,7 +209,9 @@ class Decoder:
 
     def _made(self, batch: Mapping[str, Any], moves: Mapping[str, _Move]) -> _Program:
         try:
-            return _Program(self._view, self._model, self._config, batch, self.sizes.rows, moves, self._bits)
+            return _Program(
+                self._view, self._model, self._config, batch, self.sizes.rows, moves, self._bits, self._packer
+            )
         except (CaptureError, RuntimeError, ValueError, TypeError) as error:
             if "past_key_values" not in batch or isinstance(error, CompileError):
                 raise
@@ -288,6 +290,7 @@ class _Program:
         rows: int,
         moves: Mapping[str, _Move],
         bits: int | None,
+        packer: Packer,
     ) -> None:
         cache = ExecutableCache(config.executable_cache_dir)
         self.lowered = lower(view, config, batch, micro_batch_size=rows, cache=cache)
@@ -297,7 +300,7 @@ class _Program:
         slots = packable(captured, bits=bits, group_size=GROUP_SIZE) if bits is not None else {}
         if slots:
             pieces = with_packed_weights(pieces, slots)
-            weights = PackedWeights(weights, slots)
+            weights = PackedWeights(weights, slots, packer)
         if config.compile and moves:
             plain = [replace(piece, program=one_row(piece.program)) for piece in pieces]
             more = dict(example_parts(slots))

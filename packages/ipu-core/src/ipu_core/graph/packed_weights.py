@@ -69,12 +69,17 @@ class Packing:
 
     def unpack(self, words: torch.Tensor, scales: torch.Tensor, minima: torch.Tensor, outputs: int) -> torch.Tensor:
         """Give the weight [O, I] that `pack` packed, as float32."""
-        integers = [(words.view(torch.int32) >> (self.bits * i)) & (2**self.bits - 1) for i in range(self.per_word)]
-        integers[-1] = integers[-1] ^ (1 << (self.bits - 1))
-        groups = torch.stack(integers, -1).float() * scales[:, :, None, :, None] + minima[:, :, None, :, None]
-        blocks, num_groups, length, lanes, per_word = groups.shape
-        rows = groups.permute(0, 3, 1, 2, 4).reshape(blocks * lanes, num_groups * length * per_word)
-        return rows[:outputs]
+        blocks, groups, length, lanes = words.shape
+        if self.bits == 8:  # a byte each, the lowest first
+            integers = words.view(torch.uint8).view(*words.shape, self.per_word)
+        else:
+            shifted = [(words.view(torch.int32) >> (self.bits * i)) & (2**self.bits - 1) for i in range(self.per_word)]
+            integers = torch.stack([part.to(torch.uint8) for part in shifted], -1)
+        rows = integers.permute(0, 3, 1, 2, 4).clone(memory_format=torch.contiguous_format)
+        rows[..., -1] ^= 1 << (self.bits - 1)
+        of_rows = [t.movedim(-1, 1).reshape(blocks * lanes, groups, 1) for t in (scales, minima)]
+        weight = rows.view(blocks * lanes, groups, length * self.per_word).float().mul_(of_rows[0]).add_(of_rows[1])
+        return weight.view(blocks * lanes, -1)[:outputs]
 
 
 def _blocked(rows: torch.Tensor) -> torch.Tensor:
