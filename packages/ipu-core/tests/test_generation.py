@@ -221,8 +221,22 @@ def test_another_batch_than_compiled_is_refused(generator, ids):
 
 def test_a_cache_of_somebody_elses_is_refused(generator, ids):
     cache = transformers.DynamicCache()
-    with pytest.raises(CacheError, match="a DynamicCache that is not of this model's generation"):
+    with pytest.raises(CacheError, match="a DynamicCache that is not of this model's last generation"):
         generator.generate(ids, max_new_tokens=4, past_key_values=cache)
+
+
+def test_a_cache_that_another_generation_has_overwritten_is_refused(generator, ids):
+    options = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
+    first = generator.generate(ids, return_dict_in_generate=True, **options)
+    generator.generate(ids.flip(1), **options)
+    more = torch.cat([first.sequences, ids[:, :2]], -1)
+    with pytest.raises(CacheError, match="not of this model's last generation"):
+        generator.generate(more, past_key_values=first.past_key_values, **options)
+
+
+def test_a_split_that_does_not_fit_is_named_as_such(model, ids):
+    with pytest.raises(IncompatibleIPUConfigError, match="layers"):
+        to_pipelined(model, IPUConfig(layers_per_ipu=[3, 2])).generate(ids, max_new_tokens=2)
 
 
 @pytest.mark.parametrize(

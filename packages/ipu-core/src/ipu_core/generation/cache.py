@@ -10,6 +10,7 @@ Shapes: R rows (batch x beams), H heads, L places, D the size of a head.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -258,6 +259,12 @@ class StaticKV(Cache):
     def get_max_length(self, layer_idx: int | None = None) -> int:
         """Give the most tokens it is for."""
         return self.capacity
+
+    def renewed(self) -> StaticKV:
+        """Give an empty one over the same memory."""
+        made = copy.copy(self)
+        made.reset()
+        return made
 
     def reset(self) -> None:
         """Be empty; what was written is overwritten before it is read."""

@@ -25,7 +25,7 @@ from ..engine.packed import PackedWeights, Packer, example_parts, packable, with
 from ..engine.residence import Residence, homes, on_one_device
 from ..engine.straight import StraightLine
 from ..engine.weights import Tensors, Weights
-from ..errors import CacheError, CaptureError, CompileError, GenerationModeError, IncompatibleIPUConfigError
+from ..errors import CacheError, CaptureError, GenerationModeError, IncompatibleIPUConfigError, IPUError
 from ..graph.capture import in_mode, input_leaves
 from ..graph.one_row import one_row
 from ..graph.ranges import check_ranges, index_ranges
@@ -115,10 +115,11 @@ class Decoder:
         self._turn += 1
 
     def new_cache(self, encoder_outputs: Any = None) -> StaticKV:
-        """Give the cache, empty; who holds it from before holds the same one."""
+        """Give an empty cache, in the memory of the one before, which nobody may go on in."""
         if self._cache is None:
             self._cache = StaticKV(self._attentions(encoder_outputs), capacity=self.sizes.max_length)
-        self._cache.reset()
+        else:
+            self._cache = self._cache.renewed()
         return self._cache
 
     def step(self, inputs: Mapping[str, Any]) -> torch.Tensor:
@@ -137,8 +138,8 @@ class Decoder:
         self._refuse_other_rows(tokens)
         if cache is not None and cache is not self._cache:
             raise CacheError(
-                f"`past_key_values` is a {type(cache).__name__} that is not of this model's generation: pass what its "
-                "last `generate(..., return_dict_in_generate=True)` returned, or leave it out"
+                f"`past_key_values` is a {type(cache).__name__} that is not of this model's last generation: pass what "
+                "its last `generate(..., return_dict_in_generate=True)` returned, or leave it out"
             )
         start = 0 if cache is None else cache.length
         end = start + tokens.shape[1]
@@ -212,8 +213,9 @@ class Decoder:
             return _Program(
                 self._view, self._model, self._config, batch, self.sizes.rows, moves, self._bits, self._packer
             )
-        except (CaptureError, RuntimeError, ValueError, TypeError) as error:
-            if "past_key_values" not in batch or isinstance(error, CompileError):
+        except Exception as error:
+            is_named = isinstance(error, IPUError) and not isinstance(error, CaptureError)
+            if is_named or "past_key_values" not in batch:
                 raise
             name = self._model.plain_class().__name__
             raise CacheError(
