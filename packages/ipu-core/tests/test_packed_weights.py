@@ -90,3 +90,19 @@ def test_other_kinds_of_weights_are_refused():
     model = lively(LlamaForCausalLM(LlamaConfig(**SIZE, **HEADS)))
     with pytest.raises(ValueError, match="`weights='int9'` is not one of .*did you mean `int[48]`"):
         generation_model(to_pipelined(model, IPUConfig(layers_per_ipu=[2])), weights="int9")
+
+
+@pytest.mark.parametrize("weights", [None, "int8"])
+def test_compiled_steps_give_the_same_tokens(weights):
+    model = lively(LlamaForCausalLM(LlamaConfig(**SIZE, **HEADS)))
+    ids = torch.randint(8, 60, (1, 5), generator=torch.Generator().manual_seed(1))
+    found = []
+    for compiled in (False, True):
+        pipelined = to_pipelined(model, IPUConfig(layers_per_ipu=[1, 1], compile=compiled))
+        generator = generation_model(pipelined, weights=weights)
+        found.append(generator.generate(ids, max_new_tokens=10, do_sample=False))
+        step = generator.decoder.programs[-1]
+        assert [piece.code is not None for piece in step.programs] == [compiled] * len(step.programs)
+    assert torch.equal(*found), found
+    if weights is None:
+        assert torch.equal(found[0], model.generate(ids, max_new_tokens=10, do_sample=False))

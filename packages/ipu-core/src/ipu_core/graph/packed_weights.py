@@ -84,7 +84,8 @@ class Packing:
 
 def _blocked(rows: torch.Tensor) -> torch.Tensor:
     """Put eight channels side by side: [8 B, ...] becomes [B, ..., 8]."""
-    return rows.view(-1, LANES, *rows.shape[1:]).movedim(1, -1).contiguous()
+    # Not `contiguous`, which leaves the strides of dimensions of one element as they are.
+    return rows.view(-1, LANES, *rows.shape[1:]).movedim(1, -1).clone(memory_format=torch.contiguous_format)
 
 
 def _packed_linear(
