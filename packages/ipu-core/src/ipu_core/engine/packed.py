@@ -111,16 +111,15 @@ class Packer:
     """Packs weights, once each for all programs that read them, and again once they have changed."""
 
     def __init__(self) -> None:
-        self._made: dict[tuple[int, Packing], tuple[torch.Tensor, int, tuple[torch.Tensor, ...]]] = {}
+        self._made: dict[str, tuple[torch.Tensor, int, tuple[torch.Tensor, ...]]] = {}
 
-    def pack(self, weight: torch.Tensor, packing: Packing) -> tuple[torch.Tensor, ...]:
-        """Give the parts of a packed weight."""
-        key = (id(weight), packing)
-        known = self._made.get(key)
+    def pack(self, slot: Slot, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Give the parts of a packed weight; its value has one name in all graphs of a model."""
+        known = self._made.get(slot.value)
         if known is None or known[0] is not weight or known[1] != weight._version:
             with torch.no_grad():
-                known = (weight, weight._version, packing.pack(weight))
-            self._made[key] = known
+                known = (weight, weight._version, slot.packing.pack(weight))
+            self._made[slot.value] = known
         return known[2]
 
 
@@ -139,7 +138,7 @@ class PackedWeights:
             names = slot.names()
             if names[0] in values:
                 weight = self._weights.read([slot.value])[slot.value]
-                found.update(zip(names, self._packer.pack(weight, slot.packing), strict=True))
+                found.update(zip(names, self._packer.pack(slot, weight), strict=True))
         return found
 
 

@@ -9,7 +9,6 @@ its tokens alone, and nothing is captured while it decodes.
 from __future__ import annotations
 
 import inspect
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -34,8 +33,6 @@ from .views import AT, StepView, part
 
 if TYPE_CHECKING:
     from ..modeling import PipelineMixin
-
-logger = logging.getLogger(__name__)
 
 # Whatever upstream says of how a call returns; a step returns logits.
 _HOW = frozenset(("return_dict", "use_cache", "logits_to_keep", "is_first_iteration"))
@@ -206,7 +203,7 @@ class Decoder:
     def _moves(self) -> dict[str, _Move]:
         """Say how each input of a step of one token follows from that of the step before."""
         positions = "decoder_position_ids" if self._is_encoder_decoder else "position_ids"
-        return {self._ids: _take, self._mask: _look, positions: _count, _POSITION: _count}
+        return {self._ids: _copy_tokens, self._mask: _show_place, positions: _count_up, _POSITION: _count_up}
 
     def _made(self, batch: Mapping[str, Any], moves: Mapping[str, _Move]) -> _Program:
         try:
@@ -313,7 +310,7 @@ class _Program:
         self._residence = Residence(weights, self.lowered.programs)
         self._turn, self._streak = -1, 0
         self._moves = dict(moves)
-        self._tokens = next((name for name, move in moves.items() if move is _take), "")
+        self._tokens = next((name for name, move in moves.items() if move is _copy_tokens), "")
         self._bound: dict[str, Any] = {}
         self._given: dict[str, Any] = {}
 
@@ -370,15 +367,15 @@ _POSITION = "past_key_values[0]"
 _REGULAR = 1
 
 
-def _take(bound: torch.Tensor, tokens: torch.Tensor, position: int) -> None:
+def _copy_tokens(bound: torch.Tensor, tokens: torch.Tensor, position: int) -> None:
     bound.copy_(tokens)
 
 
-def _look(bound: torch.Tensor, tokens: torch.Tensor, position: int) -> None:
+def _show_place(bound: torch.Tensor, tokens: torch.Tensor, position: int) -> None:
     bound[:, position] = 1
 
 
-def _count(bound: torch.Tensor, tokens: torch.Tensor, position: int) -> None:
+def _count_up(bound: torch.Tensor, tokens: torch.Tensor, position: int) -> None:
     bound.add_(1)
 
 

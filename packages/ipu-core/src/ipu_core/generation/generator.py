@@ -8,7 +8,6 @@ these call: the model, the encoder and the cache.
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 else:
     _LoopBase = object
 
-logger = logging.getLogger(__name__)
 _ADVANCE = "advance"
 WEIGHT_BITS = {"int8": 8, "int4": 4}
 

@@ -42,10 +42,6 @@ class Packing:
         """Weights of one word."""
         return WORD // self.bits
 
-    def fits(self, weight: torch.Tensor) -> bool:
-        """Say whether the inputs of a weight divide into groups."""
-        return weight.dim() == 2 and weight.shape[1] % self.group_size == 0 and weight.is_floating_point()
-
     def pack(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Pack a weight [O, I].
 
@@ -62,7 +58,7 @@ class Packing:
         integers = ((groups - low[..., None]) / scales[..., None]).round().clamp(0, 2**self.bits - 1).to(torch.int32)
         integers = integers.view(*integers.shape[:2], -1, self.per_word)
         integers[..., -1] ^= 1 << (self.bits - 1)
-        words = torch.zeros(integers.shape[:-1], dtype=torch.int32)
+        words = torch.zeros_like(integers[..., 0])
         for i in range(self.per_word):
             words |= integers[..., i] << (self.bits * i)
         return tuple(_blocked(t) for t in (words.view(torch.float32), scales, low))  # type: ignore[return-value]
