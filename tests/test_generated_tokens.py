@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every family that generates gives the plain model's tokens: each mode, with caches and without, on 1, 2, 4 IPUs."""
+"""Every family that generates gives the plain model's tokens: each mode, with caches and without, on 1, 2, 4 IPUs.
+
+Both loops are run: upstream's own, and the device loop of several tokens per call.
+"""
 
 import pytest
 import torch
@@ -73,8 +76,10 @@ def test_tokens_are_the_plain_models(model_type, use_cache):
         beams = generation_model(pipelined, max_length=16)
         for mode, options in MODES.items():
             generator = beams if mode == "beam" else rows
-            found = generated(generator, inputs, use_cache=use_cache, **options)
-            assert torch.equal(found, wanted[mode]), f"{mode} on {len(layers)} IPUs"
+            for generator.tokens_per_call in (1, 3):
+                found = generated(generator, inputs, use_cache=use_cache, **options)
+                loop = "host" if generator.tokens_per_call == 1 else "device"
+                assert torch.equal(found, wanted[mode]), f"{mode} in a {loop} loop on {len(layers)} IPUs"
         assert len(rows.decoder.programs[0].stages) >= len(layers)
         captures = rows.decoder.num_captures, beams.decoder.num_captures
         generated(rows, inputs, use_cache=use_cache)

@@ -58,7 +58,7 @@ def cache(tmp_path_factory):
 def config(cache, monkeypatch):
     """A configuration whose executables are all there: compiling anything is an error."""
     refuse = lambda *a, **k: pytest.fail("compiled again")  # noqa: E731
-    monkeypatch.setattr("ipu_core.engine.compile.write_executable", refuse)
+    monkeypatch.setattr("ipu_core.engine.compilers.write_executable", refuse)
     return IPUConfig(layers_per_ipu=[1, 1], compile=True, executable_cache_dir=str(cache))
 
 
@@ -103,7 +103,7 @@ import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import ipu_core.engine.compile, ipu_core.engine.lowering
 def refuse(*a, **k): raise AssertionError("captured or compiled again")
-ipu_core.engine.compile.write_executable = ipu_core.engine.lowering.capture = refuse
+ipu_core.engine.compilers.write_executable = ipu_core.engine.lowering.capture = refuse
 from test_compile import *
 config = IPUConfig(layers_per_ipu=[1, 1], compile=True, executable_cache_dir={str(cache)!r})
 torch.set_num_threads({torch.get_num_threads()})
@@ -168,6 +168,7 @@ def test_what_cannot_be_compiled_is_an_error_with_what_to_do(monkeypatch):
     def broken(*_, **__):
         raise RuntimeError("no such operation\nand more")
 
+    monkeypatch.setenv("CXX", "no-such-compiler")  # for the processes that compile, which leave it to this one then
     monkeypatch.setattr("torch._inductor.aoti_compile_and_package", broken)
     executor = training_model(to_pipelined(make(Layers), IPUConfig(layers_per_ipu=[1, 1], compile=True)))
     with pytest.raises(CompileError, match=r"RuntimeError: no such operation; `compile=True` needs a C\+\+ compiler"):

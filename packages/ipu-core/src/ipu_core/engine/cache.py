@@ -43,6 +43,15 @@ class ExecutableCache:
         """Whether anything is kept."""
         return self._root is not None
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no entry yet."""
+        return self._root is None or not any(self._root.iterdir())
+
+    def has(self, key: str) -> bool:
+        """Say whether there is an entry; it may turn out to be damaged."""
+        return self._root is not None and (self._root / key).exists()
+
     def entry(self, key: str, *, load: Callable[[Path], T], write: Callable[[Path], None]) -> T:
         """Load the entry `key`, after writing it where it is not there yet.
 

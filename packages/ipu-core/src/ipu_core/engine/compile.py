@@ -6,17 +6,20 @@ Parameters are inputs, so that the layers of a stack, which differ in nothing el
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import logging
 import platform
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import tempfile
+import weakref
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch._inductor.cpu_vec_isa import pick_vec_isa
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..config import ExecutionConfig
@@ -26,8 +29,9 @@ from ..graph.functions import is_function
 from ..graph.split import StageGraph
 from ..graph.store import text_of
 from ..report.progress import progress
-from .cache import ExecutableCache
-from .executable import OPTIONS, Executable, Spec, write_executable
+from .cache import NO_CACHE, ExecutableCache
+from .compilers import Compilers, Job, write_job
+from .executable import OPTIONS, Executable, Spec
 
 logger = logging.getLogger(__name__)
 NOTHING_MORE: Mapping[str, tuple[int, ...]] = MappingProxyType({})
@@ -36,15 +40,14 @@ STEP_OPTIONS: Mapping[str, Any] = MappingProxyType(
     {**OPTIONS, "realize_opcount_threshold": 1000, "realize_reads_threshold": 100, "realize_acc_reads_threshold": 100}
 )
 
+# There is little to wait for in memory, so that instructions count: a product and a sum are one.
+PACKED_STEP_OPTIONS: Mapping[str, Any] = MappingProxyType(
+    {**STEP_OPTIONS, "cpp.enable_floating_point_contract_flag": "fast"}
+)
+
 
 def compiled(
-    captured: Capture,
-    pieces: Sequence[StageGraph],
-    trainable: Collection[str],
-    cache: ExecutableCache,
-    *,
-    more: Mapping[str, tuple[int, ...]] = NOTHING_MORE,
-    options: Mapping[str, Any] = OPTIONS,
+    captured: Capture, pieces: Sequence[StageGraph], trainable: Collection[str], cache: ExecutableCache
 ) -> tuple[StageGraph, ...]:
     """Give the same pieces with compiled code, in the same order.
 
@@ -56,27 +59,93 @@ def compiled(
         pieces: its stages, or parts of them.
         trainable: the values of `captured` that are parameters with gradients.
         cache: where executables are kept.
-        more: names and shapes of float32 inputs of pieces that the captured model has not.
-        options: for torch's inductor.
 
     Raises:
         CompileError: torch cannot compile a piece.
     """
-    texts = {p: text_of(p.program) for p in pieces if not any(map(is_function, p.program.graph.nodes))}
-    examples = dict(_examples(captured, pieces, trainable, more, texts))
-    keys = {piece: _key(texts[piece], inputs, captured.training, options) for piece, inputs in examples.items()}
-    distinct = {key: piece for piece, key in reversed(keys.items())}
-    executables: dict[str, Executable] = {}
-    for key, piece in progress(distinct.items(), f"compiling {captured.model_name}", "graph"):
-        executables[key] = cache.entry(
-            f"code-{key}",
-            load=Executable,
-            write=lambda folder, piece=piece: write_executable(  # type: ignore[misc]
-                piece.program, examples[piece], folder, with_gradients=captured.training, options=options
-            ),
-        )
-    logger.info("%d pieces run %d executables", len(keys), len(distinct))
-    return tuple(replace(p, code=executables[keys[p]]) if p in keys else p for p in pieces)
+    return Compilation(captured, pieces, trainable, cache).finish()
+
+
+class Compilation:
+    """Pieces that are being compiled: other processes begin at once, this one when it waits for them in `finish`.
+
+    Args:
+        captured: the captured model.
+        pieces: its stages, or parts of them.
+        trainable: the values of `captured` that are parameters with gradients.
+        cache: where executables are kept.
+        more: names and shapes of float32 inputs of pieces that the captured model has not.
+        options: for torch's inductor.
+        only: the pieces to compile; all by default.
+        compilers: processes that may have been started; they are ended.
+    """
+
+    def __init__(
+        self,
+        captured: Capture,
+        pieces: Sequence[StageGraph],
+        trainable: Collection[str] = (),
+        cache: ExecutableCache = NO_CACHE,
+        *,
+        more: Mapping[str, tuple[int, ...]] = NOTHING_MORE,
+        options: Mapping[str, Any] = OPTIONS,
+        only: Collection[StageGraph] | None = None,
+        compilers: Compilers | None = None,
+    ) -> None:
+        self._pieces, self._name = tuple(pieces), captured.model_name
+        programs = {p.program for p in pieces if not any(map(is_function, p.program.graph.nodes))}
+        known = {program: text_of(program) for program in programs}
+        texts = {p: known[p.program] for p in pieces if p.program in known}
+        examples = dict(_examples(captured, pieces, trainable, more, texts))
+        self._keys = {
+            piece: f"code-{_key(texts[piece], inputs, captured.training, options)}"
+            for piece, inputs in examples.items()
+            if only is None or piece in only
+        }
+        distinct = {key: piece for piece, key in self._keys.items()}
+        # The largest first: it is compiled elsewhere, while this process does what comes before it waits.
+        sizes = {key: len(piece.program.graph.nodes) for key, piece in distinct.items()}
+        self._jobs: dict[str, Job] = {
+            key: (distinct[key].program, examples[distinct[key]]) for key in sorted(sizes, key=sizes.__getitem__)[::-1]
+        }
+        # For as many threads as this process has, wherever it is compiled.
+        told = {**options, "cpp.threads": torch.get_num_threads()}
+        self._facts: Any = {"with_gradients": captured.training, "options": told}
+        self._stack = contextlib.ExitStack()
+        if not cache.is_on:
+            cache = ExecutableCache(self._stack.enter_context(tempfile.TemporaryDirectory()))
+        self._cache = cache
+        self._missing = {key: job for key, job in self._jobs.items() if not cache.has(key)}
+        compilers = self._stack.enter_context(compilers or Compilers())
+        self._written = compilers.written(cache, self._missing, **self._facts)
+        weakref.finalize(self, self._stack.close)  # where nobody ever waits
+
+    def finish(self) -> tuple[StageGraph, ...]:
+        """Give the pieces with compiled code, once there is all of it.
+
+        Raises:
+            CompileError: torch cannot compile a piece.
+        """
+        with self._stack:
+            for _ in progress(self._written, f"compiling {self._name}", "graph", total=len(self._missing)):
+                pass
+            executables = {
+                key: self._cache.entry(key, load=Executable, write=functools.partial(write_job, job, self._facts))
+                for key, job in self._jobs.items()
+            }
+        logger.info("%d pieces run %d executables", len(self._keys), len(self._jobs))
+        return tuple(replace(p, code=executables[self._keys[p]]) if p in self._keys else p for p in self._pieces)
+
+
+def changed_once(
+    change: Callable[[torch.fx.GraphModule], torch.fx.GraphModule], pieces: Sequence[StageGraph]
+) -> tuple[StageGraph, ...]:
+    """Change the programs of pieces, each once for all that share it; one that stays the same is the same piece."""
+    changed = {program: change(program) for program in dict.fromkeys(piece.program for piece in pieces)}
+    return tuple(
+        piece if changed[piece.program] is piece.program else replace(piece, program=changed[piece.program])
+        for piece in pieces
+    )
 
 
 def refuse_other_processors(model: torch.nn.Module, config: ExecutionConfig) -> None:
@@ -143,16 +212,18 @@ def _key(text: str, inputs: Sequence[torch.Tensor], training: bool, options: Map
         [_look(tensor) for tensor in inputs],
         training,
         sorted(options.items()),
-        [importlib.metadata.version(package) for package in ("ipu-core", "torch")],
         # Code is made for this processor, and for so many threads.
-        (platform.machine(), str(pick_vec_isa()), _processor(), torch.get_num_threads()),
+        (_versions_and_processor(), torch.get_num_threads()),
     )
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
-def _processor() -> str:
+@functools.cache
+def _versions_and_processor() -> tuple[str, ...]:
+    versions = [importlib.metadata.version(package) for package in ("ipu-core", "torch")]
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+            processor = next((line for line in lines if line.startswith(("flags", "Features"))), "")
     except OSError:
-        return platform.processor()
+        processor = platform.processor()
+    return (*versions, platform.machine(), torch.backends.cpu.get_cpu_capability(), processor)

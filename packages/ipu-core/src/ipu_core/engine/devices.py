@@ -62,8 +62,10 @@ def placed(
     if devices is None:
         return tuple(programs)
     _refuse_shared_views(captured, programs)
+    needed = dict.fromkeys((program.program, devices[program.ipu]) for program in programs)
+    made = {key: on_device(*key) for key in needed}
     return tuple(
-        replace(program, program=on_device(program.program, devices[program.ipu]), device=devices[program.ipu])
+        replace(program, program=made[program.program, devices[program.ipu]], device=devices[program.ipu])
         for program in programs
     )
 
@@ -87,11 +89,17 @@ def _refuse_shared_views(captured: Capture, programs: Sequence[StageGraph]) -> N
 def _reads_after_writing(program: StageGraph, view: str, source: str) -> bool:
     nodes = program.program.graph.nodes
     roots = aliases(nodes)
+    entered = [node for node in nodes if node.op == "placeholder"]
+    called = dict(zip(entered, program.inputs, strict=True))
+
+    def name(value: torch.fx.Node) -> str | None:
+        return called.get(roots.get(value, value))
+
     is_written = False
     for node in nodes:
-        if is_written and any(roots.get(value, value).name == view for value in node.all_input_nodes):
+        if is_written and any(name(value) == view for value in node.all_input_nodes):
             return True
-        is_written = is_written or any(roots.get(value, value).name == source for value in written(node))
+        is_written = is_written or any(name(value) == source for value in written(node))
     return False
 
 

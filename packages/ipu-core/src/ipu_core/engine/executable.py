@@ -27,6 +27,7 @@ OPTIONS: Mapping[str, Any] = MappingProxyType(
         "fallback_random": True,
         # What calls the kernels: most of the time to compile, and little of the time to run.
         "aot_inductor.compile_wrapper_opt_level": "O0",
+        "aot_inductor.enable_line_tables": False,  # for debuggers
     }
 )
 

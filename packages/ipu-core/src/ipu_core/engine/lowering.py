@@ -19,6 +19,7 @@ from ..footprint import footprint, visits_of
 from ..graph.capture import Capture, capture
 from ..graph.cut import Segment, cut
 from ..graph.fingerprint import NoFingerprint, fingerprint
+from ..graph.read_rows import without_unread_rows
 from ..graph.split import StageGraph, split
 from ..graph.store import NotStorable, read_capture, write_capture
 from ..layout import Entry, Layout, layout
@@ -181,7 +182,7 @@ def capture_model(
     made: list[Capture] = []
 
     def write(folder: Path) -> None:
-        made.append(capture(model, micro_batch, training=not config.inference))
+        made.append(_captured(model, config, micro_batch))
         write_capture(made[0], folder)
 
     with model.parallelized(for_inference=config.inference), contextlib.ExitStack() as stack:
@@ -192,7 +193,13 @@ def capture_model(
                 return cache.entry(f"graph-{_key(model, config, micro_batch)}", load=read_capture, write=write)
             except (NoFingerprint, NotStorable) as error:
                 logger.warning("the graph of %s is not kept in the executable cache: %s", type(model).__name__, error)
-        return made[0] if made else capture(model, micro_batch, training=not config.inference)
+        return made[0] if made else _captured(model, config, micro_batch)
+
+
+def _captured(model: PipelineMixin, config: ExecutionConfig, micro_batch: Mapping[str, Any]) -> Capture:
+    captured = capture(model, micro_batch, training=not config.inference)
+    # Packed rows alone: elsewhere dropout is to draw the plain model's numbers.
+    return captured if config.packed_rows is None else without_unread_rows(captured)
 
 
 def _key(model: PipelineMixin, config: ExecutionConfig, micro_batch: Mapping[str, Any]) -> str:

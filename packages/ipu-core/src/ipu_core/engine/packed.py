@@ -2,12 +2,13 @@
 """Pieces that read packed weights in the place of the model's own, and the packed weights themselves.
 
 The model is not touched: a piece has other inputs, and these are made of the model's parameters when a run finds them.
+Linear layers that read the same value, such as queries, keys and values, are packed as one, and are one product.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,117 +19,187 @@ from ..graph.packed_weights import LANES, Packing, packed_linear
 from ..graph.split import StageGraph
 from .weights import Tensors
 
-PARTS = ("words", "scales", "minima")
+PARTS = ("words", "scales")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Slot:
-    """A packed weight: the value of the graph it is made of, and how."""
+    """Weights that are packed as one: the values of the graph they are, how they are packed, and into what shapes."""
 
-    value: str
+    values: tuple[str, ...]
     packing: Packing
     shapes: tuple[tuple[int, ...], ...]
 
     def names(self) -> list[str]:
         """Give the names of its parts, as inputs of pieces."""
-        return [f"{self.value}_{part}" for part in PARTS]
+        return [f"{self.values[0]}_{part}" for part in PARTS]
 
 
-def packable(captured: Capture, *, bits: int, group_size: int) -> dict[str, Slot]:
-    """Give the weights of linear layers that can be packed, by their values in the graph.
+def with_packed_weights(
+    captured: Capture, pieces: Sequence[StageGraph], *, bits: int, group_size: int
+) -> tuple[tuple[StageGraph, ...], tuple[Slot, ...]]:
+    """Give the same pieces with products of packed weights in the place of those of their linear layers.
 
     Args:
         captured: the captured model.
+        pieces: of it, in run order.
         bits: of a weight, 8 or 4.
         group_size: inputs that share a scale; fewer where the inputs of a layer do not divide into it.
+
+    Returns:
+        the pieces, and what they read that is packed.
     """
-    found = {}
-    for node in captured.graph.nodes:
-        if node.target is not torch.ops.aten.linear.default or not isinstance(node.args[1], torch.fx.Node):
-            continue
-        source = captured.sources.get(node.args[1].name)
-        if source is None or source.kind != "parameter":
-            continue
-        outputs, inputs = node.args[1].meta["val"].shape
-        packing = Packing(bits=bits, group_size=math.gcd(inputs, group_size))
-        if packing.group_size >= packing.per_word:
-            groups = inputs // packing.group_size
-            blocks = -(-outputs // LANES)
-            words = (blocks, groups, packing.group_size // packing.per_word, LANES)
-            name = node.args[1].name
-            found[name] = Slot(value=name, packing=packing, shapes=(words, *[(blocks, groups, LANES)] * 2))
-    return found
+    made: dict[Any, _Packed] = {}
+    changed: list[StageGraph] = []
+    slots: dict[tuple[str, ...], Slot] = {}
+    for piece in pieces:
+        sources = [captured.sources.get(name) for name in piece.inputs]
+        is_parameter = tuple(source is not None and source.kind == "parameter" for source in sources)
+        key = (piece.program, is_parameter)  # pieces that share a program go on sharing one
+        if key not in made:
+            made[key] = _packed(piece.program, is_parameter, bits, group_size)
+        own = [group.slot(piece.inputs) for group in made[key].groups]
+        slots.update({slot.values: slot for slot in own})
+        names = [name for slot in own for name in slot.names()]
+        kept = [piece.inputs[i] for i in made[key].kept]
+        changed.append(replace(piece, program=made[key].program, inputs=(*names, *kept)))
+    return tuple(changed), tuple(slots.values())
 
 
-def with_packed_weights(pieces: Sequence[StageGraph], slots: Mapping[str, Slot]) -> tuple[StageGraph, ...]:
-    """Give the same pieces with products of packed weights in the place of those of their linear layers."""
-    return tuple(_packed(piece, slots) for piece in pieces)
+@dataclass(frozen=True, kw_only=True)
+class _Group:
+    """Linear layers of a program that are packed as one, and the positions of their weights among its inputs."""
+
+    layers: list[torch.fx.Node]
+    weights: list[int]
+    packing: Packing
+
+    @property
+    def outputs(self) -> list[int]:
+        return [int(_weight(layer).meta["val"].shape[0]) for layer in self.layers]
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        return self.packing.shapes(sum(self.outputs), int(_weight(self.layers[0]).meta["val"].shape[1]))
+
+    def slot(self, inputs: Sequence[str]) -> Slot:
+        return Slot(values=tuple(inputs[i] for i in self.weights), packing=self.packing, shapes=self.shapes)
 
 
-def _packed(piece: StageGraph, slots: Mapping[str, Slot]) -> StageGraph:
+@dataclass(frozen=True, kw_only=True)
+class _Packed:
+    """A program that reads packed weights: the parts of each group first, and then those of its inputs it kept."""
+
+    program: torch.fx.GraphModule
+    groups: list[_Group]
+    kept: list[int]
+
+
+def _packed(program: torch.fx.GraphModule, is_parameter: Sequence[bool], bits: int, group_size: int) -> _Packed:
+    placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
+    positions = {node: i for i, node in enumerate(placeholders) if is_parameter[i]}
+    groups = _groups(program.graph, positions, bits, group_size)
+    packed = {layer for group in groups for layer in group.layers}
     graph = torch.fx.Graph()
+    parts = [[graph.placeholder(f"group_{i}_{part}") for part in PARTS] for i in range(len(groups))]
+    for group, of_group in zip(groups, parts, strict=True):
+        for node, shape in zip(of_group, group.shapes, strict=True):
+            node.meta["val"] = torch.empty(shape, device="meta")
     values: dict[torch.fx.Node, torch.fx.Node] = {}
-    inputs: list[str] = []
-    parts: dict[str, list[torch.fx.Node]] = {}
-    placeholders = [node for node in piece.program.graph.nodes if node.op == "placeholder"]
-    for name, node in zip(piece.inputs, placeholders, strict=True):
-        slot = slots.get(name)
-        if slot is not None and any(_reads(user, node) for user in node.users):
-            parts[name] = []
-            for part, shape in zip(slot.names(), slot.shapes, strict=True):
-                made = graph.placeholder(part)
-                made.meta["val"] = torch.empty(shape, device="meta")
-                parts[name].append(made)
-                inputs.append(part)
-        if slot is None or not all(_reads(user, node) for user in node.users):
+    kept = []
+    for i, node in enumerate(placeholders):
+        if not node.users or not packed.issuperset(node.users) or any(_weight(user) is not node for user in node.users):
             values[node] = graph.node_copy(node)
-            inputs.append(name)
-    by_node = {node: name for name, node in zip(piece.inputs, placeholders, strict=True) if name in parts}
-    for node in piece.program.graph.nodes:
-        if node.op == "placeholder":
-            continue
-        weight: Any = node.args[1] if node.target is torch.ops.aten.linear.default else None
-        if weight in by_node and _reads(node, weight):
-            slot = slots[by_node[weight]]
-            bias = values[node.args[2]] if len(node.args) > 2 and node.args[2] is not None else None
-            args = (values[node.args[0]], *parts[by_node[weight]], bias, slot.packing.bits, _outputs(weight))
-            values[node] = graph.call_function(packed_linear, args)
-            values[node].meta = dict(node.meta)
-        else:
+            kept.append(i)
+    for node in program.graph.nodes:
+        if node in packed and node not in values:
+            i = next(i for i, group in enumerate(groups) if node in group.layers)
+            values.update(_product(graph, groups[i], parts[i], values))
+        elif node.op != "placeholder" and node not in values:
             values[node] = graph.node_copy(node, lambda source: values[source])
-    return replace(piece, program=torch.fx.GraphModule(piece.program, graph), inputs=tuple(inputs))
+    return _Packed(program=torch.fx.GraphModule(program, graph), groups=groups, kept=kept)
 
 
-def _reads(user: Any, weight: torch.fx.Node) -> bool:
-    return user.target is torch.ops.aten.linear.default and user.args[1] is weight
+def _groups(graph: torch.fx.Graph, positions: Mapping[torch.fx.Node, int], bits: int, group_size: int) -> list[_Group]:
+    """Give the linear layers of which weights can be packed, those together that read the same value."""
+    found: dict[Any, _Group] = {}
+    for node in graph.nodes:
+        weight, bias = _weight(node), _bias(node)
+        if weight not in positions or (bias is not None and bias.op != "placeholder"):
+            continue
+        packing = Packing(bits=bits, group_size=math.gcd(weight.meta["val"].shape[1], group_size))
+        if packing.group_size < packing.per_word:
+            continue
+        # Another one begins after channels that do not fill their block.
+        key = (node.args[0], sum(1 for group in found.values() if group.outputs[-1] % LANES))
+        group = found.setdefault(key, _Group(layers=[], weights=[], packing=packing))
+        group.layers.append(node)
+        group.weights.append(positions[weight])
+    return list(found.values())
 
 
-def _outputs(weight: torch.fx.Node) -> int:
-    return int(weight.meta["val"].shape[0])
+def _product(
+    graph: torch.fx.Graph,
+    group: _Group,
+    parts: Sequence[torch.fx.Node],
+    values: Mapping[torch.fx.Node, torch.fx.Node],
+) -> dict[torch.fx.Node, torch.fx.Node]:
+    """Write the product of all layers of a group, and give those of each."""
+    aten = torch.ops.aten
+    x: Any = group.layers[0].args[0]
+    total = sum(group.outputs)
+    product = graph.call_function(packed_linear, (values[x], *parts, group.packing.bits, total))
+    product.meta["val"] = x.meta["val"].new_empty(*x.meta["val"].shape[:-1], total)
+    results = {}
+    start = 0
+    for layer, outputs in zip(group.layers, group.outputs, strict=True):
+        result = product
+        if len(group.layers) > 1:
+            result = graph.call_function(aten.slice.Tensor, (product, -1, start, start + outputs))
+        if _bias(layer) is not None:
+            result = graph.call_function(aten.add.Tensor, (result, values[_bias(layer)]))
+        result.meta = dict(layer.meta)
+        results[layer] = result
+        start += outputs
+    return results
+
+
+def _weight(node: torch.fx.Node) -> Any:
+    return node.args[1] if node.target is torch.ops.aten.linear.default else None
+
+
+def _bias(node: torch.fx.Node) -> Any:
+    return node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
 
 
 class Packer:
     """Packs weights, once each for all programs that read them, and again once they have changed."""
 
     def __init__(self) -> None:
-        self._made: dict[str, tuple[torch.Tensor, int, tuple[torch.Tensor, ...]]] = {}
+        self._made: dict[tuple[str, ...], tuple[list[torch.Tensor], list[int], tuple[torch.Tensor, ...]]] = {}
 
-    def pack(self, slot: Slot, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Give the parts of a packed weight; its value has one name in all graphs of a model."""
-        known = self._made.get(slot.value)
-        if known is None or known[0] is not weight or known[1] != weight._version:
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all that is packed."""
+        return sum(part.nbytes for *_, parts in self._made.values() for part in parts)
+
+    def pack(self, slot: Slot, weights: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """Give the parts of packed weights; their values have one name in all graphs of a model."""
+        known = self._made.get(slot.values)
+        versions = [weight._version for weight in weights]
+        if known is None or known[1] != versions or any(a is not b for a, b in zip(known[0], weights, strict=True)):
             with torch.no_grad():
-                known = (weight, weight._version, slot.packing.pack(weight))
-            self._made[slot.value] = known
+                known = (list(weights), versions, slot.packing.pack(*weights))
+            self._made[slot.values] = known
         return known[2]
 
 
 class PackedWeights:
     """The tensors of a model, and packed ones."""
 
-    def __init__(self, weights: Tensors, slots: Mapping[str, Slot], packer: Packer) -> None:
+    def __init__(self, weights: Tensors, slots: Sequence[Slot], packer: Packer) -> None:
         self._weights = weights
-        self._slots = tuple(slots.values())
+        self._slots = tuple(slots)
         self._packer = packer
 
     def read(self, values: Collection[str]) -> dict[str, torch.Tensor]:
@@ -137,12 +208,12 @@ class PackedWeights:
         for slot in self._slots:
             names = slot.names()
             if names[0] in values:
-                weight = self._weights.read([slot.value])[slot.value]
-                found.update(zip(names, self._packer.pack(slot, weight), strict=True))
+                of_slot = self._weights.read(slot.values)
+                parts = self._packer.pack(slot, [of_slot[value] for value in slot.values])
+                found.update(zip(names, parts, strict=True))
         return found
 
 
-def example_parts(slots: Mapping[str, Slot]) -> Iterator[tuple[str, tuple[int, ...]]]:
+def example_parts(slots: Sequence[Slot]) -> dict[str, tuple[int, ...]]:
     """Give the names and shapes of all parts."""
-    for slot in slots.values():
-        yield from zip(slot.names(), slot.shapes, strict=True)
+    return {name: shape for slot in slots for name, shape in zip(slot.names(), slot.shapes, strict=True)}

@@ -33,7 +33,7 @@ class Weights:
         Raises:
             BatchMismatchError: the shape or dtype of one is not the captured one any more.
         """
-        return {value: slot.read() for value, slot in self._slots.items() if value in values}
+        return {value: self._slots[value].read() for value in values if value in self._slots}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,8 @@ Shapes: R rows (batch x beams), H heads, L places, D the size of a head.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,26 +33,37 @@ class Attention:
         values: shape of its values; a head of them may have another size.
         dtype: of both.
         is_cross: whether they are made of an encoder's states, once, rather than of each token.
+        is_rounded: whether they are kept as integers of 8 bits, with a scale for each head and place.
     """
 
     keys: tuple[int, ...]
     values: tuple[int, ...]
     dtype: torch.dtype
     is_cross: bool = False
+    is_rounded: bool = False
+
+    @property
+    def tensors(self) -> tuple[tuple[tuple[int, ...], torch.dtype], ...]:
+        """Shapes and dtypes of what is kept: keys and values, or integers and scales of the keys and of the values."""
+        shapes = (self.keys, self.values)
+        if not self.is_rounded:
+            return tuple((shape, self.dtype) for shape in shapes)
+        return tuple(part for shape in shapes for part in ((shape, torch.int8), ((*shape[:-1], 1), self.dtype)))
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of its keys and values."""
-        return sum(torch.Size(shape).numel() for shape in (self.keys, self.values)) * self.dtype.itemsize
+        """Bytes of what is kept."""
+        return sum(torch.Size(shape).numel() * dtype.itemsize for shape, dtype in self.tensors)
 
 
-def attentions_of(cache: Any, *, rows: int, places: int) -> tuple[Attention, ...]:
+def attentions_of(cache: Any, *, rows: int, places: int, is_rounded: bool = False) -> tuple[Attention, ...]:
     """Read off a cache that upstream filled with one token what each attention of the model caches.
 
     Args:
         cache: a `DynamicCache`, or an `EncoderDecoderCache` of two.
         rows: rows of the static cache.
         places: tokens it is for.
+        is_rounded: whether keys and values are to be kept as integers of 8 bits.
 
     Raises:
         CacheError: the model keeps something else than keys and values.
@@ -69,8 +81,37 @@ def attentions_of(cache: Any, *, rows: int, places: int) -> tuple[Attention, ...
                     "token), and static caches hold nothing else: generate with `use_cache=False`"
                 )
             shapes = [(rows, t.shape[1], t.shape[2] if is_cross else places, t.shape[3]) for t in (keys, values)]
-            found.append(Attention(keys=shapes[0], values=shapes[1], dtype=keys.dtype, is_cross=is_cross))
+            kept: Any = {"dtype": keys.dtype, "is_cross": is_cross, "is_rounded": is_rounded}
+            found.append(Attention(keys=shapes[0], values=shapes[1], **kept))
     return tuple(found)
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """The keys or the values of one attention inside a captured graph; with scales they are integers."""
+
+    states: torch.Tensor
+    scales: torch.Tensor | None = None
+
+    def read(self) -> torch.Tensor:
+        """Give all places."""
+        return self.states if self.scales is None else self.states.to(self.scales.dtype) * self.scales
+
+    def write(self, states: torch.Tensor, places: torch.Tensor | None = None) -> None:
+        """Write some places, or all."""
+        parts = [(self.states, states)]
+        if self.scales is not None:
+            scales = states.abs().amax(-1, keepdim=True) / _LARGEST
+            integers = (states / scales.clamp(min=torch.finfo(scales.dtype).tiny)).round().to(torch.int8)
+            parts = [(self.states, integers), (self.scales, scales)]
+        for tensor, part in parts:
+            if places is None:
+                tensor.copy_(part)
+            else:
+                tensor.index_copy_(2, places, part)
+
+
+_LARGEST = 127
 
 
 class _Layer(CacheLayerMixin):
@@ -79,9 +120,10 @@ class _Layer(CacheLayerMixin):
     is_compileable = True
     is_sliding = False
 
-    def __init__(self, attention: Attention, keys: torch.Tensor, values: torch.Tensor) -> None:
+    def __init__(self, attention: Attention, tensors: Sequence[torch.Tensor]) -> None:
         super().__init__()
-        self.keys, self.values = keys, values
+        half = len(tensors) // 2
+        self._keys, self._values = _Kept(*tensors[:half]), _Kept(*tensors[half:])
         self.is_initialized = True
         self._places = attention.keys[2]
 
@@ -100,19 +142,18 @@ class _Layer(CacheLayerMixin):
 class _SelfLayer(_Layer):
     """Written at `position` and the places after it; places later than a query are for its mask to hide."""
 
-    def __init__(self, attention: Attention, keys: torch.Tensor, values: torch.Tensor, position: torch.Tensor) -> None:
-        super().__init__(attention, keys, values)
+    def __init__(self, attention: Attention, tensors: Sequence[torch.Tensor], position: torch.Tensor) -> None:
+        super().__init__(attention, tensors)
         self._position = position
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Write the states of some tokens, and give all places."""
-        assert self.keys is not None and self.values is not None
         places = torch.arange(key_states.shape[-2], device=key_states.device) + self._position
-        self.keys.index_copy_(2, places, key_states)
-        self.values.index_copy_(2, places, value_states)
-        return self.keys, self.values
+        self._keys.write(key_states, places)
+        self._values.write(value_states, places)
+        return self._keys.read(), self._values.read()
 
     def get_seq_length(self) -> Any:
         """Give the number of tokens in it, a tensor."""
@@ -120,20 +161,22 @@ class _SelfLayer(_Layer):
 
 
 class _CrossLayer(_Layer):
-    """Written once, with the first token."""
+    """Written once, with the first token; later upstream reads `keys` and `values`."""
 
-    def __init__(self, attention: Attention, keys: torch.Tensor, values: torch.Tensor, *, is_written: bool) -> None:
-        super().__init__(attention, keys, values)
+    def __init__(self, attention: Attention, tensors: Sequence[torch.Tensor], *, is_written: bool) -> None:
+        super().__init__(attention, tensors)
         self._is_written = is_written
+        if is_written and isinstance(tensors[0], torch.Tensor):  # pytree makes one of mere leaves
+            self.keys, self.values = self._keys.read(), self._values.read()
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Write the states of all places."""
-        assert self.keys is not None and self.values is not None
-        self.keys.copy_(key_states)
-        self.values.copy_(value_states)
-        return key_states, value_states
+        self._keys.write(key_states)
+        self._values.write(value_states)
+        is_rounded = self._keys.scales is not None
+        return (self._keys.read(), self._values.read()) if is_rounded else (key_states, value_states)
 
     def get_seq_length(self) -> int:
         """Give the number of places once they are written."""
@@ -146,7 +189,7 @@ class Slots(EncoderDecoderCache):
     Args:
         attentions: what each attention caches, those of the decoder's own tokens first.
         position: the number of tokens in it, a scalar.
-        tensors: keys and values of each attention.
+        tensors: what each attention keeps.
         is_written: whether the encoder's keys and values are there already.
     """
 
@@ -162,11 +205,11 @@ class Slots(EncoderDecoderCache):
         self.is_written = is_written
         own: list[Any] = []
         cross: list[Any] = []
-        for attention, (keys, values) in zip(attentions, _pairs(tensors), strict=True):
+        for attention, kept in _by_attention(attentions, tensors):
             if attention.is_cross:
-                cross.append(_CrossLayer(attention, keys, values, is_written=is_written))
+                cross.append(_CrossLayer(attention, kept, is_written=is_written))
             else:
-                own.append(_SelfLayer(attention, keys, values, position))
+                own.append(_SelfLayer(attention, kept, position))
         super().__init__(Cache(layers=own), Cache(layers=cross))
 
     def as_upstream(self) -> Cache:
@@ -174,8 +217,12 @@ class Slots(EncoderDecoderCache):
         return self if len(self.cross_attention_cache) else self.self_attention_cache
 
 
-def _pairs(tensors: Sequence[torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    return list(zip(tensors[::2], tensors[1::2], strict=True))
+def _by_attention(
+    attentions: Sequence[Attention], tensors: Sequence[torch.Tensor]
+) -> Iterator[tuple[Attention, tuple[torch.Tensor, ...]]]:
+    left = iter(tensors)
+    for attention in attentions:
+        yield attention, tuple(itertools.islice(left, len(attention.tensors)))
 
 
 def _flatten(slots: Slots) -> tuple[list[Any], tuple[Any, ...]]:
@@ -209,7 +256,7 @@ class StaticKV(Cache):
 
     Attributes:
         attentions: what each attention caches.
-        tensors: keys and values of each of them.
+        tensors: what each of them keeps.
         length: the number of tokens in it.
         capacity: the most it is for.
         is_written: whether the encoder's keys and values are there.
@@ -219,9 +266,9 @@ class StaticKV(Cache):
         super().__init__(layers=[])
         self.attentions = tuple(attentions)
         self.tensors = tuple(
-            torch.zeros(shape, dtype=attention.dtype, device=device)
+            torch.zeros(shape, dtype=dtype, device=device)
             for attention in attentions
-            for shape in (attention.keys, attention.values)
+            for shape, dtype in attention.tensors
         )
         self.capacity = capacity
         self.length = 0
@@ -277,7 +324,7 @@ class StaticKV(Cache):
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Let each row go on from the row `beam_idx` [R] names; what is of the encoder is moved too."""
-        for attention, pair in zip(self.attentions, _pairs(self.tensors), strict=True):
-            for tensor in pair:
-                used = tensor if attention.is_cross else tensor[:, :, : self.length]
+        for attention, kept in _by_attention(self.attentions, self.tensors):
+            for tensor in kept:
+                used = tensor[: len(beam_idx)] if attention.is_cross else tensor[: len(beam_idx), :, : self.length]
                 used.copy_(used.index_select(0, beam_idx.to(tensor.device)))

@@ -9,26 +9,24 @@ its tokens alone, and nothing is captured while it decodes.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.utils import _pytree as pytree
 from transformers import DynamicCache, EncoderDecoderCache
 
 from ..config import ExecutionConfig
 from ..engine.cache import ExecutableCache
-from ..engine.compile import STEP_OPTIONS, compiled
-from ..engine.lowering import Lowered, lower
-from ..engine.packed import PackedWeights, Packer, example_parts, packable, with_packed_weights
-from ..engine.residence import Residence, homes, on_one_device
-from ..engine.straight import StraightLine
-from ..engine.weights import Tensors, Weights
-from ..errors import CacheError, CaptureError, GenerationModeError, IncompatibleIPUConfigError, IPUError
-from ..graph.capture import in_mode, input_leaves
-from ..graph.one_row import one_row
-from ..graph.ranges import check_ranges, index_ranges
+from ..engine.compilers import Compilers
+from ..engine.lowering import Lowered
+from ..engine.packed import Packer
+from ..engine.residence import on_one_device
+from ..errors import CacheError, CaptureError, CompileError, GenerationModeError, IncompatibleIPUConfigError, IPUError
+from ..graph.capture import in_mode
 from .cache import Attention, StaticKV, attentions_of
+from .program import POSITION, Move, Parts, Program, copy_tokens, count_up, show_place
 from .views import AT, StepView, part
 
 if TYPE_CHECKING:
@@ -38,7 +36,8 @@ if TYPE_CHECKING:
 _HOW = frozenset(("return_dict", "use_cache", "logits_to_keep", "is_first_iteration"))
 _MORE = ("output_attentions", "output_hidden_states")
 WIDEST_PROMPT = 128
-GROUP_SIZE = 64
+# Tokens, whether there is a cache, and whether what an encoder gave is written to it.
+_ONE_TOKEN = (1, True, False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,13 +70,20 @@ class Decoder:
         config: its options for inference.
         sizes: the shapes.
         weight_bits: 8 or 4 to pack the weights of linear layers into so many bits; None to leave them.
+        rounds_cache: whether keys and values are kept as integers of 8 bits.
 
     Raises:
         IncompatibleIPUConfigError: several device iterations or replicas.
     """
 
     def __init__(
-        self, model: PipelineMixin, config: ExecutionConfig, sizes: Sizes, weight_bits: int | None = None
+        self,
+        model: PipelineMixin,
+        config: ExecutionConfig,
+        sizes: Sizes,
+        *,
+        weight_bits: int | None = None,
+        rounds_cache: bool = False,
     ) -> None:
         if config.device_iterations * config.replication_factor > 1:
             raise IncompatibleIPUConfigError(
@@ -86,14 +92,22 @@ class Decoder:
                 "set both to 1"
             )
         self.sizes = sizes
-        self._bits, self._packer = weight_bits, Packer()
-        self._model = model
-        self._view = part(model, StepView)
-        self._config = config
+        self._model, self._config = model, config
+        self._rounds_cache = rounds_cache
+        self._parts = Parts(
+            model=model,
+            view=part(model, StepView),
+            config=config,
+            rows=sizes.rows,
+            weight_bits=weight_bits,
+            packer=Packer(),
+            cache=ExecutableCache(config.executable_cache_dir),
+            compilers=Compilers(),
+        )
         self._is_encoder_decoder = bool(model.config.is_encoder_decoder)
         self._ids = "decoder_input_ids" if self._is_encoder_decoder else "input_ids"
         self._mask = "decoder_attention_mask" if self._is_encoder_decoder else "attention_mask"
-        self._programs: dict[tuple[int, bool, bool], _Program] = {}
+        self._programs: dict[tuple[int, bool, bool], Program] = {}
         self._cache: StaticKV | None = None
         self._turn = 0
 
@@ -104,8 +118,13 @@ class Decoder:
 
     @property
     def programs(self) -> tuple[Lowered, ...]:
-        """What was made of the model, in the order it was needed."""
-        return tuple(program.lowered for program in self._programs.values())
+        """What was made of the model, for the most tokens first."""
+        return tuple(program.lowered for _, program in sorted(self._programs.items(), reverse=True))
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes held beside the model: caches and packed weights."""
+        return (self._cache.num_bytes if self._cache is not None else 0) + self._parts.packer.num_bytes
 
     def begin(self) -> None:
         """Begin another turn: programs find the model's tensors anew."""
@@ -131,6 +150,8 @@ class Decoder:
                 raise GenerationModeError(f"`{name}=True`: steps give logits alone: leave it out")
         given = {n: v for n, v in inputs.items() if v is not None and n not in _HOW and n not in _MORE}
         cache = given.pop("past_key_values", None)
+        rows = len(given[self._ids])
+        given = pytree.tree_map_only(torch.Tensor, self._filled, given)
         tokens = given[self._ids]
         self._refuse_other_rows(tokens)
         if cache is not None and cache is not self._cache:
@@ -148,12 +169,14 @@ class Decoder:
             )
         with torch.no_grad():
             if cache is None:
-                return self._run(given, None, 0, tokens.shape[1], self.sizes.max_length)
-            return self._run_cached(given, cache, tokens.shape[1])
+                logits = self._run(given, None, 0, tokens.shape[1], self.sizes.max_length)
+            else:
+                logits = self._run_cached(given, cache, tokens.shape[1])
+        return logits[:rows]
 
     def can_advance(self, cache: Any) -> bool:
         """Say whether `advance` may take the next token: the last steps of this turn differed in what it changes."""
-        program = self._programs.get((1, True, False))
+        program = self._programs.get(_ONE_TOKEN)
         if program is None or self._cache is None or cache is not self._cache:
             return False
         return program.is_regular(self._turn, self._cache.length)
@@ -168,9 +191,9 @@ class Decoder:
         if self._cache.length >= self._cache.capacity:
             raise CacheError(f"the cache is full: it has places for {self._cache.capacity} tokens")
         with torch.no_grad():
-            logits = self._programs[1, True, False].advance(tokens)
+            logits = self._programs[_ONE_TOKEN].advance(self._filled(tokens))
         self._cache.length += 1
-        return logits
+        return logits[: len(tokens)]
 
     def _run_cached(self, given: Mapping[str, Any], cache: StaticKV, num_tokens: int) -> torch.Tensor:
         done, logits = 0, None
@@ -191,25 +214,37 @@ class Decoder:
 
     def _run(self, given: Mapping[str, Any], cache: StaticKV | None, first: int, last: int, width: int) -> torch.Tensor:
         """Run tokens `first` to `last` of a call, in a program of some width."""
-        batch = dict(self._batch(given, cache, first, last, width))
         key = (width, cache is not None, cache is not None and self._writes_cross(cache))
         if key not in self._programs:
-            self._programs[key] = self._made(batch, self._moves() if key == (1, True, False) else {})
-            if cache is not None:
-                self._programs[key].place(cache)
-                batch = dict(self._batch(given, cache, first, last, width))
-        return self._programs[key](batch, self._turn)
+            if self._compiles_ahead(cache, key):
+                self._add(_ONE_TOKEN, dict(self._batch(given, cache, first, first + 1, 1)), cache)
+            self._add(key, dict(self._batch(given, cache, first, last, width)), cache)
+        try:
+            return self._programs[key](dict(self._batch(given, cache, first, last, width)), self._turn)
+        except CompileError:
+            del self._programs[key]  # another call is to say the same
+            raise
 
-    def _moves(self) -> dict[str, _Move]:
+    def _compiles_ahead(self, cache: StaticKV | None, key: tuple[int, bool, bool]) -> bool:
+        """Say whether steps of one token are to be captured before their time: they compile while prompts are."""
+        is_new = not self._programs and self._config.compile and self._parts.cache.is_empty
+        return is_new and cache is not None and key != _ONE_TOKEN and not self._writes_cross(cache)
+
+    def _add(self, key: tuple[int, bool, bool], batch: Mapping[str, Any], cache: StaticKV | None) -> None:
+        self._programs[key] = self._made(batch, self._moves() if key == _ONE_TOKEN else {})
+        if cache is not None:
+            self._programs[key].place(cache)
+
+    def _moves(self) -> dict[str, Move]:
         """Say how each input of a step of one token follows from that of the step before."""
         positions = "decoder_position_ids" if self._is_encoder_decoder else "position_ids"
-        return {self._ids: _copy_tokens, self._mask: _show_place, positions: _count_up, _POSITION: _count_up}
+        return {self._ids: copy_tokens, self._mask: show_place, positions: count_up, POSITION: count_up}
 
-    def _made(self, batch: Mapping[str, Any], moves: Mapping[str, _Move]) -> _Program:
+    def _made(self, batch: Mapping[str, Any], moves: Mapping[str, Move]) -> Program:
+        if self._config.compile and not self._programs and self._parts.cache.is_empty:
+            self._parts.compilers.start()  # they get ready while the first graph is captured
         try:
-            return _Program(
-                self._view, self._model, self._config, batch, self.sizes.rows, moves, self._bits, self._packer
-            )
+            return Program(self._parts, batch, moves)
         except Exception as error:
             is_named = isinstance(error, IPUError) and not isinstance(error, CaptureError)
             if is_named or "past_key_values" not in batch:
@@ -231,7 +266,7 @@ class Decoder:
             elif name == self._mask:
                 continue
             elif name == "attention_mask":
-                yield name, value
+                yield name, _laid_out(value)
             elif isinstance(value, torch.Tensor) and value.dim() > 1 and value.shape[-1] == num_tokens:
                 yield name, _widened(value[..., first:last], width)
             else:
@@ -239,7 +274,7 @@ class Decoder:
                     f"`generate` hands `{name}` to the model, and steps take {self._ids}, their positions and types, "
                     "masks and encoder outputs: leave it out"
                 )
-        if self._mask in inspect.signature(self._view.plain_class().forward).parameters:
+        if self._mask in inspect.signature(self._model.plain_class().forward).parameters:
             yield self._mask, self._padded_mask(given.get(self._mask), known + last - first)
         if cache is not None:
             yield "past_key_values", cache.slots(torch.tensor(known))
@@ -255,6 +290,11 @@ class Decoder:
                 raise GenerationModeError(f"`{self._mask}` has {mask.dim()} dimensions: give one of [rows, tokens]")
             padded[:, :num_tokens] = mask[:, :num_tokens]
         return padded
+
+    def _filled(self, value: torch.Tensor) -> torch.Tensor:
+        """Fill some rows up with the last one, where a call has fewer left than it began with."""
+        missing = self.sizes.rows - len(value)
+        return torch.cat([value, value[-1:].expand(missing, *value.shape[1:])]) if missing > 0 else value
 
     def _refuse_other_rows(self, tokens: torch.Tensor) -> None:
         if tokens.shape[0] != self.sizes.rows:
@@ -274,116 +314,17 @@ class Decoder:
             inputs["encoder_outputs"] = type(encoder_outputs)(last_hidden_state=encoder_outputs[0][:1])
         with torch.no_grad(), in_mode(plain, training=False), on_one_device(plain, inputs) as inputs:
             plain(**inputs, past_key_values=cache, use_cache=True)
-        return attentions_of(cache, rows=self.sizes.rows, places=self.sizes.max_length)
-
-
-class _Program:
-    """A step for tokens of one width: captured, split, ready to run on its devices."""
-
-    def __init__(
-        self,
-        view: Any,
-        model: PipelineMixin,
-        config: ExecutionConfig,
-        batch: Mapping[str, Any],
-        rows: int,
-        moves: Mapping[str, _Move],
-        bits: int | None,
-        packer: Packer,
-    ) -> None:
-        cache = ExecutableCache(config.executable_cache_dir)
-        self.lowered = lower(view, config, batch, micro_batch_size=rows, cache=cache)
-        captured = self.lowered.captured
-        weights: Tensors = Weights(captured, model)
-        pieces = self.lowered.programs
-        slots = packable(captured, bits=bits, group_size=GROUP_SIZE) if bits is not None else {}
-        if slots:
-            pieces = with_packed_weights(pieces, slots)
-            weights = PackedWeights(weights, slots, packer)
-        if config.compile and moves:
-            plain = [replace(piece, program=one_row(piece.program)) for piece in pieces]
-            more = dict(example_parts(slots))
-            pieces = compiled(captured, plain, (), cache, more=more, options=STEP_OPTIONS)
-        self.lowered = replace(self.lowered, programs=pieces)
-        self._ranges = index_ranges(captured)
-        self._line = StraightLine(captured, self.lowered.programs, weights)
-        self._residence = Residence(weights, self.lowered.programs)
-        self._turn, self._streak = -1, 0
-        self._moves = dict(moves)
-        self._tokens = next((name for name, move in moves.items() if move is _copy_tokens), "")
-        self._bound: dict[str, Any] = {}
-        self._given: dict[str, Any] = {}
-
-    def place(self, cache: StaticKV) -> None:
-        """Move what is cached to the devices of the stages that write it."""
-        home = homes(self.lowered.programs)
-        paths = {source.name: value for value, source in self.lowered.captured.sources.items()}
-        # The first leaf is the position.
-        cache.move([home.get(paths.get(f"past_key_values[{i + 1}]", "")) for i in range(len(cache.tensors))])
-
-    def __call__(self, batch: Mapping[str, Any], turn: int) -> torch.Tensor:
-        """Run it; the first call of a turn finds the model's tensors."""
-        check_ranges(self._ranges, batch)
-        leaves = input_leaves(batch)
-        own = {n for n, v in leaves.items() if isinstance(v, torch.Tensor) and not _is_cached(n)}
-        if turn != self._turn:
-            self._residence.settle()
-            self._bound = {name: leaf.clone() if name in own else leaf for name, leaf in leaves.items()}
-            self._line.bind(self._bound)
-            self._turn, self._given, self._streak = turn, {name: leaves[name] for name in own}, 0
-        elif self._moves and self._streak < _REGULAR:
-            self._move(leaves[self._tokens])
-            self._streak = self._streak + 1 if all(torch.equal(self._bound[n], leaves[n]) for n in own) else 0
-        for name, leaf in self._given.items():
-            if leaves[name] is not leaf or name in self._moves:
-                self._bound[name].copy_(leaves[name])
-                self._given[name] = leaves[name]
-        return self._run()
-
-    def is_regular(self, turn: int, length: int) -> bool:
-        """Say whether steps of this turn were seen to follow from one another, the last one at `length` - 1."""
-        return self._turn == turn and self._streak >= _REGULAR and int(self._bound[_POSITION]) == length - 1
-
-    def advance(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Run the next token after that of the last call."""
-        self._move(tokens)
-        return self._run()
-
-    def _move(self, tokens: torch.Tensor) -> None:
-        position = int(self._bound[_POSITION]) + 1
-        for name, move in self._moves.items():
-            if name in self._bound:
-                move(self._bound[name], tokens, position)
-
-    def _run(self) -> torch.Tensor:
-        (logits,) = self._line.run()
-        result: torch.Tensor = logits
-        return result
-
-
-_Move = Callable[[torch.Tensor, torch.Tensor, int], Any]
-_POSITION = "past_key_values[0]"
-# Steps that are seen to follow from one another before the ones after them are taken to do so.
-_REGULAR = 1
-
-
-def _copy_tokens(bound: torch.Tensor, tokens: torch.Tensor, position: int) -> None:
-    bound.copy_(tokens)
-
-
-def _show_place(bound: torch.Tensor, tokens: torch.Tensor, position: int) -> None:
-    bound[:, position] = 1
-
-
-def _count_up(bound: torch.Tensor, tokens: torch.Tensor, position: int) -> None:
-    bound.add_(1)
-
-
-def _is_cached(name: str) -> bool:
-    return name.startswith("past_key_values[") and name != _POSITION
+        sizes = {"rows": self.sizes.rows, "places": self.sizes.max_length}
+        return attentions_of(cache, **sizes, is_rounded=self._rounds_cache)
 
 
 def _widened(value: torch.Tensor, width: int) -> torch.Tensor:
     """Repeat the last column, which has a legal token, position or type, up to a width."""
     missing = width - value.shape[-1]
-    return torch.cat([value, value[..., -1:].expand(*value.shape[:-1], missing)], -1) if missing else value.contiguous()
+    return _laid_out(torch.cat([value, value[..., -1:].expand(*value.shape[:-1], missing)], -1) if missing else value)
+
+
+def _laid_out(value: torch.Tensor) -> torch.Tensor:
+    """Copy a tensor with the strides that any of its shape has: compiled code is made for them."""
+    # Not `contiguous`, which leaves the strides of dimensions of one element as they are.
+    return value.clone(memory_format=torch.contiguous_format)

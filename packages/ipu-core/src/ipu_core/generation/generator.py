@@ -12,6 +12,7 @@ from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.utils import _pytree as pytree
 from transformers.modeling_outputs import CausalLMOutputWithPast, Seq2SeqLMOutput
 
 from ..config import ExecutionConfig
@@ -22,6 +23,7 @@ from ..errors import CacheError, GenerationModeError, nearest
 from ..modeling import PipelineMixin, view
 from .cache import StaticKV
 from .decoder import WIDEST_PROMPT, Decoder, Sizes
+from .loops import DeviceLoop
 from .views import EncoderView, part
 
 if TYPE_CHECKING:
@@ -51,23 +53,41 @@ class Generator:
         engine: Engine,
         sizes: dict[str, int | None],
         weight_bits: int | None = None,
+        tokens_per_call: int = 1,
+        *,
+        rounds_cache: bool = False,
     ) -> None:
         self.model = model
         self.config = config
         self.engine = engine
         self._sizes = sizes
-        self._weight_bits = weight_bits
+        self.rounds_cache = rounds_cache
+        self._rounding: dict[str, Any] = {"weight_bits": weight_bits, "rounds_cache": rounds_cache}
+        self.tokens_per_call = tokens_per_call
         self.decoder: Decoder | None = None
-        self.encoder: Executor | None = None
+        self.executors: dict[Hashable, tuple[Executor, int]] = {}
+        self._is_under_way = False  # whether this call has generated already
+
+    @property
+    def device_loop(self) -> DeviceLoop | None:
+        """The decode loop of several tokens per call; None where upstream's own runs."""
+        return DeviceLoop(self.tokens_per_call) if self.tokens_per_call > 1 else None
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Generate; arguments and result are those of upstream's `generate`.
 
         Raises:
             CacheError: a prompt longer than the cache, or another batch or number of beams than compiled.
-            GenerationModeError: assisted, contrastive, constrained or group beam search.
+            GenerationModeError: assisted, contrastive, constrained or group beam search, or a loop of one's own where
+                `tokens_per_call` asks for ours.
         """
         _refuse_other_modes(self.model, kwargs)
+        if self.tokens_per_call > 1 and kwargs.get("custom_generate") is not None:
+            raise GenerationModeError(
+                f"`custom_generate` is a loop of its own, and `tokens_per_call={self.tokens_per_call}` asks for "
+                "another one: leave one of them out"
+            )
+        self._is_under_way = False
         return _loop(self).generate(*args, **kwargs)
 
     def prepare(self, *, batch_size: int, num_beams: int, max_length: int, prompt_length: int) -> Decoder:
@@ -77,12 +97,16 @@ class Generator:
             CacheError: the call needs others.
         """
         if self.decoder is None:
+            # A model of speech goes on with what it has said, as far as it has positions.
+            longest = max(max_length, getattr(self.model.config, "max_target_positions", None) or 0)
             fixed = {name: size for name, size in self._sizes.items() if size is not None}
-            sizes = {"batch_size": batch_size, "num_beams": num_beams, "max_length": max_length, **fixed}
+            sizes = {"batch_size": batch_size, "num_beams": num_beams, "max_length": longest, **fixed}
             sizes.setdefault("prompt_width", min(_power_of_two(prompt_length), WIDEST_PROMPT, sizes["max_length"]))
-            self.decoder = Decoder(self.model, self.config, Sizes(**sizes), self._weight_bits)
+            self.decoder = Decoder(self.model, self.config, Sizes(**sizes), **self._rounding)
         known = self.decoder.sizes
-        if (batch_size, num_beams) != (known.batch_size, known.num_beams):
+        # A call that generates several times has fewer sequences left towards its end.
+        is_less = self._is_under_way and batch_size <= known.batch_size and num_beams <= known.num_beams
+        if (batch_size, num_beams) != (known.batch_size, known.num_beams) and not is_less:
             raise CacheError(
                 f"this call has a batch of {batch_size} and {num_beams} beams or sequences each, and this is compiled "
                 f"for `batch_size={known.batch_size}` and `num_beams={known.num_beams}`: make another "
@@ -94,6 +118,7 @@ class Generator:
                 f"this is compiled for `max_length={known.max_length}`: shorten the prompt, generate fewer tokens, or "
                 "make another `generation_model`"
             )
+        self._is_under_way = True
         self.decoder.begin()
         return self.decoder
 
@@ -103,10 +128,43 @@ class Generator:
 
     def encode(self, **inputs: Any) -> Any:
         """Run the encoder, in an executor of its own."""
-        if self.encoder is None:
-            self.encoder = Executor(part(self.model, EncoderView), self.config, self.engine)
-        kept: dict[str, Any] = {name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)}
-        return self.encoder(**kept)
+        given: dict[str, Any] = {name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)}
+        outputs, rows = self._run(given, encodes=True)
+        return pytree.tree_map_only(torch.Tensor, lambda leaf: leaf[:rows], outputs)
+
+    def forward(self, **inputs: Any) -> torch.Tensor:
+        """Run the whole model without a cache, as upstream does beside its decode loops, and give its logits.
+
+        The decoder's tokens are filled up to a power of two: there is one graph for many numbers of them.
+        """
+        given: dict[str, Any] = {name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)}
+        num_tokens = given["decoder_input_ids"].shape[1]
+        width = _power_of_two(num_tokens)
+        for name, value in given.items():
+            if name.startswith("decoder_") and width > num_tokens:
+                given[name] = torch.cat([value, value[..., -1:].expand(*value.shape[:-1], width - num_tokens)], -1)
+        outputs, rows = self._run(given, encodes=False)
+        logits: torch.Tensor = outputs.logits[:rows, :num_tokens]
+        return logits
+
+    def _run(self, inputs: dict[str, Any], *, encodes: bool) -> tuple[Any, int]:
+        """Run a part of the model in an executor for inputs of this kind; of what it gives the first rows are meant."""
+        rows = len(next(iter(inputs.values())))
+        kind = (encodes, *((name, value.shape[1:]) for name, value in inputs.items()))
+        if kind not in self.executors:
+            model, names = (part(self.model, EncoderView), None) if encodes else (self.model, ["logits"])
+            self.executors[kind] = Executor(model, self.config, self.engine, outputs=names), rows
+        executor, all_rows = self.executors[kind]
+        # A call that generates several times has fewer sequences left towards its end.
+        return executor(**(_repeated(inputs, all_rows) if self._is_under_way else inputs)), rows
+
+
+def _repeated(inputs: dict[str, Any], rows: int) -> dict[str, Any]:
+    """Fill some rows up with the last one."""
+    return {
+        name: torch.cat([value, value[-1:].expand(rows - len(value), *value.shape[1:])]) if len(value) < rows else value
+        for name, value in inputs.items()
+    }
 
 
 def generation_model(
@@ -118,6 +176,8 @@ def generation_model(
     max_length: int | None = None,
     prompt_width: int | None = None,
     weights: str | None = None,
+    cache_dtype: str | None = None,
+    tokens_per_call: int = 1,
 ) -> Generator:
     """Make a generator of a pipelined model, with static caches.
 
@@ -136,22 +196,33 @@ def generation_model(
         prompt_width: tokens of a prompt that run at once; by default a power of two that holds the first one, at most
             128.
         weights: "int8" or "int4" to run linear layers with their weights rounded to so many bits, in groups of 64
-            inputs with a scale and a minimum each; the model keeps its own.
+            (32 for "int4") inputs with a scale each; the model keeps its own.
+        cache_dtype: "int8" to keep keys and values as integers of 8 bits with a scale for each head and token, in
+            about a quarter of the memory; by default they are kept as the model computes them.
+        tokens_per_call: decode steps between two looks of the host at whether all sequences have ended. With 1
+            upstream's own loops run; with more the same tokens come a little faster, and a streamer gets as many at
+            once.
 
     Raises:
         EngineNotAvailableError: the engine is not usable here.
         TypeError: `model` is not pipelined.
-        ValueError: `weights` is neither.
+        ValueError: `weights` or `cache_dtype` is something else, or `tokens_per_call` is less than 1.
     """
     if not isinstance(model, PipelineMixin):
         raise TypeError(f"`{type(model).__name__}` is not pipelined: call `to_pipelined(model, ipu_config)` first")
     sizes = {"batch_size": batch_size, "num_beams": num_beams, "max_length": max_length, "prompt_width": prompt_width}
     if weights is not None and weights not in WEIGHT_BITS:
         raise ValueError(f"`weights={weights!r}` is not one of {tuple(WEIGHT_BITS)}{nearest(weights, WEIGHT_BITS)}")
+    if cache_dtype not in (None, "int8"):
+        raise ValueError(f"`cache_dtype={cache_dtype!r}`: keys and values are kept as they are (None), or as 'int8'")
+    if tokens_per_call < 1:
+        raise ValueError(f"`tokens_per_call={tokens_per_call}`: a call runs one step or more")
     config = model.ipu_config.for_inference()
     if config.compile:
         refuse_other_processors(model, config)
-    return Generator(model, config, usable_engine(engine), sizes, WEIGHT_BITS[weights] if weights else None)
+    bits = WEIGHT_BITS[weights] if weights else None
+    rounds_cache = cache_dtype is not None
+    return Generator(model, config, usable_engine(engine), sizes, bits, tokens_per_call, rounds_cache=rounds_cache)
 
 
 class _Loop(_LoopBase):
@@ -180,6 +251,10 @@ class _Loop(_LoopBase):
                 f"`cache_implementation={generation_config.cache_implementation!r}`: the caches of a pipelined model "
                 "are static and its own: leave it out"
             )
+        if generator.rounds_cache and not generation_config.use_cache:
+            raise GenerationModeError(
+                "`use_cache=False` keeps no keys and values, and `cache_dtype='int8'` says how: leave one of them out"
+            )
         if generation_config.use_cache and model_kwargs.get("past_key_values") is None:
             model_kwargs["past_key_values"] = decoder.new_cache(model_kwargs.get("encoder_outputs"))
 
@@ -190,6 +265,14 @@ class _Loop(_LoopBase):
             return {_ADVANCE: input_ids[:, -1:], "past_key_values": cache}
         prepared: dict[str, Any] = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
         return prepared
+
+    def _sample(self, *args: Any, **kwargs: Any) -> Any:
+        loop = self._generator.device_loop
+        return loop.sample(self, *args, **kwargs) if loop else super()._sample(*args, **kwargs)
+
+    def _beam_search(self, *args: Any, **kwargs: Any) -> Any:
+        loop = self._generator.device_loop
+        return loop.beam_search(self, *args, **kwargs) if loop else super()._beam_search(*args, **kwargs)
 
     def _reorder_cache(self, past_key_values: StaticKV, beam_idx: torch.Tensor) -> StaticKV:
         past_key_values.reorder_cache(beam_idx)
@@ -224,6 +307,8 @@ def _loop_class(plain: Hashable) -> type[Any]:
 
     @functools.wraps(forward_of_plain)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.main_input_name in kwargs and self.config.is_encoder_decoder:
+            return Seq2SeqLMOutput(logits=self._generator.forward(**kwargs))
         decoder = self._generator.decoder
         logits = decoder.advance(kwargs[_ADVANCE]) if _ADVANCE in kwargs else decoder.step(kwargs)
         made = Seq2SeqLMOutput if self.config.is_encoder_decoder else CausalLMOutputWithPast
@@ -242,8 +327,9 @@ def _refuse_other_modes(model: PipelineMixin, kwargs: dict[str, Any]) -> None:
         "dola_layers": "DoLa",
         "constraints": "constrained beam search",
         "force_words_ids": "constrained beam search",
+        "return_token_timestamps": "times of single tokens",
     }
-    found = [name for name in named if asked.get(name) is not None]
+    found = [name for name in named if asked.get(name)]
     if (asked.get("num_beam_groups") or 1) > 1:
         named, found = {**named, "num_beam_groups": "group beam search"}, [*found, "num_beam_groups"]
     if found:

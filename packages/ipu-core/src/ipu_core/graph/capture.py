@@ -17,6 +17,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from logging import getLogger
 from typing import Any
+from unittest import mock
 
 import torch
 from torch.export.graph_signature import InputKind
@@ -98,7 +99,13 @@ def capture(model: torch.nn.Module, batch: Mapping[str, Any], *, training: bool)
     inputs = without_cache(model, batch)
     with in_mode(model, training=training), torch.random.fork_rng(devices=[]):
         try:
-            with watched(model, training=training), progress_of_forward(model, f"capturing {name}"), _without_dump():
+            with (
+                watched(model, training=training),
+                progress_of_forward(model, f"capturing {name}"),
+                _without_dump(),
+                mock.patch.object(torch.fx.config, "do_not_emit_stack_traces", True),  # nobody reads them
+                _without_changes_of_mode(),
+            ):
                 program = torch.export.export(model, (), inputs, strict=False)
         except IPUError:
             raise
@@ -276,6 +283,19 @@ def without_cache(model: torch.nn.Module, batch: Mapping[str, Any]) -> dict[str,
     if hasattr(config, "use_cache") and named and "use_cache" not in batch:
         return {**batch, "use_cache": False}
     return dict(batch)
+
+
+@contextlib.contextmanager
+def _without_changes_of_mode() -> Iterator[None]:
+    """Let `torch.no_grad` do nothing inside the block, where there are no gradients anyway.
+
+    Torch cuts a graph wherever the mode may change, and joins the parts again, which takes a third of the time.
+    """
+    if torch.is_grad_enabled():
+        yield
+        return
+    with mock.patch.multiple(torch.no_grad, __enter__=lambda self: None, __exit__=lambda self, *error: None):
+        yield
 
 
 @contextlib.contextmanager

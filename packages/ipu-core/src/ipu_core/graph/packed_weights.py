@@ -19,10 +19,10 @@ from torch.nn import functional
 
 LANES = 8  # output channels of a block
 WORD = 32
+# Weights that are packed or unpacked at a time: to pack them takes many times their memory on the way.
+PACKED_AT_ONCE, UNPACKED_AT_ONCE = 1 << 17, 1 << 20
 _LIBRARY = torch.library.Library("ipu_core", "FRAGMENT")
-_LIBRARY.define(
-    "packed_linear(Tensor x, Tensor words, Tensor scales, Tensor minima, Tensor? bias, int bits, int outputs) -> Tensor"
-)
+_LIBRARY.define("packed_linear(Tensor x, Tensor words, Tensor scales, int bits, int outputs) -> Tensor")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class Packing:
 
     Attributes:
         bits: 8 or 4 of each weight.
-        group_size: inputs that share a scale and a minimum.
+        group_size: inputs that share a scale.
     """
 
     bits: int
@@ -42,40 +42,53 @@ class Packing:
         """Weights of one word."""
         return WORD // self.bits
 
-    def pack(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Pack a weight [O, I].
+    def shapes(self, outputs: int, inputs: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Give the shapes of what `pack` makes of a weight [outputs, inputs]."""
+        blocks, groups = -(-outputs // LANES), inputs // self.group_size
+        return (blocks, groups, self.group_size // self.per_word, LANES), (blocks, groups, LANES)
+
+    def pack(self, *weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pack weights [O, I], one below the other.
 
         Returns:
-            words [B, G, group_size / per_word, 8], typed as float32; scales and minima [B, G, 8]. A weight is
-            ``minimum + scale * integer``, the integer counted from zero.
+            words [B, G, group_size / per_word, 8], typed as float32, and scales [B, G, 8]. A weight is a scale times a
+            signed integer. All weights but the last have whole blocks of channels.
         """
-        outputs, inputs = weight.shape
-        groups = functional.pad(weight.float(), (0, 0, 0, -outputs % LANES)).view(
-            -1, inputs // self.group_size, self.group_size
-        )
-        low, high = groups.amin(-1), groups.amax(-1)
-        scales = ((high - low) / (2**self.bits - 1)).clamp(min=torch.finfo(torch.float32).tiny)
-        integers = ((groups - low[..., None]) / scales[..., None]).round().clamp(0, 2**self.bits - 1).to(torch.int32)
-        integers = integers.view(*integers.shape[:2], -1, self.per_word)
-        integers[..., -1] ^= 1 << (self.bits - 1)
-        words = torch.zeros_like(integers[..., 0])
-        for i in range(self.per_word):
-            words |= integers[..., i] << (self.bits * i)
-        return tuple(_blocked(t) for t in (words.view(torch.float32), scales, low))  # type: ignore[return-value]
+        inputs = weights[0].shape[1]
+        of_words, of_scales = self.shapes(sum(len(weight) for weight in weights), inputs)
+        words, scales = torch.empty(of_words), torch.empty(of_scales)
+        channels = max(1, PACKED_AT_ONCE // (inputs * LANES)) * LANES
+        block = 0
+        for weight in weights:
+            for rows in weight.split(channels):
+                blocks = -(-len(rows) // LANES)
+                self._pack(rows, words[block : block + blocks], scales[block : block + blocks])
+                block += blocks
+        return words, scales
 
-    def unpack(self, words: torch.Tensor, scales: torch.Tensor, minima: torch.Tensor, outputs: int) -> torch.Tensor:
+    def _pack(self, rows: torch.Tensor, words: torch.Tensor, scales: torch.Tensor) -> None:
+        groups = functional.pad(rows.float(), (0, 0, 0, -len(rows) % LANES)).unflatten(1, (-1, self.group_size))
+        largest = 2 ** (self.bits - 1)
+        # The largest weight is half way between the integers that there are, on either side, and one that is not.
+        steps = (groups.abs().amax(-1) / (largest - 0.5)).clamp(min=torch.finfo(torch.float32).tiny)
+        integers = (groups / steps[..., None]).round().clamp(-largest, largest - 1).to(torch.int32)
+        integers = (integers & (2**self.bits - 1)).unflatten(-1, (-1, self.per_word))
+        packed = torch.zeros_like(integers[..., 0])
+        for i in range(self.per_word):
+            packed |= integers[..., i] << (self.bits * i)
+        words.copy_(_blocked(packed).view(torch.float32))
+        scales.copy_(_blocked(steps))
+
+    def unpack(self, words: torch.Tensor, scales: torch.Tensor, outputs: int) -> torch.Tensor:
         """Give the weight [O, I] that `pack` packed, as float32."""
         blocks, groups, length, lanes = words.shape
-        if self.bits == 8:  # a byte each, the lowest first
-            integers = words.view(torch.uint8).view(*words.shape, self.per_word)
-        else:
-            shifted = [(words.view(torch.int32) >> (self.bits * i)) & (2**self.bits - 1) for i in range(self.per_word)]
-            integers = torch.stack([part.to(torch.uint8) for part in shifted], -1)
-        rows = integers.permute(0, 3, 1, 2, 4).clone(memory_format=torch.contiguous_format)
-        rows[..., -1] ^= 1 << (self.bits - 1)
-        of_rows = [t.movedim(-1, 1).reshape(blocks * lanes, groups, 1) for t in (scales, minima)]
-        weight = rows.view(blocks * lanes, groups, length * self.per_word).float().mul_(of_rows[0]).add_(of_rows[1])
-        return weight.view(blocks * lanes, -1)[:outputs]
+        rows = words.view(torch.int32).view(blocks, groups * length, lanes).transpose(1, 2).contiguous()
+        integers = rows.view(torch.int8)  # a byte each, the lowest first
+        if self.bits == 4:
+            integers = torch.stack([(integers << 4) >> 4, integers >> 4], -1)
+        unpacked = integers.view(blocks * lanes, groups, -1).float()
+        unpacked *= scales.transpose(1, 2).reshape(blocks * lanes, groups, 1)
+        return unpacked.view(blocks * lanes, -1)[:outputs]
 
 
 def _blocked(rows: torch.Tensor) -> torch.Tensor:
@@ -84,18 +97,17 @@ def _blocked(rows: torch.Tensor) -> torch.Tensor:
     return rows.view(-1, LANES, *rows.shape[1:]).movedim(1, -1).clone(memory_format=torch.contiguous_format)
 
 
-def _packed_linear(
-    x: torch.Tensor,
-    words: torch.Tensor,
-    scales: torch.Tensor,
-    minima: torch.Tensor,
-    bias: torch.Tensor | None,
-    bits: int,
-    outputs: int,
-) -> torch.Tensor:
-    group_size = words.shape[2] * WORD // bits
-    weight = Packing(bits=bits, group_size=group_size).unpack(words, scales, minima, outputs)
-    return functional.linear(x, weight.to(x.dtype), bias)
+def _packed_linear(x: torch.Tensor, words: torch.Tensor, scales: torch.Tensor, bits: int, outputs: int) -> torch.Tensor:
+    _, groups, length, lanes = words.shape
+    packing = Packing(bits=bits, group_size=length * WORD // bits)
+    blocks = max(1, UNPACKED_AT_ONCE // (groups * packing.group_size * lanes))
+    result = x.new_empty(*x.shape[:-1], outputs)
+    for first in range(0, len(words), blocks):
+        start, some = first * lanes, slice(first, first + blocks)
+        channels = min(outputs - start, blocks * lanes)
+        weight = packing.unpack(words[some], scales[some], channels).to(x.dtype)
+        result[..., start : start + channels] = functional.linear(x, weight)
+    return result
 
 
 def _packed_linear_shape(x: torch.Tensor, *args: Any) -> torch.Tensor:
@@ -110,39 +122,27 @@ packed_linear = torch.ops.ipu_core.packed_linear.default
 def row_product(graph: torch.fx.Graph, row: torch.fx.Node, packed: Sequence[torch.fx.Node], bits: int) -> torch.fx.Node:
     """Write the product of one row [1, I] and a packed weight as sums over its words, [8 B].
 
-    Integers are not shifted out of their word: masked where they are, they are the integer times a power of two, and so
-    much less of the input is what they are multiplied with. The top one has a sign there: it is packed less half its
-    range, which is added again for the group.
+    An integer is shifted to the top of its word and down again, which extends its sign.
     """
 
     def call(target: Any, *args: Any) -> torch.fx.Node:
         return graph.call_function(target, args)
 
     aten = torch.ops.aten
-    words, scales, minima = packed
+    words, scales = packed
     blocks, groups, length, lanes = words.meta["val"].shape
     per_word = WORD // bits
     inputs = call(aten.reshape.default, row, [groups, length, per_word])
-    total = call(aten.sum.dim_IntList, inputs, [1, 2])
-    top = call(aten.sum.dim_IntList, call(aten.select.int, inputs, 2, per_word - 1), [1])
     integers = call(aten.view.dtype, words, torch.int32)
     products = None
     for i in range(per_word):
-        mask = ((1 << bits) - 1) << (bits * i)
-        masked = call(aten.bitwise_and.Scalar, integers, mask if mask < 1 << 31 else mask - (1 << 32))
-        factor = call(aten.mul.Tensor, call(aten.select.int, inputs, 2, i), 2.0 ** (-bits * i))
-        factor = call(aten.reshape.default, factor, [1, groups, length, 1])
-        floats = graph.call_function(aten._to_copy.default, (masked,), {"dtype": torch.float32})
+        top = WORD - bits * (i + 1)
+        raised = call(aten.bitwise_left_shift.Tensor_Scalar, integers, top) if top else integers
+        signed = call(aten.bitwise_right_shift.Tensor_Scalar, raised, WORD - bits)
+        floats = graph.call_function(aten._to_copy.default, (signed,), {"dtype": torch.float32})
+        factor = call(aten.reshape.default, call(aten.select.int, inputs, 2, i), [1, groups, length, 1])
         product = call(aten.mul.Tensor, floats, factor)
         products = product if products is None else call(aten.add.Tensor, products, product)
-    # Sums of a group, then of all: scales and minima differ by group.
-    spread = [call(aten.reshape.default, t, [blocks, groups, 1, lanes]) for t in (scales, minima)]
-    scaled = call(aten.sum.dim_IntList, call(aten.mul.Tensor, products, spread[0]), [1, 2])
-    lifted = call(aten.mul.Tensor, top, float(1 << (bits - 1)))
-    of_groups = [call(aten.reshape.default, t, [1, groups, 1]) for t in (lifted, total)]
-    rest = call(
-        aten.add.Tensor, call(aten.mul.Tensor, scales, of_groups[0]), call(aten.mul.Tensor, minima, of_groups[1])
-    )
-    return call(
-        aten.reshape.default, call(aten.add.Tensor, scaled, call(aten.sum.dim_IntList, rest, [1])), [blocks * lanes]
-    )
+    spread = call(aten.reshape.default, scales, [blocks, groups, 1, lanes])
+    scaled = call(aten.sum.dim_IntList, call(aten.mul.Tensor, products, spread), [1, 2])
+    return call(aten.reshape.default, scaled, [blocks * lanes])

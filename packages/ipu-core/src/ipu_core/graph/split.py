@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Turns the segments of a captured graph into stages that run: functions from values to values.
 
-A stage takes everything it reads as an argument, parameters too, so it holds no state, and two stages with the same
-graph can share one program.
+A stage takes everything it reads as an argument, parameters too, so it holds no state, and stages with the same
+graph, as the layers of a stack have, share one program.
 """
 
 from __future__ import annotations
@@ -12,16 +12,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.fx._lazy_graph_module import _LazyGraphModule
 
 from ..errors import CaptureError
 from .aliases import aliases, shared, written
 from .capture import Capture
 from .cut import Segment
+from .store import NotStorable, text_of_graph
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StageGraph:
     """One segment as a function: values named `inputs` in, values named `outputs` out, in that order.
+
+    The values in `program` may have other names: it may be that of an equal segment.
 
     Attributes:
         is_repeatable: whether running it again gives the same: it reads nothing that a run changes.
@@ -58,7 +62,30 @@ def split(captured: Capture, segments: Sequence[Segment]) -> tuple[StageGraph, .
     changing = _changed_sources(captured, captured.graph.nodes, roots)
     # A segment that reads what changes, even in another segment, would read something else when it is run again.
     fixed = {name for name, node in nodes.items() if roots.get(node, node).name not in changing}
-    return tuple(_stage(captured, segment, nodes, fixed, roots) for segment in segments)
+    programs = _Programs(captured.graph_module)
+    return tuple(_stage(captured, segment, nodes, fixed, roots, programs) for segment in segments)
+
+
+class _Programs:
+    """Graphs as modules that run, of equal graphs one: to make one takes ten times as long as to compare it."""
+
+    def __init__(self, owner: torch.nn.Module) -> None:
+        self._owner = owner
+        self._made: dict[Any, torch.fx.GraphModule] = {}
+
+    def of(self, graph: torch.fx.Graph) -> torch.fx.GraphModule:
+        inputs = [node.meta["val"] for node in graph.nodes if node.op == "placeholder"]
+        try:
+            key = (text_of_graph(graph, self._owner), *map(_look, inputs))
+        except NotStorable:
+            return _LazyGraphModule(self._owner, graph)
+        if key not in self._made:
+            self._made[key] = _LazyGraphModule(self._owner, graph)
+        return self._made[key]
+
+
+def _look(value: Any) -> Any:
+    return (value.shape, value.stride(), value.dtype) if isinstance(value, torch.Tensor) else repr(value)
 
 
 def _stage(
@@ -67,6 +94,7 @@ def _stage(
     nodes: Mapping[str, torch.fx.Node],
     fixed: Collection[str],
     roots: Mapping[torch.fx.Node, torch.fx.Node],
+    programs: _Programs,
 ) -> StageGraph:
     graph = torch.fx.Graph()
     own = [nodes[name] for name in segment.nodes]
@@ -85,12 +113,11 @@ def _stage(
                 values[source] = graph.node_copy(source)
         values[node] = graph.node_copy(node, lambda source: values[source])
     graph.output(tuple(values[nodes[name]] for name in segment.sends))
-    program = torch.fx.GraphModule(captured.graph_module, graph)
     return StageGraph(
         stage=segment.stage,
         ipu=segment.ipu,
         is_repeatable=all(source.name in fixed for node in own for source in node.all_input_nodes),
-        program=program,
+        program=programs.of(graph),
         inputs=tuple(n.name for n in outer),
         outputs=segment.sends,
         changes=frozenset(_changed_sources(captured, own, roots)),

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch.fx._lazy_graph_module import _LazyGraphModule
 from torch.utils import _pytree as pytree
 
 from .capture import Capture, Constant, Source, node_runs
@@ -105,17 +106,27 @@ def graph_from_json(content: Mapping[str, Any]) -> torch.fx.GraphModule:
         if stored["modules"]:
             node.meta["nn_module_stack"] = {str(i): (path, "") for i, path in enumerate(stored["modules"])}
         nodes[stored["name"]] = node
-    return torch.fx.GraphModule(root, graph)
+    # Code for the whole graph is written when it is asked for: what runs are its pieces.
+    return _LazyGraphModule(root, graph)
 
 
 def text_of(program: torch.fx.GraphModule) -> str:
     """Write what a graph computes, whatever its values are called."""
-    numbers = {node: i for i, node in enumerate(program.graph.nodes)}
+    return text_of_graph(program.graph, program)
+
+
+def text_of_graph(graph: torch.fx.Graph, owner: torch.nn.Module) -> str:
+    """Write what a graph computes; `owner` has the sub-graphs it calls.
+
+    Raises:
+        NotStorable: it calls what only this process has.
+    """
+    numbers = {node: i for i, node in enumerate(graph.nodes)}
     lines = []
-    for node in program.graph.nodes:
+    for node in graph.nodes:
         target = "" if node.op in ("placeholder", "output") else _target_to_json(node)
         if node.op == "get_attr":
-            target = text_of(getattr(program, node.target))
+            target = text_of(getattr(owner, node.target))
         arguments = [_to_json(part, numbers.__getitem__) for part in (node.args, node.kwargs)]
         lines.append(f"{node.op} {target} {json.dumps(arguments)}")
     return "\n".join(lines)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -13,9 +13,9 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 T = TypeVar("T")
 
 
-def progress(things: Collection[T], doing: str, unit: str) -> Iterator[T]:
+def progress(things: Iterable[T], doing: str, unit: str, total: int | None = None) -> Iterator[T]:
     """Go through some things, showing on standard error how many are done, when that is a terminal."""
-    yield from tqdm(things, desc=doing, unit=unit, disable=None, leave=False)
+    yield from tqdm(things, desc=doing, unit=unit, total=total, disable=None, leave=False)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One program of a decoder: a step for tokens of one width, captured, split, compiled, and run on fixed tensors."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..config import ExecutionConfig
+from ..engine.cache import ExecutableCache
+from ..engine.compile import PACKED_STEP_OPTIONS, STEP_OPTIONS, Compilation, changed_once
+from ..engine.compilers import Compilers
+from ..engine.lowering import lower
+from ..engine.packed import PackedWeights, Packer, Slot, example_parts, with_packed_weights
+from ..engine.residence import Residence, homes
+from ..engine.straight import StraightLine
+from ..engine.weights import Tensors, Weights
+from ..graph.capture import Capture, input_leaves
+from ..graph.few_rows import few_rows
+from ..graph.ranges import check_ranges, index_ranges
+from ..graph.sink import sunk
+from ..graph.split import StageGraph
+from .cache import StaticKV
+
+if TYPE_CHECKING:
+    from ..modeling import PipelineMixin
+
+GROUP_SIZE = {8: 64, 4: 32}  # by the bits of a weight
+Move = Callable[[torch.Tensor, torch.Tensor, int], Any]
+POSITION = "past_key_values[0]"
+# Steps that are seen to follow from one another before the ones after them are taken to do so.
+_REGULAR = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What the programs of a decoder share.
+
+    Attributes:
+        model: made by `to_pipelined`.
+        view: the part of it that is captured.
+        config: its options for inference.
+        rows: of every call.
+        weight_bits: 8 or 4 to pack the weights of linear layers into so many bits; None to leave them.
+        packer: has those that are packed.
+        cache: where graphs and executables are kept.
+        compilers: processes that compile.
+    """
+
+    model: PipelineMixin
+    view: Any
+    config: ExecutionConfig
+    rows: int
+    weight_bits: int | None
+    packer: Packer
+    cache: ExecutableCache
+    compilers: Compilers
+
+
+class Program:
+    """A step for tokens of one width; other processes begin to compile it at once, and its first run waits for them.
+
+    Args:
+        parts: of the decoder.
+        batch: inputs of the shapes it is for.
+        moves: how each input follows from that of the step before, for steps of one token; these alone are compiled.
+    """
+
+    def __init__(self, parts: Parts, batch: Mapping[str, Any], moves: Mapping[str, Move]) -> None:
+        config = parts.config
+        self.lowered = lower(parts.view, config, batch, micro_batch_size=parts.rows, cache=parts.cache)
+        captured = self.lowered.captured
+        self._weights: Tensors = Weights(captured, parts.model)
+        pieces = self.lowered.programs
+        slots: tuple[Slot, ...] = ()
+        if parts.weight_bits is not None:
+            group_size = GROUP_SIZE[parts.weight_bits]
+            pieces, slots = with_packed_weights(captured, pieces, bits=parts.weight_bits, group_size=group_size)
+            self._weights = PackedWeights(self._weights, slots, parts.packer)
+        self.lowered = replace(self.lowered, programs=pieces)
+        self._compilation = _begun(captured, pieces, slots, parts) if config.compile and moves else None
+        self._ranges = index_ranges(captured)
+        self._turn, self._streak = -1, 0
+        self._moves = dict(moves)
+        self._tokens = next((name for name, move in moves.items() if move is copy_tokens), "")
+        self._bound: dict[str, Any] = {}
+        self._given: dict[str, Any] = {}
+
+    @functools.cached_property
+    def _line(self) -> StraightLine:
+        if self._compilation is not None:
+            self.lowered = replace(self.lowered, programs=self._compilation.finish())
+            self._compilation = None
+        return StraightLine(self.lowered.captured, self.lowered.programs, self._weights)
+
+    @functools.cached_property
+    def _residence(self) -> Residence:
+        return Residence(self._weights, self.lowered.programs)
+
+    def place(self, cache: StaticKV) -> None:
+        """Move what is cached to the devices of the stages that write it."""
+        home = homes(self.lowered.programs)
+        paths = {source.name: value for value, source in self.lowered.captured.sources.items()}
+        # The first leaf is the position.
+        cache.move([home.get(paths.get(f"past_key_values[{i + 1}]", "")) for i in range(len(cache.tensors))])
+
+    def __call__(self, batch: Mapping[str, Any], turn: int) -> torch.Tensor:
+        """Run it; the first call of a turn finds the model's tensors."""
+        check_ranges(self._ranges, batch)
+        leaves = input_leaves(batch)
+        own = {n for n, v in leaves.items() if isinstance(v, torch.Tensor) and not _is_cached(n)}
+        if turn != self._turn:
+            self._residence.settle()
+            self._bound = {name: leaf.clone() if name in own else leaf for name, leaf in leaves.items()}
+            self._line.bind(self._bound)
+            self._turn, self._given, self._streak = turn, {name: leaves[name] for name in own}, 0
+        elif self._moves and self._streak < _REGULAR:
+            self._move(leaves[self._tokens])
+            self._streak = self._streak + 1 if all(torch.equal(self._bound[n], leaves[n]) for n in own) else 0
+        for name, leaf in self._given.items():
+            if leaves[name] is not leaf or name in self._moves:
+                self._bound[name].copy_(leaves[name])
+                self._given[name] = leaves[name]
+        return self._run()
+
+    def is_regular(self, turn: int, length: int) -> bool:
+        """Say whether steps of this turn were seen to follow from one another, the last one at `length` - 1."""
+        return self._turn == turn and self._streak >= _REGULAR and int(self._bound[POSITION]) == length - 1
+
+    def advance(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Run the next token after that of the last call."""
+        self._move(tokens)
+        return self._run()
+
+    def _move(self, tokens: torch.Tensor) -> None:
+        position = int(self._bound[POSITION]) + 1
+        for name, move in self._moves.items():
+            if name in self._bound:
+                move(self._bound[name], tokens, position)
+
+    def _run(self) -> torch.Tensor:
+        (logits,) = self._line.run()
+        result: torch.Tensor = logits
+        return result
+
+
+def copy_tokens(bound: torch.Tensor, tokens: torch.Tensor, position: int) -> None:
+    """Put the next tokens in the place of the last ones."""
+    bound.copy_(tokens)
+
+
+def show_place(bound: torch.Tensor, tokens: torch.Tensor, position: int) -> None:
+    """Let a mask show one more place."""
+    bound[:, position] = 1
+
+
+def count_up(bound: torch.Tensor, tokens: torch.Tensor, position: int) -> None:
+    """Go on by one."""
+    bound.add_(1)
+
+
+def _begun(captured: Capture, pieces: Sequence[StageGraph], slots: Sequence[Slot], parts: Parts) -> Compilation:
+    """Begin to compile a step of one token."""
+    as_sums = changed_once(few_rows, pieces)
+    # What has no products takes longer to compile than it would ever save.
+    has_products = [new is not piece for new, piece in zip(as_sums, pieces, strict=True)]
+    pieces = sunk(captured, as_sums, into=list(itertools.compress(as_sums, has_products)))
+    return Compilation(
+        captured,
+        pieces,
+        cache=parts.cache,
+        more=example_parts(slots),
+        options=PACKED_STEP_OPTIONS if slots else STEP_OPTIONS,
+        only=list(itertools.compress(pieces, has_products)),
+        compilers=parts.compilers,
+    )
+
+
+def _is_cached(name: str) -> bool:
+    return name.startswith("past_key_values[") and name != POSITION
