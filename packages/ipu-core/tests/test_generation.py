@@ -90,6 +90,22 @@ def test_padded_prompts(model, generator, ids):
     assert torch.equal(found, wanted)
 
 
+def test_a_mask_that_an_earlier_call_did_not_have_is_read(ids):
+    sizes = {"vocab_size": 64, "d_model": 32, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "encoder_layers": 2}
+    heads = {"decoder_layers": 2, "encoder_attention_heads": 4, "decoder_attention_heads": 4}
+    model = lively(transformers.BartForConditionalGeneration(transformers.BartConfig(**sizes, **heads)))
+    generator = generation_model(to_pipelined(model, IPUConfig(layers_per_ipu=[-1])))
+    mask = torch.ones_like(ids)
+    mask[0, :2] = 0
+    options = {"max_new_tokens": 8, "do_sample": False}
+    (wanted, found), (wanted_masked, masked) = (
+        [which.generate(ids, attention_mask=given, **options) for which in (model, generator)] for given in (None, mask)
+    )
+    assert torch.equal(found, wanted)
+    assert torch.equal(masked, wanted_masked)
+    assert not torch.equal(masked, found)
+
+
 def test_scores_and_logits(model, generator, ids):
     options = {"output_scores": True, "output_logits": True, "return_dict_in_generate": True, "do_sample": False}
     wanted, found = same(model, generator, ids, max_new_tokens=6, **options)

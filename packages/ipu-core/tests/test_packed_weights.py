@@ -155,7 +155,7 @@ def test_what_nobody_waits_for_is_not_compiled_on():
     assert torch.equal(found, model.generate(ids, max_new_tokens=1, do_sample=False))
     # The step of one token is captured ahead, and its code would be of use to a second token alone.
     assert generator.decoder.num_captures == 2
-    processes = list(generator.decoder._parts.compilers._processes)
+    processes = list(generator.decoders[0]._parts.compilers._processes)
     assert [process.poll() for process in processes] == [None] * len(processes)
     del generator
     gc.collect()

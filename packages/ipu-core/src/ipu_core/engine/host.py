@@ -161,7 +161,7 @@ class _Pass:
     def _forward(self, segment: StageGraph) -> None:
         is_recomputed = segment in self.program.recomputed
         if is_recomputed:
-            self.generators[segment] = _generator_states()
+            self.generators[segment] = generator_states()
         with torch.set_grad_enabled(not is_recomputed or segment not in self.program.carriers):
             sent = self.values.run(segment)
         carriers = self.program.carriers.get(segment) if is_recomputed else None
@@ -199,19 +199,21 @@ class _Pass:
 @contextlib.contextmanager
 def _drawing_again(states: tuple[torch.Tensor, list[torch.Tensor]]) -> Iterator[None]:
     """Draw, inside the block, what was drawn from these states; not `fork_rng`, which warns about several devices."""
-    now = _generator_states()
-    _set_generator_states(states)
+    now = generator_states()
+    set_generator_states(states)
     try:
         yield
     finally:
-        _set_generator_states(now)
+        set_generator_states(now)
 
 
-def _generator_states() -> tuple[torch.Tensor, list[torch.Tensor]]:
+def generator_states() -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Give the state of every generator of random numbers: the CPU's and those of CUDA devices."""
     return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
 
 
-def _set_generator_states(states: tuple[torch.Tensor, list[torch.Tensor]]) -> None:
+def set_generator_states(states: tuple[torch.Tensor, list[torch.Tensor]]) -> None:
+    """Go on from states that were given before."""
     host, devices = states
     torch.set_rng_state(host)
     if devices:

@@ -328,3 +328,40 @@ class StaticKV(Cache):
             for tensor in kept:
                 used = tensor[: len(beam_idx)] if attention.is_cross else tensor[: len(beam_idx), :, : self.length]
                 used.copy_(used.index_select(0, beam_idx.to(tensor.device)))
+
+
+class GroupedKV(Cache):
+    """The caches of groups of sequences, one below the other, as upstream's decode loop holds them.
+
+    Attributes:
+        groups: the cache of each.
+    """
+
+    def __init__(self, groups: Sequence[StaticKV]) -> None:
+        super().__init__(layers=[])
+        self.groups = tuple(groups)
+
+    def __len__(self) -> int:
+        """Give the number of attentions that cache the decoder's own tokens."""
+        return len(self.groups[0])
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(map(repr, self.groups))})"
+
+    @property
+    def is_compileable(self) -> bool:
+        """False: masks are made in the captured graph, and upstream need not compile."""
+        return False
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Give the number of tokens in it."""
+        return self.groups[0].length
+
+    def get_max_length(self, layer_idx: int | None = None) -> int:
+        """Give the most tokens it is for."""
+        return self.groups[0].capacity
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the last tokens."""
+        for group in self.groups:
+            group.crop(tokens_to_remove)

@@ -3,11 +3,13 @@
 
 A decoder has a few programs, each captured once: one token, a wider one for prompts, one that also writes what is
 cached of an encoder, and, without caches, one as wide as the longest sequence. Which of them a call runs follows from
-its tokens alone, and nothing is captured while it decodes.
+its tokens and the names of its inputs, and nothing is captured while it decodes. Groups of sequences that are in the
+stages at the same time have a decoder each, with a cache of its own, and share the programs.
 """
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -26,7 +28,7 @@ from ..engine.residence import on_one_device
 from ..errors import CacheError, CaptureError, CompileError, GenerationModeError, IncompatibleIPUConfigError, IPUError
 from ..graph.capture import in_mode
 from .cache import Attention, StaticKV, attentions_of
-from .program import POSITION, Move, Parts, Program, copy_tokens, count_up, show_place
+from .program import POSITION, BoundProgram, Kind, Move, Parts, Program, copy_tokens, count_up, show_place
 from .views import AT, StepView, part
 
 if TYPE_CHECKING:
@@ -36,8 +38,6 @@ if TYPE_CHECKING:
 _HOW = frozenset(("return_dict", "use_cache", "logits_to_keep", "is_first_iteration"))
 _MORE = ("output_attentions", "output_hidden_states")
 WIDEST_PROMPT = 128
-# Tokens, whether there is a cache, and whether what an encoder gave is written to it.
-_ONE_TOKEN = (1, True, False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,17 +49,19 @@ class Sizes:
         num_beams: rows of each: beams, or the sequences that are sampled of it.
         max_length: tokens of the longest sequence, prompt and new ones.
         prompt_width: tokens of a prompt that one call runs; longer prompts take several.
+        in_flight: groups that share the sequences.
     """
 
     batch_size: int
     num_beams: int
     max_length: int
     prompt_width: int
+    in_flight: int = 1
 
     @property
     def rows(self) -> int:
         """Rows of every call."""
-        return self.batch_size * self.num_beams
+        return self.batch_size // self.in_flight * self.num_beams
 
 
 class Decoder:
@@ -107,19 +109,26 @@ class Decoder:
         self._is_encoder_decoder = bool(model.config.is_encoder_decoder)
         self._ids = "decoder_input_ids" if self._is_encoder_decoder else "input_ids"
         self._mask = "decoder_attention_mask" if self._is_encoder_decoder else "attention_mask"
-        self._programs: dict[tuple[int, bool, bool], Program] = {}
+        self._bound: dict[Kind, BoundProgram] = {}
+        self._one_token: BoundProgram | None = None  # the one of this kind that ran last
         self._cache: StaticKV | None = None
         self._turn = 0
+
+    def sibling(self) -> Decoder:
+        """Give a decoder of other sequences that shares the programs."""
+        made = copy.copy(self)
+        made._bound, made._one_token, made._cache = {}, None, None
+        return made
 
     @property
     def num_captures(self) -> int:
         """How many graphs were made."""
-        return len(self._programs)
+        return len(self._parts.programs)
 
     @property
     def programs(self) -> tuple[Lowered, ...]:
         """What was made of the model, for the most tokens first."""
-        return tuple(program.lowered for _, program in sorted(self._programs.items(), reverse=True))
+        return tuple(program.lowered for _, program in sorted(self._parts.programs.items(), reverse=True))
 
     @property
     def num_bytes(self) -> int:
@@ -176,10 +185,9 @@ class Decoder:
 
     def can_advance(self, cache: Any) -> bool:
         """Say whether `advance` may take the next token: the last steps of this turn differed in what it changes."""
-        program = self._programs.get(_ONE_TOKEN)
-        if program is None or self._cache is None or cache is not self._cache:
+        if self._one_token is None or self._cache is None or cache is not self._cache:
             return False
-        return program.is_regular(self._turn, self._cache.length)
+        return self._one_token.is_regular(self._turn, self._cache.length)
 
     def advance(self, tokens: torch.Tensor) -> torch.Tensor:
         """Run one more token of each row, [R, 1], and nothing else than that and the next position, as `step` would.
@@ -187,11 +195,11 @@ class Decoder:
         Raises:
             CacheError: the cache is full.
         """
-        assert self._cache is not None
+        assert self._cache is not None and self._one_token is not None
         if self._cache.length >= self._cache.capacity:
             raise CacheError(f"the cache is full: it has places for {self._cache.capacity} tokens")
         with torch.no_grad():
-            logits = self._programs[_ONE_TOKEN].advance(self._filled(tokens))
+            logits = self._one_token.advance(self._filled(tokens))
         self._cache.length += 1
         return logits[: len(tokens)]
 
@@ -214,37 +222,41 @@ class Decoder:
 
     def _run(self, given: Mapping[str, Any], cache: StaticKV | None, first: int, last: int, width: int) -> torch.Tensor:
         """Run tokens `first` to `last` of a call, in a program of some width."""
-        key = (width, cache is not None, cache is not None and self._writes_cross(cache))
-        if key not in self._programs:
-            if self._compiles_ahead(cache, key):
-                self._add(_ONE_TOKEN, dict(self._batch(given, cache, first, first + 1, 1)), cache)
-            self._add(key, dict(self._batch(given, cache, first, last, width)), cache)
+        is_cached, names = cache is not None, tuple(sorted(given.keys() - {self._mask}))  # a mask there always is
+        kind = Kind(width, is_cached, cache is not None and self._writes_cross(cache), names)
+        one_token = Kind(1, True, False, names)
+        programs = self._parts.programs
+        if kind not in programs:
+            if kind != one_token and is_cached and not kind.writes_cross and self._compiles_ahead():
+                self._add(one_token, dict(self._batch(given, cache, first, first + 1, 1)), self._moves())
+            moves = self._moves() if kind == one_token else {}
+            self._add(kind, dict(self._batch(given, cache, first, last, width)), moves)
+        if kind not in self._bound:
+            self._bound[kind] = BoundProgram(programs[kind])
+            if cache is not None:
+                programs[kind].place(cache)
+        if kind == one_token:
+            self._one_token = self._bound[kind]
         try:
-            return self._programs[key](dict(self._batch(given, cache, first, last, width)), self._turn)
+            return self._bound[kind](dict(self._batch(given, cache, first, last, width)), self._turn)
         except CompileError:
-            del self._programs[key]  # another call is to say the same
+            del self._bound[kind], programs[kind]  # another call is to say the same
             raise
 
-    def _compiles_ahead(self, cache: StaticKV | None, key: tuple[int, bool, bool]) -> bool:
+    def _compiles_ahead(self) -> bool:
         """Say whether steps of one token are to be captured before their time: they compile while prompts are."""
-        is_new = not self._programs and self._config.compile and self._parts.cache.is_empty
-        return is_new and cache is not None and key != _ONE_TOKEN and not self._writes_cross(cache)
-
-    def _add(self, key: tuple[int, bool, bool], batch: Mapping[str, Any], cache: StaticKV | None) -> None:
-        self._programs[key] = self._made(batch, self._moves() if key == _ONE_TOKEN else {})
-        if cache is not None:
-            self._programs[key].place(cache)
+        return not self._parts.programs and self._config.compile and self._parts.cache.is_empty
 
     def _moves(self) -> dict[str, Move]:
         """Say how each input of a step of one token follows from that of the step before."""
         positions = "decoder_position_ids" if self._is_encoder_decoder else "position_ids"
         return {self._ids: copy_tokens, self._mask: show_place, positions: count_up, POSITION: count_up}
 
-    def _made(self, batch: Mapping[str, Any], moves: Mapping[str, Move]) -> Program:
-        if self._config.compile and not self._programs and self._parts.cache.is_empty:
+    def _add(self, kind: Kind, batch: Mapping[str, Any], moves: Mapping[str, Move]) -> None:
+        if self._compiles_ahead():
             self._parts.compilers.start()  # they get ready while the first graph is captured
         try:
-            return Program(self._parts, batch, moves)
+            self._parts.programs[kind] = Program(self._parts, batch, moves)
         except Exception as error:
             is_named = isinstance(error, IPUError) and not isinstance(error, CaptureError)
             if is_named or "past_key_values" not in batch:

@@ -7,6 +7,7 @@ these call: the model, the encoder and the cache.
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from ..engine.engines import Engine, usable_engine
 from ..engine.executor import Executor
 from ..errors import CacheError, GenerationModeError, nearest
 from ..modeling import PipelineMixin, view
-from .cache import StaticKV
+from .cache import GroupedKV, StaticKV
 from .decoder import WIDEST_PROMPT, Decoder, Sizes
 from .loops import DeviceLoop
 from .views import EncoderView, part
@@ -55,6 +56,7 @@ class Generator:
         weight_bits: int | None = None,
         tokens_per_call: int = 1,
         *,
+        in_flight: int = 1,
         rounds_cache: bool = False,
     ) -> None:
         self.model = model
@@ -64,14 +66,21 @@ class Generator:
         self.rounds_cache = rounds_cache
         self._rounding: dict[str, Any] = {"weight_bits": weight_bits, "rounds_cache": rounds_cache}
         self.tokens_per_call = tokens_per_call
-        self.decoder: Decoder | None = None
+        self.in_flight = in_flight
+        self.decoders: tuple[Decoder, ...] = ()  # one for each group in flight
         self.executors: dict[Hashable, tuple[Executor, int]] = {}
         self._is_under_way = False  # whether this call has generated already
 
     @property
+    def decoder(self) -> Decoder | None:
+        """The decoder of the first group; None before the first call."""
+        return self.decoders[0] if self.decoders else None
+
+    @property
     def device_loop(self) -> DeviceLoop | None:
-        """The decode loop of several tokens per call; None where upstream's own runs."""
-        return DeviceLoop(self.tokens_per_call) if self.tokens_per_call > 1 else None
+        """The decode loop of several tokens per call, or groups; None where upstream's own runs."""
+        loop = DeviceLoop(self.tokens_per_call, self.in_flight)
+        return None if loop == DeviceLoop(1, 1) else loop
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Generate; arguments and result are those of upstream's `generate`.
@@ -79,31 +88,37 @@ class Generator:
         Raises:
             CacheError: a prompt longer than the cache, or another batch or number of beams than compiled.
             GenerationModeError: assisted, contrastive, constrained or group beam search, or a loop of one's own where
-                `tokens_per_call` asks for ours.
+                `tokens_per_call` or `in_flight` asks for ours.
         """
         _refuse_other_modes(self.model, kwargs)
-        if self.tokens_per_call > 1 and kwargs.get("custom_generate") is not None:
+        if self.device_loop is not None and kwargs.get("custom_generate") is not None:
             raise GenerationModeError(
-                f"`custom_generate` is a loop of its own, and `tokens_per_call={self.tokens_per_call}` asks for "
-                "another one: leave one of them out"
+                f"`custom_generate` is a loop of its own, and `tokens_per_call={self.tokens_per_call}` with "
+                f"`in_flight={self.in_flight}` asks for another one: leave one of them out"
             )
         self._is_under_way = False
         return _loop(self).generate(*args, **kwargs)
 
-    def prepare(self, *, batch_size: int, num_beams: int, max_length: int, prompt_length: int) -> Decoder:
-        """Give the decoder for a call; the first one fixes the sizes that were not given.
+    def prepare(self, *, batch_size: int, num_beams: int, max_length: int, prompt_length: int) -> None:
+        """Get the decoders ready for a call; the first one fixes the sizes that were not given.
 
         Raises:
             CacheError: the call needs others.
         """
-        if self.decoder is None:
+        if not self.decoders:
             # A model of speech goes on with what it has said, as far as it has positions.
             longest = max(max_length, getattr(self.model.config, "max_target_positions", None) or 0)
             fixed = {name: size for name, size in self._sizes.items() if size is not None}
             sizes = {"batch_size": batch_size, "num_beams": num_beams, "max_length": longest, **fixed}
             sizes.setdefault("prompt_width", min(_power_of_two(prompt_length), WIDEST_PROMPT, sizes["max_length"]))
-            self.decoder = Decoder(self.model, self.config, Sizes(**sizes), **self._rounding)
-        known = self.decoder.sizes
+            if sizes["batch_size"] % self.in_flight:
+                raise CacheError(
+                    f"`in_flight={self.in_flight}` groups cannot share a batch of {sizes['batch_size']} evenly: give a "
+                    "batch that is a multiple of it"
+                )
+            first = Decoder(self.model, self.config, Sizes(**sizes, in_flight=self.in_flight), **self._rounding)
+            self.decoders = (first, *(first.sibling() for _ in range(1, self.in_flight)))
+        known = self.decoders[0].sizes
         # A call that generates several times has fewer sequences left towards its end.
         is_less = self._is_under_way and batch_size <= known.batch_size and num_beams <= known.num_beams
         if (batch_size, num_beams) != (known.batch_size, known.num_beams) and not is_less:
@@ -119,12 +134,13 @@ class Generator:
                 "make another `generation_model`"
             )
         self._is_under_way = True
-        self.decoder.begin()
-        return self.decoder
+        for decoder in self.decoders:
+            decoder.begin()
 
-    def can_advance(self, cache: Any) -> bool:
-        """Say whether the decoder takes a token without its other inputs."""
-        return self.decoder is not None and self.decoder.can_advance(cache)
+    def new_cache(self, encoder_outputs: Any = None) -> StaticKV | GroupedKV:
+        """Give an empty cache for a call."""
+        caches = [decoder.new_cache(encoder_outputs) for decoder in self.decoders]
+        return caches[0] if len(caches) == 1 else GroupedKV(caches)
 
     def encode(self, **inputs: Any) -> Any:
         """Run the encoder, in an executor of its own."""
@@ -178,6 +194,7 @@ def generation_model(
     weights: str | None = None,
     cache_dtype: str | None = None,
     tokens_per_call: int = 1,
+    in_flight: int = 1,
 ) -> Generator:
     """Make a generator of a pipelined model, with static caches.
 
@@ -202,11 +219,15 @@ def generation_model(
         tokens_per_call: decode steps between two looks of the host at whether all sequences have ended. With 1
             upstream's own loops run; with more the same tokens come a little faster, and a streamer gets as many at
             once.
+        in_flight: groups that share the sequences of a batch, and go through the stages one behind the other: while
+            one is in the second stage the next is in the first, and a group's tokens go back to the first stage as
+            soon as they are chosen. As many as there are stages keep all of them busy. Stages have to be on devices of
+            their own to work at the same time.
 
     Raises:
         EngineNotAvailableError: the engine is not usable here.
         TypeError: `model` is not pipelined.
-        ValueError: `weights` or `cache_dtype` is something else, or `tokens_per_call` is less than 1.
+        ValueError: `weights` or `cache_dtype` is something else, or `tokens_per_call` or `in_flight` is less than 1.
     """
     if not isinstance(model, PipelineMixin):
         raise TypeError(f"`{type(model).__name__}` is not pipelined: call `to_pipelined(model, ipu_config)` first")
@@ -217,18 +238,31 @@ def generation_model(
         raise ValueError(f"`cache_dtype={cache_dtype!r}`: keys and values are kept as they are (None), or as 'int8'")
     if tokens_per_call < 1:
         raise ValueError(f"`tokens_per_call={tokens_per_call}`: a call runs one step or more")
+    if in_flight < 1:
+        raise ValueError(f"`in_flight={in_flight}`: sequences are in one group or more")
     config = model.ipu_config.for_inference()
     if config.compile:
         refuse_other_processors(model, config)
     bits = WEIGHT_BITS[weights] if weights else None
-    rounds_cache = cache_dtype is not None
-    return Generator(model, config, usable_engine(engine), sizes, bits, tokens_per_call, rounds_cache=rounds_cache)
+    more: dict[str, Any] = {"in_flight": in_flight, "rounds_cache": cache_dtype is not None}
+    return Generator(model, config, usable_engine(engine), sizes, bits, tokens_per_call, **more)
 
 
 class _Loop(_LoopBase):
     """What upstream's `generate` is called on: the user's class, with steps in the place of its forward."""
 
     _generator: Generator
+    _group = 0
+
+    def of_group(self, group: int) -> Any:
+        """Give the model for the sequences of one group."""
+        made = copy.copy(self)
+        made._group = group
+        return made
+
+    @property
+    def _decoder(self) -> Decoder:
+        return self._generator.decoders[self._group]
 
     def get_encoder(self, *args: Any, **kwargs: Any) -> Any:
         """Give the encoder upstream calls."""
@@ -240,7 +274,7 @@ class _Loop(_LoopBase):
         beams = max(generation_config.num_beams, generation_config.num_return_sequences)
         generator = self._generator
         prompt = generation_config.max_length - (generation_config.max_new_tokens or 0)
-        decoder = generator.prepare(
+        generator.prepare(
             batch_size=batch_size,
             num_beams=beams,
             max_length=generation_config.max_length,
@@ -256,12 +290,12 @@ class _Loop(_LoopBase):
                 "`use_cache=False` keeps no keys and values, and `cache_dtype='int8'` says how: leave one of them out"
             )
         if generation_config.use_cache and model_kwargs.get("past_key_values") is None:
-            model_kwargs["past_key_values"] = decoder.new_cache(model_kwargs.get("encoder_outputs"))
+            model_kwargs["past_key_values"] = generator.new_cache(model_kwargs.get("encoder_outputs"))
 
     def prepare_inputs_for_generation(self, input_ids: torch.Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Give what the model is called with; once steps are regular, the last tokens are enough."""
         cache = kwargs.get("past_key_values")
-        if kwargs.get("next_sequence_length") == 1 and self._generator.can_advance(cache):
+        if kwargs.get("next_sequence_length") == 1 and self._decoder.can_advance(cache):
             return {_ADVANCE: input_ids[:, -1:], "past_key_values": cache}
         prepared: dict[str, Any] = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
         return prepared
@@ -309,7 +343,7 @@ def _loop_class(plain: Hashable) -> type[Any]:
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         if self.main_input_name in kwargs and self.config.is_encoder_decoder:
             return Seq2SeqLMOutput(logits=self._generator.forward(**kwargs))
-        decoder = self._generator.decoder
+        decoder = self._decoder
         logits = decoder.advance(kwargs[_ADVANCE]) if _ADVANCE in kwargs else decoder.step(kwargs)
         made = Seq2SeqLMOutput if self.config.is_encoder_decoder else CausalLMOutputWithPast
         return made(logits=logits, past_key_values=kwargs.get("past_key_values"))

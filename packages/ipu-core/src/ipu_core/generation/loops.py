@@ -1,21 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`DeviceLoop`: upstream's decode loops with several tokens between two looks of the host.
+"""`DeviceLoop`: upstream's decode loops with several tokens between two looks of the host, and several groups at work.
 
 The host has to look at the tokens to know whether all sequences have ended, and waits for the device when it does. A
 device loop looks once in `tokens_per_call` steps, and forgets the steps that were one too many: tokens, scores, cached
 places and random numbers are those of a loop that looks at each. Upstream's processors, criteria and the arithmetic of
 its beam search are called; of these none reads a value, but for a few that say so (`prefix_allowed_tokens_fn`).
 
+Groups of sequences go through the stages one behind the other. The tokens of a group are chosen as soon as its logits
+are there, and all its next step needs are these: it waits for no other group. What chooses is upstream's arithmetic on
+the whole batch, with the same random numbers for each group, of which each takes its own rows.
+
 Shapes: R rows (batch B x beams K), T tokens so far, V the vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from fractions import Fraction
+from typing import Any, NamedTuple, TypeVar
 
 import torch
+from torch.utils import _pytree as pytree
+from transformers.generation.logits_process import (
+    SynthIDTextWatermarkLogitsProcessor,
+    UnbatchedClassifierFreeGuidanceLogitsProcessor,
+    WhisperNoSpeechDetection,
+)
 from transformers.generation.utils import (
     GenerateBeamDecoderOnlyOutput,
     GenerateBeamEncoderDecoderOutput,
@@ -23,49 +35,124 @@ from transformers.generation.utils import (
     GenerateEncoderDecoderOutput,
 )
 
+from ..engine.host import generator_states, set_generator_states
 from ..errors import GenerationModeError
+from .cache import GroupedKV
 
+Value = TypeVar("Value", bound=tuple[torch.Tensor, ...])
 CACHE = "past_key_values"
 UNLIKELY = -1e9  # upstream's score of a beam that is not one yet
 
 
 @dataclass(frozen=True)
 class DeviceLoop:
-    """Decode loops of several tokens per call, in the place of upstream's.
+    """Decode loops of several tokens per call, or of several groups, in the place of upstream's.
 
     Attributes:
         tokens_per_call: steps between two looks of the host.
+        in_flight: groups that share the sequences.
     """
 
     tokens_per_call: int
+    in_flight: int
 
     def sample(self, model: Any, input_ids: torch.Tensor, *, streamer: Any = None, **given: Any) -> Any:
         """Search greedily, or sample, as upstream's `_sample`.
 
         Raises:
-            GenerationModeError: `synced_gpus`.
+            GenerationModeError: `synced_gpus`; with groups, a processor or criterion that may look at other rows.
         """
-        return _sample(_Run(model, **given), input_ids, self.tokens_per_call, streamer)
+        run = _Run(model, len(input_ids), self.in_flight, num_beams=1, **given)
+        return _sample(run, input_ids, self.tokens_per_call, streamer)
 
     def beam_search(self, model: Any, input_ids: torch.Tensor, **given: Any) -> Any:
         """Search with beams, or sample them, as upstream's `_beam_search`.
 
         Raises:
-            GenerationModeError: `synced_gpus`.
+            GenerationModeError: `synced_gpus`; with groups, a processor or criterion that may look at other rows.
         """
-        run = _Run(model, **given)
+        num_beams = given["generation_config"].num_beams
+        run = _Run(model, len(input_ids), self.in_flight, num_beams=num_beams, **given)
         # Beams that go on too long are reordered, and a cache cannot be put back: one that is returned is not to be.
-        is_returned = run.config.return_dict_in_generate and run.model_kwargs.get(CACHE) is not None
+        is_returned = run.config.return_dict_in_generate and run.cache is not None
         return _beam_search(run, input_ids, 1 if is_returned else self.tokens_per_call)
 
 
+@dataclass
+class _Group:
+    """Sequences that go through the stages together.
+
+    Attributes:
+        model: the user's class, with this group's steps in the place of its forward.
+        config: of the generation.
+        model_kwargs: what each step takes besides tokens.
+        first: the share of the batch before these sequences.
+        last: the share of the batch before the next ones.
+    """
+
+    model: Any
+    config: Any
+    model_kwargs: dict[str, Any]
+    first: Fraction
+    last: Fraction
+    is_first_step: bool = True
+
+    def next_logits(self, ids: torch.Tensor) -> torch.Tensor:
+        """Run the tokens [R, T] that were not yet, and give the float32 logits after the last, [R, V]."""
+        decoder = self.model._decoder
+        if self.is_first_step:
+            outputs = self.model._prefill(ids, self.config, self.model_kwargs)
+        elif decoder.can_advance(self.model_kwargs.get(CACHE)):
+            # From here on masks and positions are the decoder's to count: those in `model_kwargs` are read no more.
+            logits: torch.Tensor = decoder.advance(ids[:, -1:])[:, -1]
+            return logits.to(copy=True, dtype=torch.float32, device=ids.device)
+        else:
+            length = 1 if self.model_kwargs["use_cache"] else None
+            inputs = self.model.prepare_inputs_for_generation(ids, next_sequence_length=length, **self.model_kwargs)
+            outputs = self.model(**inputs, return_dict=True)
+        self.is_first_step = False
+        self.model_kwargs = self.model._update_model_kwargs_for_generation(
+            outputs, self.model_kwargs, is_encoder_decoder=self.model.config.is_encoder_decoder
+        )
+        logits = outputs.logits[:, -1]
+        return logits.to(copy=True, dtype=torch.float32, device=ids.device)
+
+    def of(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Give the part of a tensor, of rows or sequences of the whole batch, that is this group's."""
+        first, last = (int(share * len(tensor)) for share in (self.first, self.last))
+        return tensor[first:last]
+
+    def of_rows(self, value: Any, rows: int) -> Any:
+        """Give this group's part of tensors in a tree; one that does not have as many rows belongs to all."""
+
+        def part(tensor: torch.Tensor) -> torch.Tensor:
+            return self.of(tensor) if tensor.dim() > 1 and len(tensor) == rows else tensor
+
+        return pytree.tree_map_only(torch.Tensor, part, value)
+
+    def among_others(self, logits: torch.Tensor) -> torch.Tensor:
+        """Give logits of the whole batch, of which only this group's rows mean anything."""
+        rows = len(logits) / (self.last - self.first)
+        before, after = int(self.first * rows), int((1 - self.last) * rows)
+        return torch.nn.functional.pad(logits, (0, 0, before, after))
+
+    def reorder(self, rows: torch.Tensor) -> None:
+        """Let each row go on from the row of the whole batch that `rows` names; they are of this group."""
+        if self.model_kwargs.get(CACHE) is not None:
+            first = int(self.first * len(rows) / (self.last - self.first))
+            self.model_kwargs[CACHE] = self.model._reorder_cache(self.model_kwargs[CACHE], rows - first)
+
+
 class _Run:
-    """What one decode loop is made of: the model, and what it takes for each step."""
+    """What one decode loop is made of: groups of sequences, and what chooses their tokens."""
 
     def __init__(
         self,
         model: Any,
+        rows: int,
+        in_flight: int,
         *,
+        num_beams: int,
         logits_processor: Any,
         stopping_criteria: Any,
         generation_config: Any,
@@ -77,47 +164,67 @@ class _Run:
                 "`synced_gpus=True` keeps processes in step that share a model, and a pipelined one is whole in each "
                 "of them: leave it out"
             )
+        if in_flight > 1:
+            _refuse_views_of_other_rows([*logits_processor, *stopping_criteria], in_flight)
         self.model, self.config = model, generation_config
         self.processor, self.criteria = logits_processor, stopping_criteria
-        self.model_kwargs = model_kwargs
+        self.cache = model_kwargs.get(CACHE)
+        self.groups = _groups(model, generation_config, model_kwargs, rows, in_flight, num_beams)
         keeps = self.config.return_dict_in_generate
         self.scores: list[torch.Tensor] | None = [] if keeps and self.config.output_scores else None
         self.logits: list[torch.Tensor] | None = [] if keeps and self.config.output_logits else None
+        self._latest: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)
         self._random = _RandomStates() if self.config.do_sample else None
-        self._is_first = True
 
-    def next_logits(self, ids: torch.Tensor) -> torch.Tensor:
-        """Run the tokens [R, T] that were not yet, and give the float32 logits after the last, [R, V]."""
-        generator = self.model._generator
-        if self._is_first:
-            outputs = self.model._prefill(ids, self.config, self.model_kwargs)
-        elif generator.can_advance(self.model_kwargs.get(CACHE)):
-            # From here on masks and positions are the decoder's to count: those in `model_kwargs` are read no more.
-            logits: torch.Tensor = generator.decoder.advance(ids[:, -1:])[:, -1]
-            return logits.to(copy=True, dtype=torch.float32, device=ids.device)
-        else:
-            length = 1 if self.model_kwargs["use_cache"] else None
-            inputs = self.model.prepare_inputs_for_generation(ids, next_sequence_length=length, **self.model_kwargs)
-            outputs = self.model(**inputs, return_dict=True)
-        self._is_first = False
-        self.model_kwargs = self.model._update_model_kwargs_for_generation(
-            outputs, self.model_kwargs, is_encoder_decoder=self.model.config.is_encoder_decoder
-        )
-        logits = outputs.logits[:, -1]
-        return logits.to(copy=True, dtype=torch.float32, device=ids.device)
+    def begun(self, value: Value) -> list[Value]:
+        """Give each group its rows of what the loop begins with."""
+        return [_mapped(group.of, value) for group in self.groups]
+
+    def next(
+        self,
+        values: list[Value],
+        ids: Callable[[Value], torch.Tensor],
+        chosen: Callable[[Value, torch.Tensor], Value],
+        origins: Callable[[Value], torch.Tensor] | None = None,
+    ) -> list[Value]:
+        """Go on by one token, one group behind the other.
+
+        Args:
+            values: what each group has.
+            ids: gives the tokens of one, [rows, T].
+            chosen: chooses tokens for the whole batch, each row of which follows from that row alone.
+            origins: gives the row of the whole batch that each row goes on from.
+        """
+        whole = joined(values)
+        states = generator_states() if self._random is not None and len(values) > 1 else None
+        found: list[Value] = []
+        kept: list[tuple[torch.Tensor | None, ...]] = []
+        for group, value in zip(self.groups, values, strict=True):
+            logits = group.next_logits(ids(value))
+            if states is not None and found:
+                set_generator_states(states)
+            value = chosen(whole, group.among_others(logits) if len(values) > 1 else logits)
+            found.append(_mapped(group.of, value))
+            kept.append(tuple(group.of(each) if each is not None else None for each in self._latest))
+            if origins is not None:
+                group.reorder(origins(found[-1]))
+        for all_kept, parts in zip((self.scores, self.logits), zip(*kept, strict=True), strict=True):
+            if all_kept is not None:
+                all_kept.append(torch.cat(parts))
+        return found
 
     def processed(self, ids: torch.Tensor, logits: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         """Give what processors make of logits, or of log-probabilities; both are kept if they were asked for."""
         scores: torch.Tensor = self.processor(ids, values)
-        if self.scores is not None:
-            self.scores.append(scores.clone())
-        if self.logits is not None:
-            self.logits.append(logits.clone())
+        self._latest = (
+            scores.clone() if self.scores is not None else None,
+            logits.clone() if self.logits is not None else None,
+        )
         return scores
 
     def ended(self, ids: torch.Tensor) -> torch.Tensor:
         """Say which rows end with their last token, [R]."""
-        found: torch.Tensor = self.criteria(ids, tuple(self.scores) if self.scores is not None else None)
+        found: torch.Tensor = self.criteria(ids, (*self.scores, self._latest[0]) if self.scores is not None else None)
         return found
 
     def steps(self, length: int, count: int) -> Iterator[int]:
@@ -135,8 +242,8 @@ class _Run:
             for kept in (self.scores, self.logits):
                 if kept is not None:
                     del kept[-steps:]
-            if self.model_kwargs.get(CACHE) is not None:
-                self.model_kwargs[CACHE].crop(steps)
+            if self.cache is not None:
+                self.cache.crop(steps)
 
     def output(self, sequences: torch.Tensor, **of_beams: Any) -> Any:
         """Give what upstream's loop returns."""
@@ -149,24 +256,75 @@ class _Run:
             sequences=sequences,
             scores=tuple(self.scores) if self.scores is not None else None,
             logits=tuple(self.logits) if self.logits is not None else None,
-            past_key_values=self.model_kwargs.get(CACHE),
+            past_key_values=self.cache,
             **of_beams,
         )
 
 
+def _groups(
+    model: Any, config: Any, model_kwargs: dict[str, Any], rows: int, in_flight: int, num_beams: int
+) -> list[_Group]:
+    """Share the sequences among groups; towards the end of a call there may be fewer than it began with."""
+    if in_flight == 1:
+        return [_Group(model, config, model_kwargs, Fraction(0), Fraction(1))]
+    rows_each = model._decoder.sizes.rows
+    found = []
+    for index, start in enumerate(range(0, rows, rows_each)):
+        share = Fraction(start, rows), Fraction(min(start + rows_each, rows), rows)
+        group = _Group(model.of_group(index), config, {}, *share)
+        for name, value in model_kwargs.items():
+            is_cache = isinstance(value, GroupedKV)
+            group.model_kwargs[name] = value.groups[index] if is_cache else group.of_rows(value, rows)
+        found.append(group)
+    return found
+
+
+# These look at the place of a row in the batch, which they know, or keep something from call to call, which is refused.
+_KEEPS_SOMETHING = (
+    SynthIDTextWatermarkLogitsProcessor,
+    UnbatchedClassifierFreeGuidanceLogitsProcessor,
+    WhisperNoSpeechDetection,
+)
+
+
+def _refuse_views_of_other_rows(parts: list[Any], in_flight: int) -> None:
+    """Refuse what is not known to make each row's result of that row: it is called for one group after the other."""
+    for part in parts:
+        name = type(part).__name__
+        if isinstance(part, _KEEPS_SOMETHING) or not type(part).__module__.startswith("transformers."):
+            raise GenerationModeError(
+                f"`{name}` may look at several rows at once, or keep something from step to step, and with "
+                f"`in_flight={in_flight}` tokens are chosen for one group of rows after the other: leave it out, or "
+                "make the `generation_model` with `in_flight=1`"
+            )
+
+
 class _RandomStates:
-    """The state of torch's generator after each of the last steps."""
+    """The states of torch's generators after each of the last steps."""
 
     def __init__(self) -> None:
-        self._states: list[torch.Tensor] = []
+        self._states: list[Any] = []
 
     def note(self) -> None:
-        self._states.append(torch.get_rng_state())
+        self._states.append(generator_states())
 
     def back(self, steps: int) -> None:
         if steps:
-            torch.set_rng_state(self._states[-1 - steps])
+            set_generator_states(self._states[-1 - steps])
         self._states.clear()
+
+
+def _mapped(function: Callable[[torch.Tensor], torch.Tensor], value: Value) -> Value:
+    made: Value = type(value)(*map(function, value))
+    return made
+
+
+def joined(values: Sequence[Value]) -> Value:
+    """Put what groups have below one another."""
+    if len(values) == 1:
+        return values[0]
+    made: Value = type(values[0])(*map(torch.cat, zip(*values, strict=True)))
+    return made
 
 
 def _surplus(ends: list[torch.Tensor]) -> tuple[bool, int]:
@@ -175,29 +333,31 @@ def _surplus(ends: list[torch.Tensor]) -> tuple[bool, int]:
     return (True, len(found) - 1 - found.index(True)) if True in found else (False, 0)
 
 
+class _Rows(NamedTuple):
+    """Sequences after some step.
+
+    Attributes:
+        ids: [R, T].
+        unfinished: [R] 1 where one goes on.
+    """
+
+    ids: torch.Tensor
+    unfinished: torch.Tensor
+
+
 def _sample(run: _Run, ids: torch.Tensor, tokens_per_call: int, streamer: Any) -> Any:
     """Search greedily, or sample."""
-    pad = run.config._pad_token_tensor
-    can_end = any(hasattr(criterion, "eos_token_id") for criterion in run.criteria)
-    unfinished = torch.ones(len(ids), dtype=torch.long, device=ids.device)
-    is_done = False
+    rows = run.begun(_Rows(ids, torch.ones(len(ids), dtype=torch.long, device=ids.device)))
+    length, is_done = ids.shape[1], False
     while not is_done:
         ends = []
-        start = ids.shape[1]
+        start = length
         for _ in run.steps(start, tokens_per_call):
-            logits = run.next_logits(ids)
-            scores = run.processed(ids, logits, logits)
-            if run.config.do_sample:
-                tokens = torch.multinomial(scores.softmax(dim=-1), num_samples=1).squeeze(1)
-            else:
-                tokens = scores.argmax(dim=-1)
-            if can_end:
-                tokens = tokens * unfinished + pad * (1 - unfinished)
-            ids = torch.cat([ids, tokens[:, None]], dim=-1)
-            unfinished = unfinished & ~run.ended(ids)
-            ends.append(unfinished.max() == 0)
+            rows = run.next(rows, lambda each: each.ids, functools.partial(_next_rows, run))
+            ends.append(joined(rows).unfinished.max() == 0)
         is_done, surplus = _surplus(ends)
-        ids = ids[:, : ids.shape[1] - surplus]
+        length += len(ends) - surplus
+        ids = joined(rows).ids[:, :length]
         run.forget(surplus)
         if streamer is not None:
             for column in ids[:, start:].cpu().unbind(1):
@@ -205,6 +365,19 @@ def _sample(run: _Run, ids: torch.Tensor, tokens_per_call: int, streamer: Any) -
     if streamer is not None:
         streamer.end()
     return run.output(ids)
+
+
+def _next_rows(run: _Run, rows: _Rows, logits: torch.Tensor) -> _Rows:
+    """Go on by one token."""
+    scores = run.processed(rows.ids, logits, logits)
+    if run.config.do_sample:
+        tokens = torch.multinomial(scores.softmax(dim=-1), num_samples=1).squeeze(1)
+    else:
+        tokens = scores.argmax(dim=-1)
+    if any(hasattr(criterion, "eos_token_id") for criterion in run.criteria):
+        tokens = tokens * rows.unfinished + run.config._pad_token_tensor * (1 - rows.unfinished)
+    ids = torch.cat([rows.ids, tokens[:, None]], dim=-1)
+    return _Rows(ids, rows.unfinished & ~run.ended(ids))
 
 
 class _Beams(NamedTuple):
@@ -217,7 +390,7 @@ class _Beams(NamedTuple):
         sequences: the best that have ended, with `scores` and `origins`.
         is_finished: [B, K] whether there is such a one.
         can_improve: [B, 1] whether a running one may still become better.
-        is_done: whether the search has ended.
+        ended: [B, candidates] which of those considered last were at their end.
     """
 
     running: torch.Tensor
@@ -228,20 +401,22 @@ class _Beams(NamedTuple):
     origins: torch.Tensor
     is_finished: torch.Tensor
     can_improve: torch.Tensor
-    is_done: torch.Tensor
+    ended: torch.Tensor
 
 
 def _beam_search(run: _Run, ids: torch.Tensor, tokens_per_call: int) -> Any:
     """Search with beams, or sample them."""
     config, prompt_length = run.config, ids.shape[1]
-    beams = _first_beams(run, ids)
+    groups = run.begun(_first_beams(run, ids))
     length, is_done = prompt_length, False
     while not is_done:
         found = []
         for step in run.steps(length, tokens_per_call):
-            beams = _next_beams(run, beams, step, prompt_length)
-            found.append(beams)
-        is_done, surplus = _surplus([each.is_done for each in found])
+            chosen = functools.partial(_next_beams, run, step, prompt_length)
+            tokens, origin = functools.partial(_tokens, step), functools.partial(_origins, step - prompt_length)
+            groups = run.next(groups, tokens, chosen, origin)
+            found.append(joined(groups))
+        is_done, surplus = _surplus([_is_done(run, each) for each in found])
         beams = found[len(found) - 1 - surplus]
         run.forget(surplus)
         length += len(found) - surplus
@@ -279,18 +454,35 @@ def _first_beams(run: _Run, ids: torch.Tensor) -> _Beams:
         origins=origins,
         is_finished=no,
         can_improve=~no[:, :1],
-        is_done=no.any(),
+        ended=no,
     )
 
 
-def _next_beams(run: _Run, beams: _Beams, length: int, prompt_length: int) -> _Beams:
+def _tokens(length: int, beams: _Beams) -> torch.Tensor:
+    """Give the tokens [rows, length] of the beams that go on."""
+    return beams.running[:, :, :length].flatten(0, 1)
+
+
+def _origins(step: int, beams: _Beams) -> torch.Tensor:
+    """Give the row that each beam's token of a step was found in."""
+    return beams.running_origins[..., step].flatten()
+
+
+def _is_done(run: _Run, beams: _Beams) -> torch.Tensor:
+    """Say whether the search has ended."""
+    goes_on: torch.Tensor = run.model._beam_search_has_unfinished_sequences(
+        beams.can_improve, beams.is_finished, beams.ended, run.config.early_stopping
+    )
+    return ~goes_on
+
+
+def _next_beams(run: _Run, length: int, prompt_length: int, beams: _Beams, logits: torch.Tensor) -> _Beams:
     """Go on by one token."""
     model, config = run.model, run.config
     batch_size, num_beams = beams.scores.shape
     eos = config._eos_token_tensor
     candidates = max(2, 1 + (len(eos) if eos is not None else 0)) * num_beams
-    ids = beams.running[:, :, :length].flatten(0, 1)
-    logits = run.next_logits(ids)
+    ids = _tokens(length, beams)
     log_probs = run.processed(ids, logits, logits.log_softmax(dim=-1))
     log_probs = log_probs.view(batch_size, num_beams, -1) + beams.running_scores[:, :, None]
     best_scores, best, best_origins = model._get_top_k_continuations(
@@ -329,9 +521,6 @@ def _next_beams(run: _Run, beams: _Beams, length: int, prompt_length: int) -> _B
         length_penalty=config.length_penalty,
         early_stopping=config.early_stopping,
     )
-    if run.model_kwargs.get(CACHE) is not None:
-        rows = running_origins[..., length - prompt_length].flatten()
-        run.model_kwargs[CACHE] = model._reorder_cache(run.model_kwargs[CACHE], rows)
     can_improve = model._check_early_stop_heuristic(
         is_early_stop_heuristic_unsatisfied=beams.can_improve,
         running_beam_scores=running_scores,
@@ -343,7 +532,4 @@ def _next_beams(run: _Run, beams: _Beams, length: int, prompt_length: int) -> _B
         early_stopping=config.early_stopping,
         length_penalty=config.length_penalty,
     )
-    goes_on = model._beam_search_has_unfinished_sequences(can_improve, is_finished, ended, config.early_stopping)
-    return _Beams(
-        running, running_scores, running_origins, sequences, scores, origins, is_finished, can_improve, ~goes_on
-    )
+    return _Beams(running, running_scores, running_origins, sequences, scores, origins, is_finished, can_improve, ended)

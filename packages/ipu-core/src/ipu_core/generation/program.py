@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One program of a decoder: a step for tokens of one width, captured, split, compiled, and run on fixed tensors."""
+"""Programs of a decoder: a step for tokens of one width, captured, split, compiled, and run on fixed tensors."""
 
 from __future__ import annotations
 
 import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -37,6 +37,22 @@ POSITION = "past_key_values[0]"
 _REGULAR = 1
 
 
+class Kind(NamedTuple):
+    """What calls have in common that one program runs.
+
+    Attributes:
+        width: tokens of a row.
+        is_cached: whether there is a cache.
+        writes_cross: whether what an encoder gave is written to it.
+        names: what the call was given; a graph reads nothing else.
+    """
+
+    width: int
+    is_cached: bool
+    writes_cross: bool
+    names: tuple[str, ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Parts:
     """What the programs of a decoder share.
@@ -45,11 +61,12 @@ class Parts:
         model: made by `to_pipelined`.
         view: the part of it that is captured.
         config: its options for inference.
-        rows: of every call.
+        rows: of every call of a program.
         weight_bits: 8 or 4 to pack the weights of linear layers into so many bits; None to leave them.
         packer: has those that are packed.
         cache: where graphs and executables are kept.
         compilers: processes that compile.
+        programs: those made so far.
     """
 
     model: PipelineMixin
@@ -60,6 +77,7 @@ class Parts:
     packer: Packer
     cache: ExecutableCache
     compilers: Compilers
+    programs: dict[Kind, Program] = field(default_factory=dict)
 
 
 class Program:
@@ -84,23 +102,20 @@ class Program:
             self._weights = PackedWeights(self._weights, slots, parts.packer)
         self.lowered = replace(self.lowered, programs=pieces)
         self._compilation = _begun(captured, pieces, slots, parts) if config.compile and moves else None
-        self._ranges = index_ranges(captured)
-        self._turn, self._streak = -1, 0
-        self._moves = dict(moves)
-        self._tokens = next((name for name, move in moves.items() if move is copy_tokens), "")
-        self._bound: dict[str, Any] = {}
-        self._given: dict[str, Any] = {}
+        self.ranges = index_ranges(captured)
+        self.moves = dict(moves)
 
     @functools.cached_property
-    def _line(self) -> StraightLine:
+    def residence(self) -> Residence:
+        """Where the tensors it reads have to be."""
+        return Residence(self._weights, self.lowered.programs)
+
+    def line(self) -> StraightLine:
+        """Give it as a line of calls, with tensors of its own."""
         if self._compilation is not None:
             self.lowered = replace(self.lowered, programs=self._compilation.finish())
             self._compilation = None
         return StraightLine(self.lowered.captured, self.lowered.programs, self._weights)
-
-    @functools.cached_property
-    def _residence(self) -> Residence:
-        return Residence(self._weights, self.lowered.programs)
 
     def place(self, cache: StaticKV) -> None:
         """Move what is cached to the devices of the stages that write it."""
@@ -109,21 +124,37 @@ class Program:
         # The first leaf is the position.
         cache.move([home.get(paths.get(f"past_key_values[{i + 1}]", "")) for i in range(len(cache.tensors))])
 
+
+class BoundProgram:
+    """A program on the tensors of some rows, which are read again at each run."""
+
+    def __init__(self, program: Program) -> None:
+        self._program = program
+        self._turn, self._streak = -1, 0
+        self._tokens = next((name for name, move in program.moves.items() if move is copy_tokens), "")
+        self._bound: dict[str, Any] = {}
+        self._given: dict[str, Any] = {}
+
+    @functools.cached_property
+    def _line(self) -> StraightLine:
+        return self._program.line()
+
     def __call__(self, batch: Mapping[str, Any], turn: int) -> torch.Tensor:
         """Run it; the first call of a turn finds the model's tensors."""
-        check_ranges(self._ranges, batch)
+        check_ranges(self._program.ranges, batch)
         leaves = input_leaves(batch)
         own = {n for n, v in leaves.items() if isinstance(v, torch.Tensor) and not _is_cached(n)}
+        moves = self._program.moves
         if turn != self._turn:
-            self._residence.settle()
+            self._program.residence.settle()
             self._bound = {name: leaf.clone() if name in own else leaf for name, leaf in leaves.items()}
             self._line.bind(self._bound)
             self._turn, self._given, self._streak = turn, {name: leaves[name] for name in own}, 0
-        elif self._moves and self._streak < _REGULAR:
+        elif moves and self._streak < _REGULAR:
             self._move(leaves[self._tokens])
             self._streak = self._streak + 1 if all(torch.equal(self._bound[n], leaves[n]) for n in own) else 0
         for name, leaf in self._given.items():
-            if leaves[name] is not leaf or name in self._moves:
+            if leaves[name] is not leaf or name in moves:
                 self._bound[name].copy_(leaves[name])
                 self._given[name] = leaves[name]
         return self._run()
@@ -139,7 +170,7 @@ class Program:
 
     def _move(self, tokens: torch.Tensor) -> None:
         position = int(self._bound[POSITION]) + 1
-        for name, move in self._moves.items():
+        for name, move in self._program.moves.items():
             if name in self._bound:
                 move(self._bound[name], tokens, position)
 
