@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Groups of sequences that go through the stages one behind the other give what upstream gives of the whole batch."""
 
+import collections
+
 import pytest
 import torch
 import transformers
 from ipu_core import IPUConfig, generation_model, to_pipelined
+from ipu_core.engine.schedule import FORWARD, Action
+from ipu_core.engine.straight import StraightLine
 from ipu_core.errors import CacheError, GenerationModeError
 from test_device_loops import BEAMS, KEPT, ROWS, bart, both, llama  # noqa: F401
 from test_generation import EOS, HEADS, SIZE, lively
@@ -28,7 +32,7 @@ def ids():
     return torch.randint(8, 60, (4, 5), generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("options", ROWS, ids=",".join)
+@pytest.mark.parametrize("options", [row for row in ROWS if "prefix_allowed_tokens_fn" not in row], ids=",".join)
 def test_rows_are_upstreams(models, ids, options):
     model, rows, _ = models
     wanted, found = both(model, rows, ids, max_new_tokens=11, eos_token_id=ENDS, **options)
@@ -57,16 +61,11 @@ def test_scores_logits_and_origins(models, ids, num_beams):
         torch.testing.assert_close(found.sequences_scores, wanted.sequences_scores, atol=1e-5, rtol=1e-5)
 
 
-def test_what_depends_on_the_place_in_the_batch(models, ids):
-    def allowed(batch, tokens):
-        return [10 + batch, 30 + 2 * batch, 50]
-
-    model, rows, beams = models
-    options = {"prefix_allowed_tokens_fn": allowed, "max_new_tokens": 7, "eos_token_id": None}
-    options |= {"encoder_repetition_penalty": 1.5, "do_sample": False} if model.config.is_encoder_decoder else {}
-    for num_beams, generator in ((1, rows), (3, beams)):
-        wanted, found = both(model, generator, ids, num_beams=num_beams, **options)
-        assert torch.equal(found, wanted)
+def test_penalties_of_an_encoders_tokens(bart, ids):  # noqa: F811
+    generator = generation_model(to_pipelined(bart, IPUConfig(layers_per_ipu=[-1])), tokens_per_call=4, in_flight=2)
+    options = {"encoder_repetition_penalty": 1.5, "encoder_no_repeat_ngram_size": 2, "do_sample": False}
+    wanted, found = both(bart, generator, ids, max_new_tokens=9, **options)
+    assert torch.equal(found, wanted)
 
 
 def test_padded_prompts(models, ids):
@@ -104,6 +103,38 @@ def test_rounded_weights_and_caches_are_those_of_one_group(llama, ids, options):
     assert torch.equal(found, wanted)
 
 
+@pytest.mark.parametrize(("groups", "stages"), [(2, 2), (4, 2), (2, 1)])
+def test_groups_run_one_behind_the_other_as_their_schedule_says(groups, stages, llama, ids, monkeypatch):  # noqa: F811
+    pipelined = to_pipelined(llama, IPUConfig(layers_per_ipu=[-1] * stages))
+    generator = generation_model(pipelined, max_length=24, tokens_per_call=4, in_flight=groups)
+    done = []
+    plain = StraightLine.by_stage
+
+    def by_stage(line):
+        work, stage = plain(line), 0
+        while True:
+            done.append((stage, line))
+            try:
+                next(work)
+            except StopIteration as end:
+                return end.value
+            yield
+            stage += 1
+
+    monkeypatch.setattr(StraightLine, "by_stage", by_stage)
+    generator.generate(ids, max_new_tokens=12, do_sample=False, eos_token_id=None)
+    schedule = generator.schedule(4)
+    last = done[-4 * groups * schedule.num_stages :]
+    lines = list(dict.fromkeys(line for _, line in last))
+    tokens = collections.Counter()
+    found = [[] for _ in schedule.actions]
+    for stage, line in last:
+        group = lines.index(line)
+        found[schedule.stage_ipus[stage]].append(Action(stage, FORWARD, tokens[stage, group] * groups + group))
+        tokens[stage, group] += 1
+    assert tuple(map(tuple, found)) == schedule.actions
+
+
 def test_groups_share_programs_and_their_code(ids):
     model = lively(LlamaForCausalLM(LlamaConfig(**SIZE, **HEADS)))
     pipelined = to_pipelined(model, IPUConfig(layers_per_ipu=[1, 1], compile=True))
@@ -129,6 +160,8 @@ def test_what_cannot_be_shared_or_may_look_at_other_rows_is_refused(llama, ids):
         generator.generate(ids, max_new_tokens=2, logits_processor=transformers.LogitsProcessorList([Own()]))
     with pytest.raises(GenerationModeError, match="`in_flight=2` asks for another one"):
         generator.generate(ids, max_new_tokens=2, custom_generate=lambda *args, **kwargs: None)
+    with pytest.raises(GenerationModeError, match="`PrefixConstrainedLogitsProcessor` may"):
+        generator.generate(ids, max_new_tokens=2, prefix_allowed_tokens_fn=lambda batch, tokens: [batch])
     watermark = transformers.SynthIDTextWatermarkingConfig(keys=[654, 400], ngram_len=3)
     with pytest.raises(GenerationModeError, match="`SynthIDTextWatermarkLogitsProcessor` may"):
         generator.generate(ids, max_new_tokens=2, watermarking_config=watermark, do_sample=True)

@@ -2,7 +2,17 @@
 """Schedules: text, ends, bubbles, stashes."""
 
 import pytest
-from ipu_core.engine.schedule import BACKWARD, FORWARD, SCHEDULES, Action, Schedule, looped, make_schedule, simulate
+from ipu_core.engine.schedule import (
+    BACKWARD,
+    FORWARD,
+    SCHEDULES,
+    Action,
+    Schedule,
+    decode_schedule,
+    looped,
+    make_schedule,
+    simulate,
+)
 from ipu_core.errors import ScheduleError
 
 EVERY_SIZE = [(stages, micro_batches) for stages in range(1, 7) for micro_batches in range(1, 13)]
@@ -113,3 +123,33 @@ def test_unknown_names_and_empty_schedules_are_refused():
 def test_uneven_stages_are_timed_stage_by_stage():
     schedule = make_schedule("gpipe", stage_ipus=range(2), num_micro_batches=2)
     assert simulate(schedule, forward=[1.0, 3.0], backward=[2.0, 6.0]).duration == 1 + 3 + 3 + 6 + 6 + 2
+
+
+@pytest.mark.parametrize("stage_ipus", [(0,), (0, 1), (0, 1, 2, 3), (0, 1, 0), (0, 1, 2, 3, 0), (0, 1, 0, 1)])
+@pytest.mark.parametrize("in_flight", range(1, 9))
+def test_decoding_waits_for_the_busiest_ipu_or_for_its_own_tokens_alone(stage_ipus, in_flight):
+    tokens = 40
+    simulation = simulate(decode_schedule(stage_ipus, in_flight=in_flight, num_tokens=tokens))
+    busiest = max(stage_ipus.count(ipu) for ipu in stage_ipus)
+    least = tokens * max(in_flight * busiest, len(stage_ipus))
+    assert least <= simulation.duration < least + len(stage_ipus) + in_flight
+
+
+def test_as_many_groups_as_stages_leave_nobody_idle_but_at_the_start_and_the_end():
+    waits = [simulate(decode_schedule(range(4), in_flight=groups, num_tokens=100)).bubble for groups in (1, 2, 4, 8)]
+    assert waits == pytest.approx([0.75, 0.5, 0.0, 0.0], abs=0.01)
+
+
+def test_a_token_needs_the_one_before_it():
+    early = Schedule.parse("0F0,0F1\n1F0,1F1", stage_ipus=[0, 1])
+    assert simulate(early).duration == 3
+    early = Schedule(name="early", stage_ipus=early.stage_ipus, actions=early.actions, in_flight=1)
+    assert simulate(early).duration == 4
+    stuck = Schedule(name="stuck", stage_ipus=(0, 0), actions=((Action(0, FORWARD, 1),),), in_flight=1)
+    with pytest.raises(ScheduleError, match="waits for 1F0, which no IPU does"):
+        simulate(stuck)
+
+
+def test_no_groups_are_refused():
+    with pytest.raises(ScheduleError, match="0 groups"):
+        decode_schedule([0, 1], in_flight=0, num_tokens=1)

@@ -26,6 +26,7 @@ from ..config import ExecutionConfig
 from ..errors import IncompatibleIPUConfigError
 from ..graph.capture import Capture
 from ..graph.functions import is_function
+from ..graph.packed_weights import LANES, WORD
 from ..graph.split import StageGraph
 from ..graph.store import text_of
 from ..report.progress import progress
@@ -40,9 +41,11 @@ STEP_OPTIONS: Mapping[str, Any] = MappingProxyType(
     {**OPTIONS, "realize_opcount_threshold": 1000, "realize_reads_threshold": 100, "realize_acc_reads_threshold": 100}
 )
 
-# There is little to wait for in memory, so that instructions count: a product and a sum are one.
+# There is little to wait for in memory, so that instructions count: a product and a sum are one, and words of eight
+# channels are one vector, where a processor has longer ones too.
+_VECTORS = {"cpp.simdlen": WORD * LANES} if torch.backends.cpu.get_cpu_capability() == "AVX512" else {}
 PACKED_STEP_OPTIONS: Mapping[str, Any] = MappingProxyType(
-    {**STEP_OPTIONS, "cpp.enable_floating_point_contract_flag": "fast"}
+    {**STEP_OPTIONS, "cpp.enable_floating_point_contract_flag": "fast", **_VECTORS}
 )
 
 

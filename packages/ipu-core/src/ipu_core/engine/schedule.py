@@ -50,11 +50,14 @@ class Schedule:
         name: how it was made.
         stage_ipus: the IPU of each stage.
         actions: for each IPU, its actions in order.
+        in_flight: where decoding goes round the stages, after how many micro-batches one begins with the tokens that
+            the last stage gave; None where each begins with inputs of its own.
     """
 
     name: str
     stage_ipus: tuple[int, ...]
     actions: tuple[tuple[Action, ...], ...]
+    in_flight: int | None = None
 
     @property
     def num_stages(self) -> int:
@@ -138,15 +141,15 @@ def simulate(
     while any(todo):
         progressed = False
         for ipu, row in enumerate(todo):
-            while row and all(needed in spans for needed in needs(row[0], schedule.num_stages)):
+            while row and all(needed in spans for needed in needs(row[0], schedule.num_stages, schedule.in_flight)):
                 action = row.pop(0)
-                ready = max((spans[n][1] for n in needs(action, schedule.num_stages)), default=0.0)
+                ready = max((spans[n][1] for n in needs(action, schedule.num_stages, schedule.in_flight)), default=0.0)
                 start = max(free[ipu], ready)
                 free[ipu] = start + durations[action.kind][action.stage]
                 spans[action] = (start, free[ipu])
                 progressed = True
         if not progressed:
-            raise ScheduleError(_deadlock(todo, spans, planned, schedule.num_stages))
+            raise ScheduleError(_deadlock(todo, spans, planned, schedule))
     duration = max(free, default=0.0)
     busy = sum(end - start for start, end in spans.values())
     capacity = duration * len(schedule.actions)
@@ -159,11 +162,13 @@ def simulate(
     )
 
 
-def needs(action: Action, num_stages: int) -> Iterator[Action]:
-    """Give the actions whose results an action reads."""
+def needs(action: Action, num_stages: int, in_flight: int | None = None) -> Iterator[Action]:
+    """Give the actions whose results an action reads; `in_flight` is a schedule's."""
     if action.kind == FORWARD:
         if action.stage > 0:
             yield Action(action.stage - 1, FORWARD, action.micro_batch)
+        elif in_flight is not None and action.micro_batch >= in_flight:
+            yield Action(num_stages - 1, FORWARD, action.micro_batch - in_flight)
     else:
         yield Action(action.stage, FORWARD, action.micro_batch)
         if action.stage < num_stages - 1:
@@ -197,6 +202,37 @@ def make_schedule(name: str, *, stage_ipus: Sequence[int], num_micro_batches: in
         )
     make = _interleaved if name == "interleaved" else _list_schedule
     return make(name, tuple(stage_ipus), num_micro_batches)
+
+
+def decode_schedule(stage_ipus: Sequence[int], *, in_flight: int, num_tokens: int) -> Schedule:
+    """Make the schedule in which groups of sequences decode, one behind the other, between two looks of the host.
+
+    ::
+
+        print(decode_schedule([0, 1, 2, 3], in_flight=4, num_tokens=3))
+
+    Args:
+        stage_ipus: the IPU of each stage; an IPU may hold several.
+        in_flight: groups; micro-batch `t * in_flight + g` is token `t` of group `g`.
+        num_tokens: tokens of each.
+
+    Raises:
+        ScheduleError: no stage, group or token.
+    """
+    if not stage_ipus or in_flight < 1 or num_tokens < 1:
+        raise ScheduleError(
+            f"{len(stage_ipus)} stages, {in_flight} groups and {num_tokens} tokens are no schedule: give at least 1"
+        )
+    num_stages = len(stage_ipus)
+    rows: list[list[Action]] = [[] for _ in range(max(stage_ipus) + 1)]
+    # In each turn each group that is under way goes on by one stage, and a group begins a turn after the one before it.
+    for turn in range(num_tokens * num_stages + in_flight - 1):
+        for group in range(in_flight):
+            token, stage = divmod(turn - group, num_stages)
+            if 0 <= token < num_tokens:
+                rows[stage_ipus[stage]].append(Action(stage, FORWARD, token * in_flight + group))
+    actions = tuple(tuple(row) for row in rows)
+    return Schedule(name="decode", stage_ipus=tuple(stage_ipus), actions=actions, in_flight=in_flight)
 
 
 def looped(num_ipus: int, stages_per_ipu: int) -> tuple[int, ...]:
@@ -317,11 +353,15 @@ def _peaks(schedule: Schedule, spans: Mapping[Action, tuple[float, float]]) -> t
     return tuple(peaks)
 
 
-def _deadlock(todo: list[list[Action]], spans: Mapping[Action, object], planned: set[Action], num_stages: int) -> str:
+def _deadlock(
+    todo: list[list[Action]], spans: Mapping[Action, object], planned: set[Action], schedule: Schedule
+) -> str:
     waits = []
     for ipu, row in enumerate(todo):
         if row:
-            missing = [needed for needed in needs(row[0], num_stages) if needed not in spans]
+            missing = [
+                needed for needed in needs(row[0], schedule.num_stages, schedule.in_flight) if needed not in spans
+            ]
             nowhere = [str(m) for m in missing if m not in planned]
             what = f"{', '.join(map(str, missing))}{', which no IPU does' if nowhere else ''}"
             waits.append(f"IPU {ipu} waits for {what} to do {row[0]}")

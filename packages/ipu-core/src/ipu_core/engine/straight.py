@@ -7,9 +7,9 @@ there is nothing but a list of tensors. It is for the steps of generation, of wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -18,6 +18,8 @@ from ..graph.split import StageGraph
 from .executable import Executable, Spec
 from .transfers import moved
 from .weights import Tensors
+
+Result = TypeVar("Result")
 
 
 class StraightLine:
@@ -62,8 +64,16 @@ class StraightLine:
 
     def run(self) -> list[Any]:
         """Run it, and give the leaves of the output."""
+        return result_of(self.by_stage())
+
+    def by_stage(self) -> Generator[None, None, list[Any]]:
+        """Run it with a stop before each stage but the first, and return the leaves of the output."""
         values = self._values
+        stage = self._pieces[0].stage if self._pieces else 0
         for piece, call in zip(self._pieces, self._calls, strict=True):
+            if piece.stage != stage:
+                stage = piece.stage
+                yield
             given = call.fixed.copy()
             for position, number in call.changing:
                 given[position] = values[number]
@@ -117,6 +127,37 @@ class _Call:
     changing: list[tuple[int, int]]
     outputs: list[int]
     forgotten: list[int]
+
+
+def result_of(work: Generator[None, None, Result]) -> Result:
+    """Run something through all its stops, and give what it returns."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            result: Result = end.value
+            return result
+
+
+def one_behind_the_other(works: Iterable[Generator[None, None, Result]]) -> Iterator[Result]:
+    """Run each of some works up to its next stop in turn, each beginning one turn after the one before it.
+
+    ::
+
+        results = list(one_behind_the_other([line.by_stage() for line in lines]))
+
+    Works whose stops are stages are in different stages at the same time. Results come as the works end.
+    """
+    waiting, running = list(works), list[Generator[None, None, Result]]()
+    while waiting or running:
+        running += waiting[:1]
+        del waiting[:1]
+        for work in list(running):
+            try:
+                next(work)
+            except StopIteration as end:
+                running.remove(work)
+                yield end.value
 
 
 def _spread(program: torch.fx.GraphModule) -> Callable[[list[Any]], Sequence[Any]]:

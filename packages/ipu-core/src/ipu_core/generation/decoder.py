@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from ..engine.compilers import Compilers
 from ..engine.lowering import Lowered
 from ..engine.packed import Packer
 from ..engine.residence import on_one_device
+from ..engine.straight import result_of
 from ..errors import CacheError, CaptureError, CompileError, GenerationModeError, IncompatibleIPUConfigError, IPUError
 from ..graph.capture import in_mode
 from .cache import Attention, StaticKV, attentions_of
@@ -195,11 +196,19 @@ class Decoder:
         Raises:
             CacheError: the cache is full.
         """
+        with torch.no_grad():
+            return result_of(self.advancing(tokens))
+
+    def advancing(self, tokens: torch.Tensor) -> Generator[None, None, torch.Tensor]:
+        """Do what `advance` does, where there are no gradients, with a stop before each stage but the first.
+
+        Raises:
+            CacheError: the cache is full.
+        """
         assert self._cache is not None and self._one_token is not None
         if self._cache.length >= self._cache.capacity:
             raise CacheError(f"the cache is full: it has places for {self._cache.capacity} tokens")
-        with torch.no_grad():
-            logits = self._one_token.advance(self._filled(tokens))
+        logits = yield from self._one_token.advancing(self._filled(tokens))
         self._cache.length += 1
         return logits[: len(tokens)]
 

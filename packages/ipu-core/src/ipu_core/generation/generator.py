@@ -20,7 +20,8 @@ from ..config import ExecutionConfig
 from ..engine.compile import refuse_other_processors
 from ..engine.engines import Engine, usable_engine
 from ..engine.executor import Executor
-from ..errors import CacheError, GenerationModeError, nearest
+from ..engine.schedule import Schedule, decode_schedule
+from ..errors import CacheError, GenerationModeError, NotCompiledError, nearest
 from ..modeling import PipelineMixin, view
 from .cache import GroupedKV, StaticKV
 from .decoder import WIDEST_PROMPT, Decoder, Sizes
@@ -98,6 +99,18 @@ class Generator:
             )
         self._is_under_way = False
         return _loop(self).generate(*args, **kwargs)
+
+    def schedule(self, num_tokens: int) -> Schedule:
+        """Give what every IPU does for some tokens between two looks of the host; it prints as a grid.
+
+        Raises:
+            NotCompiledError: nothing was generated yet.
+        """
+        steps = [each for decoder in self.decoders[:1] for each in decoder.programs]
+        if not steps:
+            raise NotCompiledError("there are no stages yet: call `generate` first")
+        stages = steps[-1].stages
+        return decode_schedule([stage.ipu for stage in stages], in_flight=self.in_flight, num_tokens=num_tokens)
 
     def prepare(self, *, batch_size: int, num_beams: int, max_length: int, prompt_length: int) -> None:
         """Get the decoders ready for a call; the first one fixes the sizes that were not given.

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -157,27 +157,25 @@ class BoundProgram:
             if leaves[name] is not leaf or name in moves:
                 self._bound[name].copy_(leaves[name])
                 self._given[name] = leaves[name]
-        return self._run()
+        (logits,) = self._line.run()
+        result: torch.Tensor = logits
+        return result
 
     def is_regular(self, turn: int, length: int) -> bool:
         """Say whether steps of this turn were seen to follow from one another, the last one at `length` - 1."""
         return self._turn == turn and self._streak >= _REGULAR and int(self._bound[POSITION]) == length - 1
 
-    def advance(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Run the next token after that of the last call."""
+    def advancing(self, tokens: torch.Tensor) -> Generator[None, None, torch.Tensor]:
+        """Run the next token after that of the last call, with a stop before each stage but the first."""
         self._move(tokens)
-        return self._run()
+        (logits,) = yield from self._line.by_stage()
+        return logits
 
     def _move(self, tokens: torch.Tensor) -> None:
         position = int(self._bound[POSITION]) + 1
         for name, move in self._program.moves.items():
             if name in self._bound:
                 move(self._bound[name], tokens, position)
-
-    def _run(self) -> torch.Tensor:
-        (logits,) = self._line.run()
-        result: torch.Tensor = logits
-        return result
 
 
 def copy_tokens(bound: torch.Tensor, tokens: torch.Tensor, position: int) -> None:
