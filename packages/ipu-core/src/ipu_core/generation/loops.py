@@ -273,6 +273,8 @@ class _Run:
 def _of_each_step(kept: Sequence[list[torch.Tensor] | None]) -> tuple[torch.Tensor, ...] | None:
     """Put together what groups kept of each step."""
     there = [each for each in kept if each is not None]
+    if len(there) == 1:
+        return tuple(there[0])
     return tuple(map(torch.cat, zip(*there, strict=True))) if there else None
 
 
@@ -320,8 +322,10 @@ def _mapped(function: Callable[[torch.Tensor], torch.Tensor], value: Value) -> V
 
 def _joined(values: Sequence[Value]) -> Value:
     """Put what groups have below one another."""
+    if len(values) == 1:
+        return values[0]
     made: Value = type(values[0])(*map(torch.cat, zip(*values, strict=True)))
-    return made if len(values) > 1 else values[0]
+    return made
 
 
 class _Loop(Protocol[Value]):
