@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from ipu_core import IPUConfig, inference_model, to_pipelined, training_model
+from ipu_core.engine.cache import NO_CACHE
+from ipu_core.engine.compilers import FEW_GRAPHS, Compilers
+from ipu_core.engine.executable import OPTIONS, Executable, write_executable
 from ipu_core.engine.lowering import lower
 from ipu_core.errors import BatchMismatchError, CompileError, IncompatibleIPUConfigError
 from ipu_core.testing import assert_inference_equals_plain, assert_training_equals_plain
@@ -173,6 +176,34 @@ def test_what_cannot_be_compiled_is_an_error_with_what_to_do(monkeypatch):
     executor = training_model(to_pipelined(make(Layers), IPUConfig(layers_per_ipu=[1, 1], compile=True)))
     with pytest.raises(CompileError, match=r"RuntimeError: no such operation; `compile=True` needs a C\+\+ compiler"):
         executor(**inputs())
+
+
+def test_code_for_shorter_vectors_than_the_processor_has_is_loaded_without_a_warning(tmp_path, caplog):
+    program = torch.fx.symbolic_trace(lambda x: (x.relu() + 1,))
+    options = {**OPTIONS, "cpp.simdlen": 256}
+    write_executable(program, [torch.zeros(2, 8)], tmp_path, with_gradients=False, options=options)
+    caplog.clear()
+    executable = Executable(tmp_path)
+    assert [record.message for record in caplog.records if record.levelno >= logging.WARNING] == []
+    x = torch.randn(2, 8)
+    assert torch.equal(executable(x)[0], x.relu() + 1)
+
+
+def test_headers_are_compiled_beforehand_only_for_many_graphs(monkeypatch):
+    compilers = Compilers()
+    told = []
+
+    def compile_here(job, facts, folder):
+        told.append(facts["options"]["aot_inductor.precompile_headers"])
+        (folder / "code").touch()
+
+    monkeypatch.setattr(compilers, "start", lambda: None)
+    monkeypatch.setattr("ipu_core.engine.compilers.write_job", compile_here)
+    few = FEW_GRAPHS * compilers.cores
+    for number in (few, few + 1):
+        jobs = dict.fromkeys(map(str, range(number)))
+        assert len(list(compilers.written(NO_CACHE, jobs, with_gradients=False, options={}))) == number
+    assert told == [False] * few + [True] * (few + 1)
 
 
 def test_only_the_processor_is_compiled_for():

@@ -27,13 +27,17 @@ from .cache import ExecutableCache
 from .executable import write_executable
 
 JOB_FILE, DONE, FAILED = "job.json", "done", "failed"
-
+# Precompiled headers take ten seconds or so to make, and save two or three for each graph that a core compiles.
+FEW_GRAPHS = 4
 
 Job = tuple[torch.fx.GraphModule, Sequence[torch.Tensor]]
 
 
 class Compilers:
     """A compiling process for each core but one, which is this process's; started when they are needed, or before.
+
+    Attributes:
+        cores: those of this machine that may be used.
 
     ::
 
@@ -47,8 +51,7 @@ class Compilers:
     """
 
     def __init__(self) -> None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self._count = cores - 1
+        self.cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self._processes: list[subprocess.Popen[str]] = []
         self._threads: list[Thread] = []
 
@@ -71,7 +74,7 @@ class Compilers:
 
     def start(self) -> None:
         """Start the processes, unless they run."""
-        while len(self._processes) < self._count:
+        while len(self._processes) < self.cores - 1:
             process = subprocess.Popen(
                 [sys.executable, "-m", __name__],
                 stdin=subprocess.PIPE,
@@ -101,7 +104,9 @@ class Compilers:
             CompileError: a graph that was this process's cannot be compiled. What another process could not compile
                 has no entry afterwards.
         """
-        facts: dict[str, Any] = {"with_gradients": with_gradients, "options": dict(options)}
+        headers = len(jobs) > FEW_GRAPHS * self.cores
+        told = {"aot_inductor.precompile_headers": headers, **options}
+        facts: dict[str, Any] = {"with_gradients": with_gradients, "options": told}
         if len(jobs) > 1:
             self.start()
         left = iter(list(jobs))  # all threads take the next one from it

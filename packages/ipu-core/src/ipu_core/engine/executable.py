@@ -28,6 +28,9 @@ OPTIONS: Mapping[str, Any] = MappingProxyType(
         # What calls the kernels: most of the time to compile, and little of the time to run.
         "aot_inductor.compile_wrapper_opt_level": "O0",
         "aot_inductor.enable_line_tables": False,  # for debuggers
+        # Every compiler that takes torch's headers has the vector instructions that torch looks for, and the processor
+        # tells which it has: trying them out takes seconds.
+        "cpp.vec_isa_ok": True,
     }
 )
 
@@ -57,10 +60,12 @@ class Manifest:
         requires_grad: which inputs may carry gradients.
         saved: what the backward code takes before the gradients of the differentiable outputs.
         with_gradient: which inputs it gives gradients for.
+        options: what torch's inductor was told.
     """
 
     inputs: tuple[Spec, ...]
     num_outputs: int
+    options: Mapping[str, Any]
     differentiable: tuple[int, ...] = ()
     requires_grad: tuple[int, ...] = ()
     saved: tuple[Spec, ...] = ()
@@ -89,8 +94,10 @@ class Executable:
     def __init__(self, folder: Path) -> None:
         """Load the code in a folder."""
         self.manifest = Manifest.from_json((folder / MANIFEST).read_text())
-        self._forward = _loaded(folder / FORWARD_FILE)
-        self._backward = _loaded(folder / BACKWARD_FILE) if self.manifest.differentiable else None
+        # Loaded as it was compiled: torch compares the vectors of the code with those that it would choose now.
+        with torch._inductor.config.patch(dict(self.manifest.options)):
+            self._forward = _loaded(folder / FORWARD_FILE)
+            self._backward = _loaded(folder / BACKWARD_FILE) if self.manifest.differentiable else None
         self._inputs = [_expected(spec) for spec in self.manifest.inputs]
         self._saved = [_expected(spec) for spec in self.manifest.saved]
 
@@ -172,7 +179,9 @@ def write_executable(
         else:
             with torch.no_grad():
                 _write_code(_without_aliases(program), examples, folder / FORWARD_FILE, options)
-            manifest = Manifest(inputs=tuple(map(Spec.of, examples)), num_outputs=_num_outputs(program))
+            manifest = Manifest(
+                inputs=tuple(map(Spec.of, examples)), num_outputs=_num_outputs(program), options=dict(options)
+            )
     except Exception as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise CompileError(
@@ -201,6 +210,7 @@ def _write_differentiable(
     return Manifest(
         inputs=tuple(map(Spec.of, examples)),
         num_outputs=num_outputs,
+        options=dict(options),
         differentiable=differentiable,
         requires_grad=tuple(i for i, example in enumerate(examples) if example.requires_grad),
         saved=tuple(map(Spec.of, saved)),
