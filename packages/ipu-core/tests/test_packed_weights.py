@@ -4,6 +4,7 @@
 import copy
 import gc
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from ipu_core import IPUConfig, generation_model, to_pipelined
 from ipu_core.errors import CompileError
 from ipu_core.generation.program import GROUP_SIZE
 from ipu_core.graph.few_rows import few_rows
-from ipu_core.graph.packed_weights import Packing, packed_linear
+from ipu_core.graph.packed_weights import Packing, Room, packed_linear
 from test_generation import HEADS, SIZE, lively
 from transformers import BartConfig, BartForConditionalGeneration, LlamaConfig, LlamaForCausalLM
 
@@ -174,3 +175,27 @@ def test_a_step_that_cannot_be_compiled_is_refused_each_time(monkeypatch):
     for _ in range(2):
         with pytest.raises(CompileError, match="no such operation"):
             generator.generate(ids, max_new_tokens=3, do_sample=False)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_memory_is_used_again_only_where_it_is_given(bits):
+    packing = Packing(bits=bits, group_size=32)
+    large, small = packing.pack(torch.randn(40, 64)), packing.pack(torch.randn(8, 32))
+    room = Room()
+    wanted = packing.unpack(*large, 40)
+    in_room = packing.unpack(*large, 40, room=room)
+    assert torch.equal(in_room, wanted)
+    again = packing.unpack(*small, 8, room=room)
+    assert again.data_ptr() == in_room.data_ptr()
+    assert torch.equal(again, packing.unpack(*small, 8))
+    assert torch.equal(packing.unpack(*large, 40), wanted)
+
+
+def test_threads_do_not_share_the_memory_of_products():
+    packing = Packing(bits=8, group_size=32)
+    weights = [packing.pack(torch.randn(64, 64)) for _ in range(8)]
+    x = torch.randn(3, 64)
+    wanted = [packed_linear(x, *packed, 8, 64) for packed in weights]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda packed: [packed_linear(x, *packed, 8, 64) for _ in range(50)], weights))
+    assert all(torch.equal(each, want) for many, want in zip(found, wanted, strict=True) for each in many)

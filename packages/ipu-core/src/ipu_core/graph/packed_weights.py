@@ -10,6 +10,8 @@ Shapes: O output channels, padded to B blocks of 8; I inputs; G groups of inputs
 
 from __future__ import annotations
 
+import math
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -79,22 +81,51 @@ class Packing:
         words.copy_(_blocked(packed).view(torch.float32))
         scales.copy_(_blocked(steps))
 
-    def unpack(self, words: torch.Tensor, scales: torch.Tensor, outputs: int) -> torch.Tensor:
-        """Give the weight [O, I] that `pack` packed, as float32."""
+    def unpack(
+        self, words: torch.Tensor, scales: torch.Tensor, outputs: int, *, room: Room | None = None
+    ) -> torch.Tensor:
+        """Give the weight [O, I] that `pack` packed, as float32; it lies in `room` where that is given."""
+        room = room or Room()
         blocks, groups, length, lanes = words.shape
-        rows = words.view(torch.int32).view(blocks, groups * length, lanes).transpose(1, 2).contiguous()
+        rows = room.empty("rows", (blocks, lanes, groups * length), torch.int32, words.device)
+        rows.copy_(words.view(torch.int32).view(blocks, groups * length, lanes).transpose(1, 2))
         integers = rows.view(torch.int8)  # a byte each, the lowest first
         if self.bits == 4:
-            integers = torch.stack([(integers << 4) >> 4, integers >> 4], -1)
-        unpacked = integers.view(blocks * lanes, groups, -1).float()
-        unpacked *= scales.transpose(1, 2).reshape(blocks * lanes, groups, 1)
-        return unpacked.view(blocks * lanes, -1)[:outputs]
+            halves = room.empty("halves", (*integers.shape, 2), torch.int8, words.device)
+            halves[..., 0].copy_(integers).bitwise_left_shift_(4).bitwise_right_shift_(4)
+            halves[..., 1].copy_(integers).bitwise_right_shift_(4)
+            integers = halves
+        weight = room.empty("weight", (blocks * lanes, groups, self.group_size), torch.float32, words.device)
+        weight.copy_(integers.view(weight.shape))
+        weight *= scales.transpose(1, 2).reshape(blocks * lanes, groups, 1)
+        return weight.view(blocks * lanes, -1)[:outputs]
+
+
+class Room(threading.local):
+    """Memory that is used again, by each thread for itself: the system takes longer to give some than it takes to fill.
+
+    What `empty` gives is overwritten when it is asked for the same name again.
+    """
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self._kept: dict[Any, torch.Tensor] = {}
+
+    def empty(self, name: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        """Give a tensor with any content."""
+        count, key = math.prod(shape), (name, dtype, device)
+        if key not in self._kept or self._kept[key].numel() < count:
+            self._kept[key] = torch.empty(count, dtype=dtype, device=device)
+        return self._kept[key][:count].view(*shape)
 
 
 def _blocked(rows: torch.Tensor) -> torch.Tensor:
     """Put eight channels side by side: [8 B, ...] becomes [B, ..., 8]."""
     # Not `contiguous`, which leaves the strides of dimensions of one element as they are.
     return rows.view(-1, LANES, *rows.shape[1:]).movedim(1, -1).clone(memory_format=torch.contiguous_format)
+
+
+_ROOM = Room()
 
 
 def _packed_linear(x: torch.Tensor, words: torch.Tensor, scales: torch.Tensor, bits: int, outputs: int) -> torch.Tensor:
@@ -105,7 +136,7 @@ def _packed_linear(x: torch.Tensor, words: torch.Tensor, scales: torch.Tensor, b
     for first in range(0, len(words), blocks):
         start, some = first * lanes, slice(first, first + blocks)
         channels = min(outputs - start, blocks * lanes)
-        weight = packing.unpack(words[some], scales[some], channels).to(x.dtype)
+        weight = packing.unpack(words[some], scales[some], channels, room=_ROOM).to(x.dtype)
         result[..., start : start + channels] = functional.linear(x, weight)
     return result
 
