@@ -126,6 +126,15 @@ def test_beams_and_fewer_of_them_at_a_higher_temperature(model):
     assert found == wanted
 
 
+@pytest.mark.parametrize("tokens_per_call", [1, 3])
+@pytest.mark.parametrize("case", ["a task", "timestamps", "a prompt"])
+def test_recordings_one_behind_the_other(model, tokens_per_call, case):
+    pipelined = to_pipelined(model, IPUConfig(layers_per_ipu=[1, 1, 1, 1]))
+    generator = generation_model(pipelined, tokens_per_call=tokens_per_call, in_flight=2)
+    wanted, found = both(model, generator, recording(1)[0], **SHORT[case])
+    assert found == wanted
+
+
 @pytest.mark.parametrize("weights", ["int8", "int4"])
 def test_weights_of_the_decoder_are_rounded(model, weights):
     rounded = copy.deepcopy(model)
