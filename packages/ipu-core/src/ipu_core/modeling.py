@@ -80,7 +80,7 @@ class PipelineMixin(_MixinBase):
     @classmethod
     def plain_class(cls) -> type[Any]:
         """Give the class this one is mixed into."""
-        return next(base for base in cls.__mro__ if not issubclass(base, PipelineMixin))
+        return cls.__mro__[cls.__mro__.index(PipelineMixin) + 1]
 
     @property
     def ipu_config(self) -> IPUConfig:

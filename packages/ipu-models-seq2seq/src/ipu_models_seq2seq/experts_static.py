@@ -102,7 +102,20 @@ if self.training and self.layerdrop > 0.0:
     dropout_probability = torch.rand([])
     skip_the_layer = dropout_probability < self.layerdrop
 """
+# The places of a step's own tokens, which upstream takes for the last ones of the mask.
+_PLACES = "past_key_values.get_seq_length() + torch.arange(hidden_states.shape[1], device=attention_mask.device)"
+_OF_ITS_TOKENS = (
+    "self.ffn(hidden_states, attention_mask if attention_mask is None or past_key_values is None "
+    f"else attention_mask.index_select(-1, {_PLACES}))"
+)
 NLLB_MOE_EDITS = (
+    Edit(
+        target=f"{NLLB_MOE}:NllbMoeDecoderLayer.forward",
+        changes=(("self.ffn(hidden_states, attention_mask)", _OF_ITS_TOKENS),),
+        digest="318dccb54c307cb7",
+        reason="experts take what the end of a mask hides for padding, and the end of a static cache's mask is hidden",
+        versions=VERSIONS,
+    ),
     Edit(
         target=f"{NLLB_MOE}:NllbMoeTop2Router.forward",
         changes=(("self._cast_classifier()\nrouter_logits = self.classifier(hidden_states)", IN_ITS_TYPE),),

@@ -212,6 +212,14 @@ class Slots(EncoderDecoderCache):
                 own.append(_SelfLayer(attention, kept, position))
         super().__init__(Cache(layers=own), Cache(layers=cross))
 
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """The smallest and the largest number of tokens that may be in it when a step begins."""
+        places = self.attentions[0].keys[2]
+        if not len(self.cross_attention_cache):
+            return 0, places - 1
+        return (1, places - 1) if self.is_written else (0, 0)
+
     def as_upstream(self) -> Cache:
         """Give it as the class upstream's decoder looks for."""
         return self if len(self.cross_attention_cache) else self.self_attention_cache

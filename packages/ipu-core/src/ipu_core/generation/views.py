@@ -17,6 +17,7 @@ import torch
 
 from ..modeling import PipelineMixin, view
 from .cache import Slots
+from .positions import Positions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,11 +38,14 @@ class StepView(_ViewBase):
         plain = self.plain_class()
         at = inputs.pop(AT)
         slots = inputs.get("past_key_values")
+        counting: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
         if isinstance(slots, Slots):
             inputs["past_key_values"] = slots.as_upstream()
+            least, most = slots.lengths
+            counting = Positions(slots.position, least=least, most=most)
         if "logits_to_keep" in inspect.signature(plain.forward).parameters:
             inputs["logits_to_keep"] = at
-        with _only_at(self.get_output_embeddings(), at, inputs):
+        with counting, _only_at(self.get_output_embeddings(), at, inputs):
             logits = plain.forward(self, **inputs).logits
         return {"logits": logits if logits.shape[1] == 1 else logits.index_select(1, at)}
 

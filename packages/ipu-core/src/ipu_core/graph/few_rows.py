@@ -21,6 +21,9 @@ aten = torch.ops.aten
 
 
 MOST_ROWS = 8  # more are faster in a library
+# Parts of a weight that are read side by side: a core waits for memory at the end of a page, and for several at once.
+# More make more code to compile.
+STREAMS = {aten.linear.default: 4, packed_linear: 2}
 
 
 def few_rows(program: torch.fx.GraphModule) -> torch.fx.GraphModule:
@@ -63,20 +66,42 @@ def _product(graph: torch.fx.Graph, node: Any, args: list[Any]) -> torch.fx.Node
     def call(target: Any, *arguments: Any) -> torch.fx.Node:
         return graph.call_function(target, arguments)
 
+    is_packed = node.target is packed_linear
     *rows, width = _shape(node.args[0])
     num_rows = math.prod(rows)
     entered = computed(graph, call(aten.reshape.default, args[0], [num_rows, width]), (width, 1))
+    streams = _streams(graph, args[1:3] if is_packed else args[1:2], STREAMS[node.target] // num_rows)
     sums = []
     for i in range(num_rows):
         row = call(aten.slice.Tensor, entered, 0, i, i + 1) if num_rows > 1 else entered
-        if node.target is packed_linear:
-            _, *packed, bits, outputs = args
-            sums.append(call(aten.slice.Tensor, row_product(graph, row, packed, bits), 0, 0, outputs))
-        else:
-            weight, bias = args[1], args[2] if len(args) > 2 else None
-            of_row = call(aten.sum.dim_IntList, call(aten.mul.Tensor, weight, row), [-1])
-            sums.append(of_row if bias is None else call(aten.add.Tensor, of_row, bias))
+        parts = [
+            row_product(graph, row, weights, args[3])
+            if is_packed
+            else call(aten.sum.dim_IntList, call(aten.mul.Tensor, *weights, row), [-1])
+            for weights in streams
+        ]
+        of_row = parts[0] if len(parts) == 1 else call(aten.cat.default, parts)
+        if is_packed:
+            of_row = call(aten.slice.Tensor, of_row, 0, 0, args[4])
+        elif len(args) > 2 and args[2] is not None:
+            of_row = call(aten.add.Tensor, of_row, args[2])
+        sums.append(of_row)
     return call(aten.reshape.default, sums[0] if num_rows == 1 else call(aten.stack.default, sums), _sizes(node))
+
+
+def _streams(graph: torch.fx.Graph, weights: list[torch.fx.Node], wanted: int) -> list[list[torch.fx.Node]]:
+    """Give weights, of which the first dimension is that of the result, in parts that are read at the same time."""
+    length = _shape(weights[0])[0]
+    each = length // math.gcd(length, max(wanted, 1))
+
+    def part(weight: torch.fx.Node, first: int) -> torch.fx.Node:
+        made = graph.call_function(aten.slice.Tensor, (weight, 0, first, first + each))
+        made.meta["val"] = weight.meta["val"][first : first + each]
+        return made
+
+    if each == length:
+        return [weights]
+    return [[part(weight, first) for weight in weights] for first in range(0, length, each)]
 
 
 def _sizes(node: Any) -> list[int]:
