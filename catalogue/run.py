@@ -3,7 +3,8 @@
 
 Of each type the base model, with a loss made of its output, and its language-model head, with the head's own loss. On
 1, 2 and 4 IPUs: the outputs of inference, padded and unpadded, and the losses and every gradient of training on two
-padded micro-batches with dropout on.
+padded micro-batches with dropout on. A head that generates does so on 2 IPUs: greedy search, sampling, beam search, and
+greedy search without a cache give the plain model's tokens.
 """
 
 from __future__ import annotations
@@ -26,11 +27,12 @@ from typing import Any
 
 import torch
 import transformers
-from ipu_core import IPUConfig, to_pipelined
+from ipu_core import IPUConfig, generation_model, to_pipelined
 from ipu_core.engine.batch import micro_batches
 from ipu_core.engine.engines import usable_engine
 from ipu_core.engine.executor import Executor
 from ipu_core.engine.lowering import capture_model
+from ipu_core.errors import CacheError
 from ipu_core.graph.capture import without_cache
 from ipu_core.layout import layout
 from ipu_core.samples import sample_batch
@@ -49,11 +51,29 @@ NOTES = {
         "without dropout, which draws other numbers than upstream (docs/design/edits.md)",
     ),
 }
+# What these go on from is no static cache of keys and values: they are asked to refuse one, and generate without.
+UNCACHED = {
+    "git": "its forward asks whether an image is cached",
+    "mamba": "it keeps states of a recurrence",
+    "prophetnet": "its forward has a part of its own for a single token",
+    "rwkv": "it keeps states of a recurrence",
+    "xlnet": "it keeps hidden states",
+}
+# Its `generate` hands the forward permutations of all tokens.
+NOT_GENERATED = ("xlnet",)
 # Recurrences are unrolled, so that their graphs grow with the length.
 LENGTHS = {"mamba": 6, "rwkv": 6}
 LENGTH = 16
 MICRO_BATCHES, ROWS = 2, 2
 IPUS = (1, 2, 4)
+GENERATED_ON = 2
+PROMPT_TOKENS, NEW_TOKENS = 6, 6
+MODES: dict[str, dict[str, Any]] = {
+    "greedy search": {"do_sample": False},
+    "sampling": {"do_sample": True, "top_k": 20},
+    "beam search": {"do_sample": False, "num_beams": 3},
+    "greedy search without a cache": {"do_sample": False, "use_cache": False},
+}
 # Of the largest value that is compared.
 TOLERANCE = 1e-5
 HEADS = (
@@ -86,22 +106,23 @@ class Row:
         ]
 
     def __str__(self) -> str:
-        def cells(kind: str) -> str:
-            found = [self.differences.get((kind, num_ipus), "") for num_ipus in IPUS]
+        def cells(kind: str, ipus: Sequence[int] = IPUS) -> str:
+            found = [self.differences.get((kind, num_ipus), "") for num_ipus in ipus]
             return " ".join(f"{'ok' if not isinstance(f, str) and f <= TOLERANCE else 'FAIL':>4}" for f in found)
 
+        made = "" if ("generation", GENERATED_ON) not in self.differences else cells("generation", [GENERATED_ON])
         numbers = [found for found in self.differences.values() if not isinstance(found, str)]
         largest = f"{max(numbers):.0e}" if numbers else ""
         layers = "" if self.layers is None else str(self.layers)
         return (
             f"{self.model_type:20} {self.model:36} {layers:>6}  {cells('inference')}  {cells('training')}  "
-            f"{largest:>7} {self.seconds:6.1f}"
+            f"{made:>10}  {largest:>7} {self.seconds:6.1f}"
         )
 
 
 HEADER = (
-    f"{'type':20} {'model':36} {'layers':>6}  {'inference':14}  {'training':14}\n"
-    f"{'':64}  {' '.join(f'{n:>4}' for n in IPUS)}  {' '.join(f'{n:>4}' for n in IPUS)}  largest seconds"
+    f"{'type':20} {'model':36} {'layers':>6}  {'inference':14}  {'training':14}  generation\n"
+    f"{'':64}  {' '.join(f'{n:>4}' for n in IPUS)}  {' '.join(f'{n:>4}' for n in IPUS)}  {GENERATED_ON:>10}  largest seconds"
 )
 
 
@@ -170,6 +191,12 @@ def _examine(model_type: str, case: Case) -> Row:
         except Exception as error:
             missing = [num_ipus for num_ipus in IPUS if (kind, num_ipus) not in differences]
             differences.update({(kind, num_ipus): _text(error) for num_ipus in missing})
+    if case.has_head and case.model.can_generate() and model_type not in NOT_GENERATED:
+        try:
+            _generate(case.model, model_type)
+            differences["generation", GENERATED_ON] = 0.0
+        except Exception as error:
+            differences["generation", GENERATED_ON] = _text(error)
     return Row(
         model_type=model_type,
         model=type(case.model).__name__,
@@ -213,6 +240,44 @@ def _training(case: Case) -> Iterator[tuple[int, int, float]]:
         found = difference([p.grad for p in model.parameters()], gradients)
         yield num_ipus, layers, max(found, difference([loss], [torch.stack(losses)]))
     model.zero_grad()
+
+
+def _generate(model: Any, model_type: str) -> None:
+    """Generate with a model and its pipelined self.
+
+    Raises:
+        AssertionError: other tokens, or a cache that is known not to be held is not refused.
+    """
+    model.eval()
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:  # weights that are all but zero say one token for ever
+            torch.nn.init.normal_(parameter, std=0.2)
+    model.generation_config.update(pad_token_id=0, eos_token_id=[5, 7], bos_token_id=1)
+    if model.config.is_encoder_decoder:
+        model.generation_config.update(decoder_start_token_id=2)
+    ids = torch.randint(8, 60, (ROWS, PROMPT_TOKENS), generator=torch.Generator().manual_seed(1))
+    given = {"attention_mask": torch.ones_like(ids), "max_new_tokens": NEW_TOKENS}
+    pipelined = to_pipelined(model, _config(GENERATED_ON))
+    generators: dict[Any, Any] = {}
+    for mode, options in MODES.items():
+        # Other beams, and other caches, are other programs.
+        kind = options.get("num_beams"), options.get("use_cache")
+        generator = generators.setdefault(kind, generation_model(pipelined))
+        if model_type in UNCACHED and options.get("use_cache", True):
+            _refused(generator, ids, **given, **options)
+            continue
+        found = []
+        for which in (model, generator):
+            torch.manual_seed(0)
+            found.append(which.generate(ids, **given, **options))
+        assert torch.equal(*found), f"{mode} gives {found[1].tolist()}, and the plain model {found[0].tolist()}"
+
+
+def _refused(generator: Any, ids: torch.Tensor, **options: Any) -> None:
+    with contextlib.suppress(CacheError):
+        generator.generate(ids, **options)
+        raise AssertionError("a cache is not refused, and it is known not to be held")
 
 
 def _executors(model: Any, batch: Mapping[str, Any], *, inference: bool) -> Iterator[tuple[int, int, Executor]]:
@@ -298,13 +363,17 @@ def _summary(rows: Sequence[Row], chosen: Sequence[str], seconds: float) -> None
     for name, reason in {**SKIPPED, **NOTES}.items():
         if not chosen or name in chosen:
             print(f"{'skipped' if name in SKIPPED else 'note'}: {name}: {reason}")
+    for name, reason in UNCACHED.items():
+        if not chosen or name in chosen:
+            print(f"note: {name} {'does not generate' if name in NOT_GENERATED else 'generates without caches'}: {reason}")
     failures = [failure for row in rows for failure in row.failures]
     failed = {row.model_type for row in rows if row.failures}
     types = {row.model_type for row in rows}
+    num_generated = sum(row.differences.get(("generation", GENERATED_ON)) == 0.0 for row in rows)
     print(*(f"FAIL: {failure}" for failure in failures), sep="\n", end="\n" if failures else "")
     print(
         f"{len(types) - len(failed)} of {len(types)} types equal the plain model, {len(rows)} models in all, "
-        f"to {TOLERANCE:.0e} of the largest value, in {seconds / 60:.1f} minutes"
+        f"to {TOLERANCE:.0e} of the largest value, {num_generated} give its tokens, in {seconds / 60:.1f} minutes"
     )
 
 

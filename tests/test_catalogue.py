@@ -58,6 +58,20 @@ def test_a_type_is_examined_with_its_head(catalogue):
         assert str(row).count("ok") == 6
 
 
+def test_a_head_that_generates_gives_the_plain_models_tokens(catalogue):
+    base, head = catalogue.examine("gpt2")
+    assert ("generation", 2) not in base.differences
+    assert head.differences["generation", 2] == 0.0
+    assert str(head).count("ok") == 7
+
+
+def test_other_tokens_are_a_failure(catalogue, monkeypatch):
+    monkeypatch.setattr(catalogue.torch, "equal", lambda *_: False)
+    rows = catalogue.examine("gpt2")
+    (failure,) = rows[1].failures
+    assert failure.startswith("gpt2 (GPT2LMHeadModel), generation on 2 IPUs: AssertionError: greedy search gives [[")
+
+
 def test_a_failure_names_the_type_and_what_went_wrong(catalogue, monkeypatch):
     monkeypatch.setattr(catalogue, "TINY", {"bert": {"hidden_size": 32, "num_attention_heads": 5}})
     (row,) = catalogue.examine("bert")

@@ -224,6 +224,42 @@ def test_more_tokens_than_the_cache_has_places_for_are_refused(generator, ids):
         )
 
 
+def test_a_model_that_caches_nothing_runs_all_tokens_again(ids, caplog):
+    config = transformers.OpenAIGPTConfig(vocab_size=64, n_positions=32, n_embd=32, n_layer=2, n_head=4)
+    model = lively(transformers.OpenAIGPTLMHeadModel(config))
+    pipelined = to_pipelined(model, IPUConfig(layers_per_ipu=[-1, -1]))
+    for options in ({"do_sample": False}, {"do_sample": True, "top_k": 9}, {"do_sample": False, "use_cache": False}):
+        wanted, found = same(model, generation_model(pipelined), ids, max_new_tokens=8, **options)
+        assert torch.equal(found, wanted)
+    assert "OpenAIGPTLMHeadModel keeps no keys and values of attention" in caplog.text
+    with pytest.raises(GenerationModeError, match="keeps no keys and values for `cache_dtype='int8'`"):
+        generation_model(pipelined, cache_dtype="int8").generate(ids, max_new_tokens=2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes", "kept"),
+    [
+        ("Rwkv", {"attention_hidden_size": 32, "intermediate_size": 32, "context_length": 16}, "its `state`"),
+        ("Mamba", {"state_size": 4, "use_mambapy": False}, "a LinearAttentionLayer"),
+    ],
+)
+def test_a_model_that_goes_on_from_something_else_is_refused_with_a_cache(ids, kind, sizes, kept):
+    config = getattr(transformers, f"{kind}Config")(vocab_size=64, hidden_size=32, num_hidden_layers=2, **sizes)
+    model = lively(getattr(transformers, f"{kind}ForCausalLM")(config))
+    generator = generation_model(to_pipelined(model, IPUConfig(layers_per_ipu=[-1])))
+    with pytest.raises(CacheError, match=f"{kept}.* generate with `use_cache=False`"):
+        generator.generate(ids, max_new_tokens=2)
+    wanted, found = same(model, generator, ids, max_new_tokens=3, do_sample=False, use_cache=False)
+    assert torch.equal(found, wanted)
+
+
+def test_inputs_that_steps_do_not_take_are_refused_by_name(ids):
+    config = transformers.XLNetConfig(vocab_size=64, d_model=32, n_layer=2, n_head=4, d_inner=48)
+    generator = generation_model(to_pipelined(lively(transformers.XLNetLMHeadModel(config)), CONFIG))
+    with pytest.raises(GenerationModeError, match="`generate` hands `perm_mask` to the model, and steps take input_ids"):
+        generator.generate(ids, max_new_tokens=2, use_cache=False)
+
+
 @pytest.mark.parametrize("options", [{"num_beams": 2}, {"num_return_sequences": 2, "do_sample": True}], ids=str)
 def test_other_beams_than_compiled_are_refused(generator, ids, options):
     with pytest.raises(CacheError, match="a batch of 2 and 2 beams .* `batch_size=2` and `num_beams=1`"):

@@ -6,6 +6,8 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
+from ipu_core import IPUConfig, generation_model, to_pipelined
+from ipu_core.errors import CacheError
 from ipu_core.rewrites.edits import edited, edits_of
 from ipu_core.testing import (
     sample_batch,
@@ -43,3 +45,22 @@ def test_the_edits_are_neutral_when_run_eagerly_and_leave_another_model_alone(na
     assert len(outputs[kind]) == len(expected[kind])
     for ours, theirs in zip(outputs[kind], expected[kind], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [name for name in CLASSES if name.endswith("ForConditionalGeneration")])
+def test_tokens_are_the_plain_models_with_static_caches(name):
+    model = plain(name).eval()
+    for parameter in model.parameters():
+        if parameter.dim() > 1:  # weights that are all but zero say one token for ever
+            torch.nn.init.normal_(parameter, std=0.2)
+    model.generation_config.update(pad_token_id=0, eos_token_id=7, bos_token_id=1, decoder_start_token_id=2)
+    ids = torch.randint(8, 60, (2, 6), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(ids)
+    mask[1, 4:] = 0
+    generator = generation_model(to_pipelined(model, IPUConfig(layers_per_ipu=[-1, -1])))
+    options = {"attention_mask": mask, "max_new_tokens": 8, "do_sample": False}
+    if name.startswith("ProphetNet"):
+        with pytest.raises(CacheError, match="use_cache=False"):
+            generator.generate(ids, **options)
+        options["use_cache"] = False
+    assert torch.equal(generator.generate(ids, **options), model.generate(ids, **options))

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 from transformers import Cache, EncoderDecoderCache
-from transformers.cache_utils import CacheLayerMixin
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 from ..errors import CacheError
 
@@ -57,7 +57,7 @@ class Attention:
 
 
 def attentions_of(cache: Any, *, rows: int, places: int, is_rounded: bool = False) -> tuple[Attention, ...]:
-    """Read off a cache that upstream filled with one token what each attention of the model caches.
+    """Read off a cache that upstream filled with one token what each attention of the model caches; nothing may be.
 
     Args:
         cache: a `DynamicCache`, or an `EncoderDecoderCache` of two.
@@ -72,6 +72,9 @@ def attentions_of(cache: Any, *, rows: int, places: int, is_rounded: bool = Fals
     if isinstance(cache, EncoderDecoderCache):
         parts = [(cache.self_attention_cache, False), (cache.cross_attention_cache, True)]
     found = []
+    layers = [layer for part, _ in parts for layer in part.layers]
+    if all(isinstance(layer, DynamicLayer) and not layer.is_initialized for layer in layers):
+        return ()
     for part, is_cross in parts:
         for index, layer in enumerate(part.layers):
             keys, values = (getattr(layer, name, None) for name in ("keys", "values"))

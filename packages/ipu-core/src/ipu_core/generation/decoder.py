@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 # Whatever upstream says of how a call returns; a step returns logits.
 _HOW = frozenset(("return_dict", "use_cache", "logits_to_keep", "is_first_iteration"))
 _MORE = ("output_attentions", "output_hidden_states")
+# What a step gives that the next one does not go on from.
+_OF_EACH_STEP = frozenset(("logits", "past_key_values", "encoder_last_hidden_state"))
 WIDEST_PROMPT = 128
 
 
@@ -140,10 +142,11 @@ class Decoder:
         """Begin another turn: programs find the model's tensors anew."""
         self._turn += 1
 
-    def new_cache(self, encoder_outputs: Any = None) -> StaticKV:
-        """Give an empty cache, in the memory of the one before, which nobody may go on in."""
+    def new_cache(self, encoder_outputs: Any = None) -> StaticKV | None:
+        """Give an empty cache, in the memory of the one before, which nobody may go on in; None if nothing is cached."""
         if self._cache is None:
-            self._cache = StaticKV(self._attentions(encoder_outputs), capacity=self.sizes.max_length)
+            attentions = self._attentions(encoder_outputs)
+            self._cache = StaticKV(attentions, capacity=self.sizes.max_length) if attentions else None
         else:
             self._cache = self._cache.renewed()
         return self._cache
@@ -288,7 +291,7 @@ class Decoder:
                 continue
             elif name == "attention_mask":
                 yield name, _laid_out(value)
-            elif isinstance(value, torch.Tensor) and value.dim() > 1 and value.shape[-1] == num_tokens:
+            elif _is_of_tokens(value, self.sizes.rows, num_tokens):
                 yield name, _widened(value[..., first:last], width)
             else:
                 raise GenerationModeError(
@@ -334,9 +337,22 @@ class Decoder:
             cache = EncoderDecoderCache(cache, DynamicCache(config=config))
             inputs["encoder_outputs"] = type(encoder_outputs)(last_hidden_state=encoder_outputs[0][:1])
         with torch.no_grad(), in_mode(plain, training=False), on_one_device(plain, inputs) as inputs:
-            plain(**inputs, past_key_values=cache, use_cache=True)
+            outputs = plain(**inputs, past_key_values=cache, use_cache=True)
         sizes = {"rows": self.sizes.rows, "places": self.sizes.max_length}
-        return attentions_of(cache, **sizes, is_rounded=self._rounds_cache)
+        attentions = attentions_of(cache, **sizes, is_rounded=self._rounds_cache)
+        if kept := sorted(outputs.keys() - _OF_EACH_STEP) if not attentions else ():
+            raise CacheError(
+                f"`{self._model.plain_class().__name__}` keeps no keys and values of attention, and goes on from its "
+                f"`{kept[0]}`, which static caches do not hold: generate with `use_cache=False`"
+            )
+        return attentions
+
+
+def _is_of_tokens(value: Any, rows: int, num_tokens: int) -> bool:
+    """Say whether it has something for each token, for each row or for all, as positions and types of tokens do."""
+    if not isinstance(value, torch.Tensor) or value.dim() < 2:
+        return False
+    return value.shape[-1] == num_tokens and value.shape[-2] in (1, rows)
 
 
 def _widened(value: torch.Tensor, width: int) -> torch.Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import logging
 from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 else:
     _LoopBase = object
 
+logger = logging.getLogger(__name__)
 _ADVANCE = "advance"
 WEIGHT_BITS = {"int8": 8, "int4": 4}
 
@@ -150,10 +152,10 @@ class Generator:
         for decoder in self.decoders:
             decoder.begin()
 
-    def new_cache(self, encoder_outputs: Any = None) -> StaticKV | GroupedKV:
-        """Give an empty cache for a call."""
-        caches = [decoder.new_cache(encoder_outputs) for decoder in self.decoders]
-        return caches[0] if len(caches) == 1 else GroupedKV(caches)
+    def new_cache(self, encoder_outputs: Any = None) -> StaticKV | GroupedKV | None:
+        """Give an empty cache for a call; None for a model that keeps no keys and values."""
+        caches = [cache for decoder in self.decoders if (cache := decoder.new_cache(encoder_outputs)) is not None]
+        return GroupedKV(caches) if len(caches) > 1 else caches[0] if caches else None
 
     def encode(self, **inputs: Any) -> Any:
         """Run the encoder, in an executor of its own."""
@@ -302,8 +304,17 @@ class _Loop(_LoopBase):
             raise GenerationModeError(
                 "`use_cache=False` keeps no keys and values, and `cache_dtype='int8'` says how: leave one of them out"
             )
-        if generation_config.use_cache and model_kwargs.get("past_key_values") is None:
-            model_kwargs["past_key_values"] = generator.new_cache(model_kwargs.get("encoder_outputs"))
+        if not generation_config.use_cache or model_kwargs.get("past_key_values") is not None:
+            return
+        cache = generator.new_cache(model_kwargs.get("encoder_outputs"))
+        if cache is not None:
+            model_kwargs["past_key_values"] = cache
+            return
+        name = generator.model.plain_class().__name__
+        if generator.rounds_cache:
+            raise GenerationModeError(f"`{name}` keeps no keys and values for `cache_dtype='int8'` to round: leave it out")
+        logger.warning("%s keeps no keys and values of attention: each step runs all tokens again", name)
+        generation_config.use_cache = model_kwargs["use_cache"] = False
 
     def prepare_inputs_for_generation(self, input_ids: torch.Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Give what the model is called with; once steps are regular, the last tokens are enough."""

@@ -57,32 +57,37 @@ class Positions(TorchFunctionMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
-        name = getattr(func, "__name__", "")
+        name = getattr(func, "__name__", "").removeprefix("__").removesuffix("__")
         counts = [self._count(argument) for argument in args]
-        if name == "arange" and len(args) >= 2 and all(counts[:2]):
-            start, end = counts[:2]
-            if start is not None and end is not None and start.sign == end.sign and len(args) == 2:
-                return torch.arange(end.offset - start.offset, **kwargs) + args[0]
-        if not counts or counts[0] is None:
+        if name == "arange" and len(counts) == 2 and (length := _distance(*counts)) is not None:
+            return torch.arange(length, **kwargs) + args[0]
+        count = counts[0] if counts else None
+        if count is None:
             return func(*args, **kwargs)
-        count, other = counts[0], args[1] if len(args) > 1 else None
-        if name in _ANSWERS and isinstance(other, int):
-            answer = _ANSWERS[name](count, other)
-        elif name == "__bool__":
-            answer = _ANSWERS["ne"](count, 0)
-        elif name == "clamp" and not args[1:] and kwargs.keys() == {"min"} and count.most <= kwargs["min"]:
-            answer = kwargs["min"]
-        else:
-            answer = None
-        if answer is not None:
+        other = args[1] if len(args) == 2 and isinstance(args[1], int) else None
+        if (answer := _answer(name, count, other, kwargs)) is not None:
             return answer
         result = func(*args, **kwargs)
-        if name in _SUMS and isinstance(other, int) and not kwargs:
+        if name in _SUMS and other is not None and not kwargs:
             self._known[id(result)] = result, _SUMS[name](count, other)
         return result
 
     def _count(self, value: Any) -> _Count | None:
         return self._known[id(value)][1] if id(value) in self._known else None
+
+
+def _distance(start: _Count | None, end: _Count | None) -> int | None:
+    return end.offset - start.offset if start and end and start.sign == end.sign else None
+
+
+def _answer(name: str, count: _Count, other: int | None, kwargs: Mapping[str, Any]) -> bool | int | None:
+    """Give what an operation gives for every value of a count; None if it does not give one thing."""
+    if name in _QUESTIONS and other is not None:
+        return _QUESTIONS[name](count, other)
+    if name == "bool":
+        return _not(_is_equal(count, 0))
+    # What torch makes of `max(0, count)` while a graph is captured.
+    return kwargs["min"] if name == "clamp" and kwargs.keys() == {"min"} and count.most <= kwargs["min"] else None
 
 
 def _is_more(count: _Count, than: int) -> bool | None:
@@ -99,7 +104,7 @@ def _not(answer: bool | None) -> bool | None:
     return None if answer is None else not answer
 
 
-_ANSWERS: dict[str, Callable[[_Count, int], bool | None]] = {
+_QUESTIONS: dict[str, Callable[[_Count, int], bool | None]] = {
     "gt": _is_more,
     "ge": lambda count, than: _is_more(count, than - 1),
     "le": lambda count, than: _not(_is_more(count, than)),
@@ -110,5 +115,5 @@ _ANSWERS: dict[str, Callable[[_Count, int], bool | None]] = {
 _SUMS: dict[str, Callable[[_Count, int], _Count]] = {
     "add": operator.add,
     "sub": lambda count, other: count + -other,
-    "__rsub__": lambda count, other: -count + other,
+    "rsub": lambda count, other: -count + other,
 }
