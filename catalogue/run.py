@@ -122,7 +122,8 @@ class Row:
 
 HEADER = (
     f"{'type':20} {'model':36} {'layers':>6}  {'inference':14}  {'training':14}  generation\n"
-    f"{'':64}  {' '.join(f'{n:>4}' for n in IPUS)}  {' '.join(f'{n:>4}' for n in IPUS)}  {GENERATED_ON:>10}  largest seconds"
+    f"{'':64}  {' '.join(f'{n:>4}' for n in IPUS)}  {' '.join(f'{n:>4}' for n in IPUS)}  {GENERATED_ON:>10}"
+    "  largest seconds"
 )
 
 
@@ -365,7 +366,9 @@ def _summary(rows: Sequence[Row], chosen: Sequence[str], seconds: float) -> None
             print(f"{'skipped' if name in SKIPPED else 'note'}: {name}: {reason}")
     for name, reason in UNCACHED.items():
         if not chosen or name in chosen:
-            print(f"note: {name} {'does not generate' if name in NOT_GENERATED else 'generates without caches'}: {reason}")
+            print(
+                f"note: {name} {'does not generate' if name in NOT_GENERATED else 'generates without caches'}: {reason}"
+            )
     failures = [failure for row in rows for failure in row.failures]
     failed = {row.model_type for row in rows if row.failures}
     types = {row.model_type for row in rows}

@@ -256,7 +256,9 @@ def test_a_model_that_goes_on_from_something_else_is_refused_with_a_cache(ids, k
 def test_inputs_that_steps_do_not_take_are_refused_by_name(ids):
     config = transformers.XLNetConfig(vocab_size=64, d_model=32, n_layer=2, n_head=4, d_inner=48)
     generator = generation_model(to_pipelined(lively(transformers.XLNetLMHeadModel(config)), CONFIG))
-    with pytest.raises(GenerationModeError, match="`generate` hands `perm_mask` to the model, and steps take input_ids"):
+    with pytest.raises(
+        GenerationModeError, match="`generate` hands `perm_mask` to the model, and steps take input_ids"
+    ):
         generator.generate(ids, max_new_tokens=2, use_cache=False)
 
 

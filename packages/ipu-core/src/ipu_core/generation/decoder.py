@@ -143,7 +143,7 @@ class Decoder:
         self._turn += 1
 
     def new_cache(self, encoder_outputs: Any = None) -> StaticKV | None:
-        """Give an empty cache, in the memory of the one before, which nobody may go on in; None if nothing is cached."""
+        """Give an empty cache, in the memory of the one before, which nobody may go on in; None if there is none."""
         if self._cache is None:
             attentions = self._attentions(encoder_outputs)
             self._cache = StaticKV(attentions, capacity=self.sizes.max_length) if attentions else None

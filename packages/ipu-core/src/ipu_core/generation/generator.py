@@ -22,7 +22,7 @@ from ..engine.compile import refuse_other_processors
 from ..engine.engines import Engine, usable_engine
 from ..engine.executor import Executor
 from ..engine.schedule import Schedule, decode_schedule
-from ..errors import CacheError, GenerationModeError, NotCompiledError, nearest
+from ..errors import CacheError, GenerationModeError, IPUError, NotCompiledError, nearest
 from ..modeling import PipelineMixin, view
 from .cache import GroupedKV, StaticKV
 from .decoder import WIDEST_PROMPT, Decoder, Sizes
@@ -100,7 +100,12 @@ class Generator:
                 f"`in_flight={self.in_flight}` asks for another one: leave one of them out"
             )
         self._is_under_way = False
-        return _loop(self).generate(*args, **kwargs)
+        try:
+            return _loop(self).generate(*args, **kwargs)
+        except IPUError:
+            if not any(decoder.num_captures for decoder in self.decoders):
+                self.decoders = ()  # a call that was refused fixes no sizes
+            raise
 
     def schedule(self, num_tokens: int) -> Schedule:
         """Give what every IPU does for some tokens between two looks of the host; it prints as a grid.
@@ -312,7 +317,9 @@ class _Loop(_LoopBase):
             return
         name = generator.model.plain_class().__name__
         if generator.rounds_cache:
-            raise GenerationModeError(f"`{name}` keeps no keys and values for `cache_dtype='int8'` to round: leave it out")
+            raise GenerationModeError(
+                f"`{name}` keeps no keys and values for `cache_dtype='int8'` to round: leave it out"
+            )
         logger.warning("%s keeps no keys and values of attention: each step runs all tokens again", name)
         generation_config.use_cache = model_kwargs["use_cache"] = False
 

@@ -2,8 +2,8 @@
 """Arithmetic with the number of cached tokens, which is a tensor in a captured step and an integer to upstream's code.
 
 Upstream counts positions with `torch.arange(length, length + tokens)`, and asks whether anything is cached. As long as
-what it does is adding and subtracting integers, the first has a shape that is known, and the second an answer that is the
-same for every length a step is for.
+it adds and subtracts integers, the first has a shape that is known, and the second often an answer that is the same for
+every length a step is for.
 """
 
 from __future__ import annotations
