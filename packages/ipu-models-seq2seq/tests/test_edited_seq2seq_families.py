@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 from ipu_core import IPUConfig, generation_model, to_pipelined
-from ipu_core.errors import CacheError
+from ipu_core.errors import CacheError, GenerationModeError
 from ipu_core.rewrites.edits import edited, edits_of
 from ipu_core.testing import (
     sample_batch,
@@ -62,5 +62,8 @@ def test_tokens_are_the_plain_models_with_static_caches(name):
     if name.startswith("ProphetNet"):
         with pytest.raises(CacheError, match="use_cache=False"):
             generator.generate(ids, **options)
-        options["use_cache"] = False
+        for _ in range(2):
+            with pytest.raises(GenerationModeError, match="gives other logits after 1 tokens when more follow them"):
+                generator.generate(ids, use_cache=False, **options)
+        return
     assert torch.equal(generator.generate(ids, **options), model.generate(ids, **options))

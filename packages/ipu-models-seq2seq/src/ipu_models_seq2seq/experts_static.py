@@ -102,16 +102,20 @@ if self.training and self.layerdrop > 0.0:
     dropout_probability = torch.rand([])
     skip_the_layer = dropout_probability < self.layerdrop
 """
-# The places of a step's own tokens, which upstream takes for the last ones of the mask.
-_PLACES = "past_key_values.get_seq_length() + torch.arange(hidden_states.shape[1], device=attention_mask.device)"
-_OF_ITS_TOKENS = (
-    "self.ffn(hidden_states, attention_mask if attention_mask is None or past_key_values is None "
-    f"else attention_mask.index_select(-1, {_PLACES}))"
-)
+# The places of a step's own tokens: the last ones of a cache that grows, whose length counts them already, and those
+# from its length on of a static one.
+_OF_ITS_TOKENS = """
+padding_mask = attention_mask
+if attention_mask is not None and past_key_values is not None:
+    num_tokens, num_places = hidden_states.shape[1], attention_mask.shape[-1]
+    first = torch.as_tensor(past_key_values.get_seq_length()).clamp(max=num_places - num_tokens)
+    padding_mask = attention_mask.index_select(-1, first + torch.arange(num_tokens, device=attention_mask.device))
+hidden_states = self.ffn(hidden_states, padding_mask)
+"""
 NLLB_MOE_EDITS = (
     Edit(
         target=f"{NLLB_MOE}:NllbMoeDecoderLayer.forward",
-        changes=(("self.ffn(hidden_states, attention_mask)", _OF_ITS_TOKENS),),
+        changes=(("hidden_states = self.ffn(hidden_states, attention_mask)", _OF_ITS_TOKENS),),
         digest="318dccb54c307cb7",
         reason="experts take what the end of a mask hides for padding, and the end of a static cache's mask is hidden",
         versions=VERSIONS,

@@ -182,7 +182,7 @@ class Decoder:
             )
         with torch.no_grad():
             if cache is None:
-                logits = self._run(given, None, 0, tokens.shape[1], self.sizes.max_length)
+                logits = self._run_uncached(given, tokens.shape[1])
             else:
                 logits = self._run_cached(given, cache, tokens.shape[1])
         return logits[:rows]
@@ -214,6 +214,39 @@ class Decoder:
         logits = yield from self._one_token.advancing(self._filled(tokens))
         self._cache.length += 1
         return logits[: len(tokens)]
+
+    def _run_uncached(self, given: Mapping[str, Any], num_tokens: int) -> torch.Tensor:
+        programs = self._parts.programs
+        known = set(programs)
+        logits = self._run(given, None, 0, num_tokens, self.sizes.max_length)
+        if new := programs.keys() - known:
+            try:
+                self._hold_against_plain(given, logits)
+            except GenerationModeError:
+                for kind in new:
+                    del self._bound[kind], programs[kind]  # another call is to say the same
+                raise
+        return logits
+
+    def _hold_against_plain(self, given: Mapping[str, Any], logits: torch.Tensor) -> None:
+        """Refuse a model of which a token looks at what follows it: sequences are filled up to one length.
+
+        Where weights are rounded, or on devices of their own, there is nothing to hold it against.
+        """
+        if self._parts.weight_bits is not None or self._config.devices is not None:
+            return
+        plain = self._model.to_transformers()
+        with in_mode(plain, training=False):
+            wanted = plain(**given, use_cache=False).logits[:, -1:].float()
+        largest = wanted.abs().max().item()
+        difference = (logits.to(wanted.device) - wanted).abs().max().item()
+        if difference > largest * (1e-3 if logits.dtype in (torch.float32, torch.float64) else 0.1):
+            num_tokens = given[self._ids].shape[1]
+            raise GenerationModeError(
+                f"`{self._model.plain_class().__name__}` gives other logits after {num_tokens} tokens when more follow "
+                f"them: they differ by {difference:.2g}, and the largest is {largest:.2g}. Steps of static shapes fill "
+                "sequences up to one length, so that it cannot generate: use the plain model"
+            )
 
     def _run_cached(self, given: Mapping[str, Any], cache: StaticKV, num_tokens: int) -> torch.Tensor:
         done, logits = 0, None
