@@ -24,14 +24,23 @@ def test_unpacking_rounds_each_weight_to_the_nearest(bits, group_size, outputs):
     packing = Packing(bits=bits, group_size=group_size)
     found = packing.unpack(*packing.pack(weight), outputs)
     groups = weight.view(outputs, -1, group_size)
-    steps = groups.abs().amax(-1) / (2 ** (bits - 1) - 0.5)
+    steps = groups.abs().amax(-1) / 127.5 if bits == 8 else (groups.amax(-1) - groups.amin(-1)) / 15
     errors = (found - weight).view_as(groups).abs().amax(-1)
     assert (errors <= steps * 0.5001 + 1e-6).all()
     assert packing.pack(weight)[0].nbytes == -(-outputs // 8) * 8 * 128 * bits // 8
 
 
-def test_a_group_of_zeros_is_exact():
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_group_of_zeros_is_exact(bits):
     weight = torch.zeros(8, 32)
+    packing = Packing(bits=bits, group_size=32)
+    assert torch.equal(packing.unpack(*packing.pack(weight), 8), weight)
+
+
+def test_16_levels_a_group_are_exact_in_4_bits_wherever_they_lie():
+    levels = torch.randint(16, (8, 4, 32), generator=torch.Generator().manual_seed(0)).float()
+    levels[..., 0], levels[..., 1] = 0, 15
+    weight = (levels * 0.25 + torch.tensor([-3.0, 0.5, -0.125, 7.0])[:, None]).flatten(1)
     packing = Packing(bits=4, group_size=32)
     assert torch.equal(packing.unpack(*packing.pack(weight), 8), weight)
 
@@ -129,7 +138,7 @@ def test_other_kinds_of_weights_are_refused():
         generation_model(to_pipelined(model, IPUConfig(layers_per_ipu=[2])), weights="int9")
 
 
-@pytest.mark.parametrize(("weights", "rows"), [(None, 1), ("int8", 3)])
+@pytest.mark.parametrize(("weights", "rows"), [(None, 1), ("int8", 3), ("int4", 1)])
 def test_compiled_steps_give_the_same_tokens(weights, rows):
     """With packed weights keys and values are rounded too."""
     model = lively(LlamaForCausalLM(LlamaConfig(**SIZE, **HEADS)))
@@ -137,7 +146,7 @@ def test_compiled_steps_give_the_same_tokens(weights, rows):
     found = []
     for compiled in (False, True):
         pipelined = to_pipelined(model, IPUConfig(layers_per_ipu=[1, 1], compile=compiled))
-        generator = generation_model(pipelined, weights=weights, cache_dtype=weights)
+        generator = generation_model(pipelined, weights=weights, cache_dtype=weights and "int8")
         found.append(generator.generate(ids, max_new_tokens=10, do_sample=False))
         step = generator.decoder.programs[-1]
         # Before the first layer there is no product.

@@ -232,8 +232,8 @@ def generation_model(
         max_length: places of the caches, prompt and new tokens; by default what the first call asks for.
         prompt_width: tokens of a prompt that run at once; by default a power of two that holds the first one, at most
             128.
-        weights: "int8" or "int4" to run linear layers with their weights rounded to so many bits, in groups of 64
-            (32 for "int4") inputs with a scale each; the model keeps its own.
+        weights: "int8" to run linear layers with their weights rounded to 8 bits, in groups of 64 inputs with a scale
+            each; "int4" for 4 bits, in groups of 32 with a scale and a smallest weight; the model keeps its own.
         cache_dtype: "int8" to keep keys and values as integers of 8 bits with a scale for each head and token, in
             about a quarter of the memory; by default they are kept as the model computes them.
         tokens_per_call: decode steps between two looks of the host at whether all sequences have ended. With 1

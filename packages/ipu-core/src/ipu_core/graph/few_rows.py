@@ -13,9 +13,8 @@ import math
 from typing import Any
 
 import torch
-from torch._inductor import inductor_prims  # noqa: F401  (defines torch.ops.prims.inductor_force_stride_order)
 
-from .packed_weights import packed_linear, row_product
+from .packed_weights import computed, packed_linear, row_product
 
 aten = torch.ops.aten
 
@@ -106,11 +105,6 @@ def _streams(graph: torch.fx.Graph, weights: list[torch.fx.Node], wanted: int) -
 
 def _sizes(node: Any) -> list[int]:
     return list(_shape(node))
-
-
-def computed(graph: torch.fx.Graph, value: torch.fx.Node, strides: tuple[int, ...]) -> torch.fx.Node:
-    """Let the compiler compute a value once, rather than again in each of the sums that read it."""
-    return graph.call_function(torch.ops.prims.inductor_force_stride_order.default, (value, list(strides)))
 
 
 def _is_attention(node: Any) -> bool:
