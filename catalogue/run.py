@@ -69,6 +69,7 @@ MICRO_BATCHES, ROWS = 2, 2
 IPUS = (1, 2, 4)
 GENERATED_ON = 2
 PROMPT_TOKENS, NEW_TOKENS = 6, 6
+LOGITS = {"output_logits": True, "return_dict_in_generate": True}
 MODES: dict[str, dict[str, Any]] = {
     "greedy search": {"do_sample": False},
     "sampling": {"do_sample": True, "top_k": 20},
@@ -195,9 +196,9 @@ def _examine(model_type: str, case: Case) -> Row:
             differences.update({(kind, num_ipus): _text(error) for num_ipus in missing})
     if case.has_head and case.model.can_generate():
         try:
-            _generate(case.model, model_type)
+            found = _generate(case.model, model_type)
             if model_type not in NOT_GENERATED:
-                differences["generation", GENERATED_ON] = 0.0
+                differences["generation", GENERATED_ON] = found
         except Exception as error:
             differences["generation", GENERATED_ON] = _text(error)
     return Row(
@@ -245,8 +246,8 @@ def _training(case: Case) -> Iterator[tuple[int, int, float]]:
     model.zero_grad()
 
 
-def _generate(model: Any, model_type: str) -> None:
-    """Generate with a model and its pipelined self.
+def _generate(model: Any, model_type: str) -> float:
+    """Generate with a model and its pipelined self, and give the largest difference of logits.
 
     Raises:
         AssertionError: other tokens, or what is known not to work is not refused.
@@ -260,7 +261,8 @@ def _generate(model: Any, model_type: str) -> None:
     if model.config.is_encoder_decoder:
         model.generation_config.update(decoder_start_token_id=2)
     ids = torch.randint(8, 60, (ROWS, PROMPT_TOKENS), generator=torch.Generator().manual_seed(1))
-    given = {"attention_mask": torch.ones_like(ids), "max_new_tokens": NEW_TOKENS}
+    given = {"attention_mask": torch.ones_like(ids), "max_new_tokens": NEW_TOKENS, **LOGITS}
+    largest = 0.0
     pipelined = to_pipelined(model, _config(GENERATED_ON))
     generators: dict[Any, Any] = {}
     for mode, options in MODES.items():
@@ -270,11 +272,15 @@ def _generate(model: Any, model_type: str) -> None:
         if model_type in NOT_GENERATED or (model_type in UNCACHED and options.get("use_cache", True)):
             _refused(generator, ids, **given, **options)
             continue
-        found = []
+        made = []
         for which in (model, generator):
             torch.manual_seed(0)
-            found.append(which.generate(ids, **given, **options))
-        assert torch.equal(*found), f"{mode} gives {found[1].tolist()}, and the plain model {found[0].tolist()}"
+            made.append(which.generate(ids, **given, **options))
+        plain, found = made
+        is_equal = torch.equal(found.sequences, plain.sequences)
+        assert is_equal, f"{mode} gives {found.sequences.tolist()}, and the plain model {plain.sequences.tolist()}"
+        largest = max(largest, difference(found.logits, plain.logits))
+    return largest
 
 
 def _refused(generator: Any, ids: torch.Tensor, **options: Any) -> None:
@@ -373,7 +379,9 @@ def _summary(rows: Sequence[Row], chosen: Sequence[str], seconds: float) -> None
     failures = [failure for row in rows for failure in row.failures]
     failed = {row.model_type for row in rows if row.failures}
     types = {row.model_type for row in rows}
-    num_generated = sum(row.differences.get(("generation", GENERATED_ON)) == 0.0 for row in rows)
+    num_generated = sum(
+        isinstance(row.differences.get(("generation", GENERATED_ON)), float) for row in rows if not row.failures
+    )
     print(*(f"FAIL: {failure}" for failure in failures), sep="\n", end="\n" if failures else "")
     print(
         f"{len(types) - len(failed)} of {len(types)} types equal the plain model, {len(rows)} models in all, "

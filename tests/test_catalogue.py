@@ -61,7 +61,7 @@ def test_a_type_is_examined_with_its_head(catalogue):
 def test_a_head_that_generates_gives_the_plain_models_tokens(catalogue):
     base, head = catalogue.examine("gpt2")
     assert ("generation", 2) not in base.differences
-    assert head.differences["generation", 2] == 0.0
+    assert 0 <= head.differences["generation", 2] < 1e-6
     assert str(head).count("ok") == 7
 
 
