@@ -80,6 +80,7 @@ class PipelineMixin(_MixinBase):
     @classmethod
     def plain_class(cls) -> type[Any]:
         """Give the class this one is mixed into."""
+        # Not the first that is no pipelined one: while a graph is captured, torch puts classes of its own before it.
         return cls.__mro__[cls.__mro__.index(PipelineMixin) + 1]
 
     @property

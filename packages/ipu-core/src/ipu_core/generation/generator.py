@@ -90,8 +90,8 @@ class Generator:
 
         Raises:
             CacheError: a prompt longer than the cache, or another batch or number of beams than compiled.
-            GenerationModeError: assisted, contrastive, constrained or group beam search, or a loop of one's own where
-                `tokens_per_call` or `in_flight` asks for ours.
+            GenerationModeError: assisted, contrastive, constrained or group beam search, a loop of one's own where
+                `tokens_per_call` or `in_flight` asks for ours, or a model whose logits change when other tokens follow.
         """
         _refuse_other_modes(self.model, kwargs)
         if self.device_loop is not None and kwargs.get("custom_generate") is not None:
