@@ -30,7 +30,7 @@ import torch
 import transformers
 from ipu_core import IPUConfig, generation_model, to_pipelined
 from ipu_core.generation.generator import WEIGHT_BITS
-from ipu_core.generation.program import GROUP_SIZE
+from ipu_core.generation.program import HEAD_BITS
 from ipu_core.graph.packed_weights import Packing
 from results import report
 
@@ -111,7 +111,7 @@ def measured(
             seconds[side].append(time.perf_counter() - started)
     ours = statistics.median(seconds["ours"])
     tokens = rows * NEW_TOKENS
-    read = sum(p.numel() for p in model.parameters()) * (WEIGHT_BITS[weights] / 8 if weights else 4)
+    read = sum(map(num_bytes(model, weights), model.parameters()))
     return {
         "theirs_tokens_per_s": tokens / statistics.median(seconds["theirs"]),
         "ours_tokens_per_s": tokens / ours,
@@ -119,6 +119,20 @@ def measured(
         "equal_tokens": float((found == wanted).float().mean()),
         "of_bandwidth": read * NEW_TOKENS / ours / limit,
     }
+
+
+def num_bytes(model: Any, weights: str | None) -> Callable[[torch.nn.Parameter], int]:
+    """Say how many bytes of a parameter a step reads."""
+    head = model.get_output_embeddings().weight
+
+    def read(parameter: torch.nn.Parameter) -> int:
+        if not weights or parameter.dim() < 2:
+            return parameter.nbytes
+        bits = HEAD_BITS if parameter is head else WEIGHT_BITS[weights]
+        parts = Packing.of(parameter.shape[1], bits).parts(*parameter.shape)
+        return sum(math.prod(shape) * dtype.itemsize for shape, dtype in parts)
+
+    return read
 
 
 def bandwidth() -> float:
@@ -201,7 +215,7 @@ def perplexity(model: Any, text: torch.Tensor, weights: str | None) -> float:
         if weights and isinstance(module, torch.nn.Linear):
             before[name] = module.weight
             outputs, inputs = module.weight.shape
-            packing = Packing(bits=WEIGHT_BITS[weights], group_size=math.gcd(inputs, GROUP_SIZE[WEIGHT_BITS[weights]]))
+            packing = Packing.of(inputs, HEAD_BITS if module is model.get_output_embeddings() else WEIGHT_BITS[weights])
             module.weight = torch.nn.Parameter(packing.unpack(*packing.pack(module.weight.detach()), outputs))
     losses = []
     with torch.no_grad():

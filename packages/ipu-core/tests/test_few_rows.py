@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Products of few rows and attention of one query, written as sums, are what libraries give."""
+"""Products of few rows as operations of their own, and attention of one query as sums, are what libraries give."""
 
 import pytest
 import torch
-from ipu_core.graph.few_rows import MOST_ROWS, few_rows
+from ipu_core.graph.few_rows import MOST_ROWS, with_attention_as_sums, with_few_row_products
 from torch.nn import functional
 
 
@@ -22,10 +22,10 @@ class Attention(torch.nn.Module):
 
 
 def lowered(module, *inputs):
-    """Give a module's graph, and the same with sums, as functions of its parameters and inputs."""
+    """Give a module's graph, and the same for few rows, as functions of its parameters and inputs."""
     torch.manual_seed(0)
     program = torch.export.export(module, inputs).graph_module
-    return program, few_rows(program)
+    return program, with_attention_as_sums(with_few_row_products(program))
 
 
 def equal(module, *inputs):
@@ -57,9 +57,16 @@ def test_attention(rows, mask):
     equal(Attention(), query, keys, values, *masks[mask])
 
 
-def test_many_rows_are_for_a_library():
+class Transposed(torch.nn.Module):
+    def forward(self, x, weight):
+        return functional.linear(x, weight.T)
+
+
+def test_what_the_operations_do_not_know_is_for_a_library():
     for module, inputs in (
         (Product(True), (torch.randn(MOST_ROWS + 1, 24),)),
+        (Product(True).double(), (torch.randn(1, 24, dtype=torch.float64),)),
+        (Transposed(), (torch.randn(1, 24), torch.randn(24, 10))),
         (Attention(), (torch.randn(1, 4, 2, 6), *torch.randn(2, 1, 2, 5, 6))),
     ):
         program, changed = lowered(module, *inputs)

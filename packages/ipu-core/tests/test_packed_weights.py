@@ -3,15 +3,14 @@
 
 import copy
 import gc
-import math
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from ipu_core import IPUConfig, generation_model, to_pipelined
 from ipu_core.errors import CompileError
-from ipu_core.generation.program import GROUP_SIZE
-from ipu_core.graph.few_rows import few_rows
+from ipu_core.generation.program import HEAD_BITS
+from ipu_core.graph.few_rows import few_rows_packed_linear, with_few_row_products
 from ipu_core.graph.packed_weights import Packing, Room, packed_linear
 from test_generation import HEADS, SIZE, lively
 from transformers import BartConfig, BartForConditionalGeneration, LlamaConfig, LlamaForCausalLM
@@ -24,10 +23,10 @@ def test_unpacking_rounds_each_weight_to_the_nearest(bits, group_size, outputs):
     packing = Packing(bits=bits, group_size=group_size)
     found = packing.unpack(*packing.pack(weight), outputs)
     groups = weight.view(outputs, -1, group_size)
-    steps = groups.abs().amax(-1) / 127.5 if bits == 8 else (groups.amax(-1) - groups.amin(-1)) / 15
+    steps = (groups.amax(-1) - groups.amin(-1)) / (2**bits - 1)
     errors = (found - weight).view_as(groups).abs().amax(-1)
     assert (errors <= steps * 0.5001 + 1e-6).all()
-    assert packing.pack(weight)[0].nbytes == -(-outputs // 8) * 8 * 128 * bits // 8
+    assert packing.pack(weight)[0].nbytes == -(-outputs // 16) * 16 * 128 * bits // 8
 
 
 @pytest.mark.parametrize("bits", [8, 4])
@@ -37,17 +36,18 @@ def test_a_group_of_zeros_is_exact(bits):
     assert torch.equal(packing.unpack(*packing.pack(weight), 8), weight)
 
 
-def test_16_levels_a_group_are_exact_in_4_bits_wherever_they_lie():
-    levels = torch.randint(16, (8, 4, 32), generator=torch.Generator().manual_seed(0)).float()
-    levels[..., 0], levels[..., 1] = 0, 15
+@pytest.mark.parametrize("bits", [8, 4])
+def test_as_many_levels_as_there_are_integers_are_exact_wherever_they_lie(bits):
+    levels = torch.randint(2**bits, (8, 4, 32), generator=torch.Generator().manual_seed(0)).float()
+    levels[..., 0], levels[..., 1] = 0, 2**bits - 1
     weight = (levels * 0.25 + torch.tensor([-3.0, 0.5, -0.125, 7.0])[:, None]).flatten(1)
-    packing = Packing(bits=4, group_size=32)
+    packing = Packing(bits=bits, group_size=32)
     assert torch.equal(packing.unpack(*packing.pack(weight), 8), weight)
 
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_weights_are_packed_one_below_the_other(bits):
-    weights = [torch.randn(n, 64, generator=torch.Generator().manual_seed(n)) for n in (16, 8, 5)]
+    weights = [torch.randn(n, 64, generator=torch.Generator().manual_seed(n)) for n in (32, 16, 5)]
     packing = Packing(bits=bits, group_size=32)
     for found, wanted in zip(packing.pack(*weights), packing.pack(torch.cat(weights)), strict=True):
         assert torch.equal(found.view(torch.int32), wanted.view(torch.int32))
@@ -55,7 +55,7 @@ def test_weights_are_packed_one_below_the_other(bits):
 
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("rows", [1, 3])
-def test_rows_as_sums_are_the_product(bits, rows):
+def test_few_rows_are_an_operation_of_their_own(bits, rows):
     generator = torch.Generator().manual_seed(1)
     weight, row = torch.randn(13, 96, generator=generator), torch.randn(rows, 1, 96, generator=generator)
     packing = Packing(bits=bits, group_size=32)
@@ -69,19 +69,19 @@ def test_rows_as_sums_are_the_product(bits, rows):
     product = graph.call_function(packed_linear, (*inputs, bits, 13))
     product.meta["val"] = wanted
     graph.output((product,))
-    lowered = few_rows(torch.fx.GraphModule({}, graph))
-    assert packed_linear not in [node.target for node in lowered.graph.nodes]
+    lowered = with_few_row_products(torch.fx.GraphModule({}, graph))
+    targets = [node.target for node in lowered.graph.nodes]
+    assert packed_linear not in targets and few_rows_packed_linear in targets
     torch.testing.assert_close(lowered(row, *parts)[0], wanted, atol=1e-4, rtol=1e-4)
 
 
 def rounded(model, weights, parts):
     """Give a copy of a model of which the linear layers of some parts have weights that were packed."""
     model = copy.deepcopy(model)
-    bits = int(weights[3:])
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear) and name.startswith(parts):
             outputs, inputs = module.weight.shape
-            packing = Packing(bits=bits, group_size=math.gcd(inputs, GROUP_SIZE[bits]))
+            packing = Packing.of(inputs, HEAD_BITS if name == "lm_head" else int(weights[3:]))
             module.weight = torch.nn.Parameter(packing.unpack(*packing.pack(module.weight.detach()), outputs))
     return model
 

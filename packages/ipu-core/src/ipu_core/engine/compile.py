@@ -9,9 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import importlib.metadata
 import logging
-import platform
 import tempfile
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -26,27 +24,19 @@ from ..config import ExecutionConfig
 from ..errors import IncompatibleIPUConfigError
 from ..graph.capture import Capture
 from ..graph.functions import is_function
-from ..graph.packed_weights import LANES, WORD
+from ..graph.packed_weights import Part
 from ..graph.split import StageGraph
 from ..graph.store import text_of
 from ..report.progress import progress
 from .cache import NO_CACHE, ExecutableCache
 from .compilers import Compilers, Job, write_job
 from .executable import OPTIONS, Executable, Spec
+from .kernels import native_facts
 
 logger = logging.getLogger(__name__)
-NOTHING_MORE: Mapping[str, tuple[int, ...]] = MappingProxyType({})
-# A sum over products with a packed weight is one expression: its parts are not to be written to memory first.
-STEP_OPTIONS: Mapping[str, Any] = MappingProxyType(
-    {**OPTIONS, "realize_opcount_threshold": 1000, "realize_reads_threshold": 100, "realize_acc_reads_threshold": 100}
-)
-
-# There is little to wait for in memory, so that instructions count: a product and a sum are one, and words of eight
-# channels are one vector, where a processor has longer ones too.
-_VECTORS = {"cpp.simdlen": WORD * LANES} if torch.backends.cpu.get_cpu_capability() == "AVX512" else {}
-PACKED_STEP_OPTIONS: Mapping[str, Any] = MappingProxyType(
-    {**STEP_OPTIONS, "cpp.enable_floating_point_contract_flag": "fast", **_VECTORS}
-)
+# What calls the kernels is a tenth of a step, when they are as short as those of one token.
+STEP_OPTIONS: Mapping[str, Any] = MappingProxyType({**OPTIONS, "aot_inductor.compile_wrapper_opt_level": "O1"})
+NOTHING_MORE: Mapping[str, Part] = MappingProxyType({})
 
 
 def compiled(
@@ -77,7 +67,7 @@ class Compilation:
         pieces: its stages, or parts of them.
         trainable: the values of `captured` that are parameters with gradients.
         cache: where executables are kept.
-        more: names and shapes of float32 inputs of pieces that the captured model has not.
+        more: inputs of pieces that the captured model has not, by name.
         options: for torch's inductor.
         only: the pieces to compile; all by default.
         compilers: processes that may have been started; they are ended.
@@ -90,7 +80,7 @@ class Compilation:
         trainable: Collection[str] = (),
         cache: ExecutableCache = NO_CACHE,
         *,
-        more: Mapping[str, tuple[int, ...]] = NOTHING_MORE,
+        more: Mapping[str, Part] = NOTHING_MORE,
         options: Mapping[str, Any] = OPTIONS,
         only: Collection[StageGraph] | None = None,
         compilers: Compilers | None = None,
@@ -170,7 +160,7 @@ def _examples(
     captured: Capture,
     pieces: Sequence[StageGraph],
     trainable: Collection[str],
-    more: Mapping[str, tuple[int, ...]],
+    more: Mapping[str, Part],
     texts: Mapping[StageGraph, str],
 ) -> Iterator[tuple[StageGraph, list[torch.Tensor]]]:
     """Give the pieces that can be compiled with inputs that have no data, by running each graph on such inputs."""
@@ -184,7 +174,7 @@ def _examples(
             if node.op == "placeholder" and isinstance(value, torch.Tensor):
                 made = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype)
                 values[node.name] = made.requires_grad_(captured.training and node.name in trainable)
-        values |= {name: torch.empty(shape) for name, shape in more.items()}
+        values |= {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in more.items()}
     for piece in pieces:
         inputs = [values.get(name) for name in piece.inputs]
         key = (texts[piece], *map(_look, inputs)) if piece in texts else piece
@@ -216,17 +206,6 @@ def _key(text: str, inputs: Sequence[torch.Tensor], training: bool, options: Map
         training,
         sorted(options.items()),
         # Code is made for this processor, and for so many threads.
-        (_versions_and_processor(), torch.get_num_threads()),
+        (native_facts(), torch.get_num_threads()),
     )
     return hashlib.sha256(repr(parts).encode()).hexdigest()
-
-
-@functools.cache
-def _versions_and_processor() -> tuple[str, ...]:
-    versions = [importlib.metadata.version(package) for package in ("ipu-core", "torch")]
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            processor = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    except OSError:
-        processor = platform.processor()
-    return (*versions, platform.machine(), torch.backends.cpu.get_cpu_capability(), processor)

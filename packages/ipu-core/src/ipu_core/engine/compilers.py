@@ -24,7 +24,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..graph.store import NotStorable, graph_from_json, graph_to_json
 from .cache import ExecutableCache
-from .executable import write_executable
+from .executable import OPTIONS, write_executable
 
 JOB_FILE, DONE, FAILED = "job.json", "done", "failed"
 # Precompiled headers take ten seconds or so to make, and save two or three for each graph that a core compiles.
@@ -193,10 +193,14 @@ def _compile(folder: Path) -> None:
 
 def _main() -> None:
     """Compile what the standard input names, until it ends."""
-    # What is imported only when a graph is compiled: the parent is busy meanwhile.
+    # What is imported, and tried out, only when a graph is compiled: the parent is busy meanwhile.
     for module in ("compile_fx", "codecache", "codegen.cpp", "codegen.cpp_wrapper_cpu", "package"):
         with contextlib.suppress(ImportError):
             __import__(f"torch._inductor.{module}")
+    with contextlib.suppress(ImportError), torch._inductor.config.patch(dict(OPTIONS)):
+        from torch._inductor.cpu_vec_isa import pick_vec_isa
+
+        pick_vec_isa()
     answers, sys.stdout = sys.stdout, sys.stderr
     for line in sys.stdin:
         try:

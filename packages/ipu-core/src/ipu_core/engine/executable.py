@@ -19,6 +19,7 @@ from torch._functorch.aot_autograd import aot_export_joint_simple
 from torch._functorch.partitioners import min_cut_rematerialization_partition
 
 from ..errors import BatchMismatchError, CompileError
+from .kernels import SHIMS
 
 FORWARD_FILE, BACKWARD_FILE, MANIFEST = "forward.pt2", "backward.pt2", "executable.json"
 OPTIONS: Mapping[str, Any] = MappingProxyType(
@@ -222,7 +223,8 @@ def _write_code(
     program: torch.nn.Module, examples: Sequence[torch.Tensor], file: Path, options: Mapping[str, Any]
 ) -> None:
     exported = torch.export.export(program, tuple(examples), strict=False)
-    torch._inductor.aoti_compile_and_package(exported, package_path=str(file), inductor_configs=dict(options))
+    told = {**options, "aot_inductor.custom_ops_to_c_shims": SHIMS}
+    torch._inductor.aoti_compile_and_package(exported, package_path=str(file), inductor_configs=told)
 
 
 def _without_aliases(program: torch.fx.GraphModule) -> torch.fx.GraphModule:

@@ -7,15 +7,14 @@ Linear layers that read the same value, such as queries, keys and values, are pa
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from ..graph.capture import Capture
-from ..graph.packed_weights import LANES, Packing, packed_linear
+from ..graph.packed_weights import LANES, Packing, Part, packed_linear
 from ..graph.split import StageGraph
 from .weights import Tensors
 
@@ -24,11 +23,11 @@ PARTS = ("words", "scales")
 
 @dataclass(frozen=True, kw_only=True)
 class Slot:
-    """Weights that are packed as one: the values of the graph they are, how they are packed, and into what shapes."""
+    """Weights that are packed as one: the values of the graph they are, how they are packed, and into what."""
 
     values: tuple[str, ...]
     packing: Packing
-    shapes: tuple[tuple[int, ...], ...]
+    parts: tuple[Part, ...]
 
     def names(self) -> list[str]:
         """Give the names of its parts, as inputs of pieces."""
@@ -36,15 +35,14 @@ class Slot:
 
 
 def with_packed_weights(
-    captured: Capture, pieces: Sequence[StageGraph], *, bits: int, group_size: int
+    captured: Capture, pieces: Sequence[StageGraph], bits: Callable[[str], int]
 ) -> tuple[tuple[StageGraph, ...], tuple[Slot, ...]]:
     """Give the same pieces with products of packed weights in the place of those of their linear layers.
 
     Args:
         captured: the captured model.
         pieces: of it, in run order.
-        bits: of a weight, 8 or 4.
-        group_size: inputs that share a scale; fewer where the inputs of a layer do not divide into it.
+        bits: gives those of a weight, 8 or 4, for the name of the parameter.
 
     Returns:
         the pieces, and what they read that is packed.
@@ -54,10 +52,10 @@ def with_packed_weights(
     slots: dict[tuple[str, ...], Slot] = {}
     for piece in pieces:
         sources = [captured.sources.get(name) for name in piece.inputs]
-        is_parameter = tuple(source is not None and source.kind == "parameter" for source in sources)
-        key = (piece.program, is_parameter)  # pieces that share a program go on sharing one
+        wanted = tuple(bits(s.name) if s is not None and s.kind == "parameter" else None for s in sources)
+        key = (piece.program, wanted)  # pieces that share a program go on sharing one
         if key not in made:
-            made[key] = _packed(piece.program, is_parameter, bits, group_size)
+            made[key] = _packed(piece.program, wanted)
         own = [group.slot(piece.inputs) for group in made[key].groups]
         slots.update({slot.values: slot for slot in own})
         names = [name for slot in own for name in slot.names()]
@@ -79,11 +77,11 @@ class _Group:
         return [int(_weight(layer).meta["val"].shape[0]) for layer in self.layers]
 
     @property
-    def shapes(self) -> tuple[tuple[int, ...], ...]:
-        return self.packing.shapes(sum(self.outputs), int(_weight(self.layers[0]).meta["val"].shape[1]))
+    def parts(self) -> tuple[Part, ...]:
+        return self.packing.parts(sum(self.outputs), int(_weight(self.layers[0]).meta["val"].shape[1]))
 
     def slot(self, inputs: Sequence[str]) -> Slot:
-        return Slot(values=tuple(inputs[i] for i in self.weights), packing=self.packing, shapes=self.shapes)
+        return Slot(values=tuple(inputs[i] for i in self.weights), packing=self.packing, parts=self.parts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,16 +93,16 @@ class _Packed:
     kept: list[int]
 
 
-def _packed(program: torch.fx.GraphModule, is_parameter: Sequence[bool], bits: int, group_size: int) -> _Packed:
+def _packed(program: torch.fx.GraphModule, bits: Sequence[int | None]) -> _Packed:
+    """Pack the weights among the inputs of a program that are given bits."""
     placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
-    positions = {node: i for i, node in enumerate(placeholders) if is_parameter[i]}
-    groups = _groups(program.graph, positions, bits, group_size)
+    groups = _groups(program.graph, {node: (i, of) for i, node in enumerate(placeholders) if (of := bits[i])})
     packed = {layer for group in groups for layer in group.layers}
     graph = torch.fx.Graph()
     parts = [[graph.placeholder(f"group_{i}_{part}") for part in PARTS] for i in range(len(groups))]
     for group, of_group in zip(groups, parts, strict=True):
-        for node, shape in zip(of_group, group.shapes, strict=True):
-            node.meta["val"] = torch.empty(shape, device="meta")
+        for node, (shape, dtype) in zip(of_group, group.parts, strict=True):
+            node.meta["val"] = torch.empty(shape, dtype=dtype, device="meta")
     values: dict[torch.fx.Node, torch.fx.Node] = {}
     kept = []
     for i, node in enumerate(placeholders):
@@ -120,21 +118,27 @@ def _packed(program: torch.fx.GraphModule, is_parameter: Sequence[bool], bits: i
     return _Packed(program=torch.fx.GraphModule(program, graph), groups=groups, kept=kept)
 
 
-def _groups(graph: torch.fx.Graph, positions: Mapping[torch.fx.Node, int], bits: int, group_size: int) -> list[_Group]:
-    """Give the linear layers of which weights can be packed, those together that read the same value."""
+def _groups(graph: torch.fx.Graph, parameters: Mapping[torch.fx.Node, tuple[int, int]]) -> list[_Group]:
+    """Give the linear layers of which weights can be packed, those together that read the same value.
+
+    Args:
+        graph: of a program.
+        parameters: positions and bits of those of its inputs that may be packed.
+    """
     found: dict[Any, _Group] = {}
     for node in graph.nodes:
         weight, bias = _weight(node), _bias(node)
-        if weight not in positions or (bias is not None and bias.op != "placeholder"):
+        if weight not in parameters or (bias is not None and bias.op != "placeholder"):
             continue
-        packing = Packing(bits=bits, group_size=math.gcd(weight.meta["val"].shape[1], group_size))
+        position, bits = parameters[weight]
+        packing = Packing.of(weight.meta["val"].shape[1], bits)
         if packing.group_size < packing.per_word:
             continue
         # Another one begins after channels that do not fill their block.
-        key = (node.args[0], sum(1 for group in found.values() if group.outputs[-1] % LANES))
+        key = (node.args[0], packing, sum(1 for group in found.values() if group.outputs[-1] % LANES))
         group = found.setdefault(key, _Group(layers=[], weights=[], packing=packing))
         group.layers.append(node)
-        group.weights.append(positions[weight])
+        group.weights.append(position)
     return list(found.values())
 
 
@@ -214,6 +218,6 @@ class PackedWeights:
         return found
 
 
-def example_parts(slots: Sequence[Slot]) -> dict[str, tuple[int, ...]]:
-    """Give the names and shapes of all parts."""
-    return {name: shape for slot in slots for name, shape in zip(slot.names(), slot.shapes, strict=True)}
+def named_parts(slots: Sequence[Slot]) -> dict[str, Part]:
+    """Give all parts by their names."""
+    return {name: part for slot in slots for name, part in zip(slot.names(), slot.parts, strict=True)}

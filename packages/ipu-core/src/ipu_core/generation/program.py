@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,15 +14,16 @@ import torch
 
 from ..config import ExecutionConfig
 from ..engine.cache import ExecutableCache
-from ..engine.compile import PACKED_STEP_OPTIONS, STEP_OPTIONS, Compilation, changed_once
+from ..engine.compile import STEP_OPTIONS, Compilation, changed_once
 from ..engine.compilers import Compilers
+from ..engine.kernels import load_kernels, uses_kernels
 from ..engine.lowering import lower
-from ..engine.packed import PackedWeights, Packer, Slot, example_parts, with_packed_weights
+from ..engine.packed import PackedWeights, Packer, Slot, named_parts, with_packed_weights
 from ..engine.residence import Residence, homes
 from ..engine.straight import StraightLine
 from ..engine.weights import Tensors, Weights
-from ..graph.capture import Capture, input_leaves
-from ..graph.few_rows import few_rows
+from ..graph.capture import input_leaves
+from ..graph.few_rows import with_attention_as_sums, with_few_row_products
 from ..graph.ranges import check_ranges, index_ranges
 from ..graph.sink import sunk
 from ..graph.split import StageGraph
@@ -30,9 +32,11 @@ from .cache import StaticKV
 if TYPE_CHECKING:
     from ..modeling import PipelineMixin
 
-GROUP_SIZE = {8: 64, 4: 32}  # by the bits of a weight
+HEAD_BITS = 8  # fewer cost it most of what is lost in perplexity
 Move = Callable[[torch.Tensor, torch.Tensor, int], Any]
 POSITION = "past_key_values[0]"
+# Of the operations of the program that has most. What has fewer takes longer to compile than it would ever save.
+SMALLEST_PART = 0.05
 # Steps that are seen to follow from one another before the ones after them are taken to do so.
 _REGULAR = 1
 
@@ -79,6 +83,13 @@ class Parts:
     compilers: Compilers
     programs: dict[Kind, Program] = field(default_factory=dict)
 
+    def bits(self, name: str) -> int:
+        """Say into how many bits the weights of a parameter are packed: a head keeps more."""
+        assert self.weight_bits is not None
+        head = getattr(self.model.get_output_embeddings(), "weight", None)
+        is_head = self.model.get_parameter(name) is head
+        return max(HEAD_BITS, self.weight_bits) if is_head else self.weight_bits
+
 
 class Program:
     """A step for tokens of one width; other processes begin to compile it at once, and its first run waits for them.
@@ -97,11 +108,27 @@ class Program:
         pieces = self.lowered.programs
         slots: tuple[Slot, ...] = ()
         if parts.weight_bits is not None:
-            group_size = GROUP_SIZE[parts.weight_bits]
-            pieces, slots = with_packed_weights(captured, pieces, bits=parts.weight_bits, group_size=group_size)
+            pieces, slots = with_packed_weights(captured, pieces, parts.bits)
             self._weights = PackedWeights(self._weights, slots, parts.packer)
+        self._compilation: Compilation | None = None
+        if config.compile:
+            lowered = changed_once(with_few_row_products, pieces)
+            if moves:
+                is_chosen = _are_worth_it(pieces, lowered)
+                lowered = changed_once(with_attention_as_sums, lowered)
+                lowered = sunk(captured, lowered, into=list(itertools.compress(lowered, is_chosen)))
+                self._compilation = Compilation(
+                    captured,
+                    lowered,
+                    cache=parts.cache,
+                    more=named_parts(slots),
+                    options=STEP_OPTIONS,
+                    only=list(itertools.compress(lowered, is_chosen)),
+                    compilers=parts.compilers,
+                )
+            pieces = lowered
         self.lowered = replace(self.lowered, programs=pieces)
-        self._compilation = _begun(captured, pieces, slots, parts) if config.compile and moves else None
+        self._cache = parts.cache
         self.ranges = index_ranges(captured)
         self.moves = dict(moves)
 
@@ -112,6 +139,8 @@ class Program:
 
     def line(self) -> StraightLine:
         """Give it as a line of calls, with tensors of its own."""
+        if uses_kernels(piece.program for piece in self.lowered.programs):
+            load_kernels(self._cache)
         if self._compilation is not None:
             self.lowered = replace(self.lowered, programs=self._compilation.finish())
             self._compilation = None
@@ -193,21 +222,13 @@ def count_up(bound: torch.Tensor, tokens: torch.Tensor, position: int) -> None:
     bound.add_(1)
 
 
-def _begun(captured: Capture, pieces: Sequence[StageGraph], slots: Sequence[Slot], parts: Parts) -> Compilation:
-    """Begin to compile a step of one token."""
-    as_sums = changed_once(few_rows, pieces)
-    # What has no products takes longer to compile than it would ever save.
-    has_products = [new is not piece for new, piece in zip(as_sums, pieces, strict=True)]
-    pieces = sunk(captured, as_sums, into=list(itertools.compress(as_sums, has_products)))
-    return Compilation(
-        captured,
-        pieces,
-        cache=parts.cache,
-        more=example_parts(slots),
-        options=PACKED_STEP_OPTIONS if slots else STEP_OPTIONS,
-        only=list(itertools.compress(pieces, has_products)),
-        compilers=parts.compilers,
-    )
+def _are_worth_it(pieces: Sequence[StageGraph], lowered: Sequence[StageGraph]) -> list[bool]:
+    """Say which pieces are worth compiling: those with products, and a good part of a step's operations."""
+    sizes: Counter[torch.fx.GraphModule] = Counter()
+    for piece in lowered:
+        sizes[piece.program] += len(piece.program.graph.nodes)
+    fewest = SMALLEST_PART * max(sizes.values(), default=0)
+    return [new is not piece and sizes[new.program] >= fewest for piece, new in zip(pieces, lowered, strict=True)]
 
 
 def _is_cached(name: str) -> bool:

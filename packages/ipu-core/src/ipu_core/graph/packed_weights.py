@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Weights of linear layers in 8 or 4 bits, and products with them: weight-only quantisation.
 
-Of 8 bits an integer is signed, and a weight is a scale times it. Integers of 4 bits are few, and none is to be wasted
-on a side where a group has no weights: they count from its smallest weight, which is kept beside the scale.
+Integers are few, and none is to be wasted on a side where a group has no weights: they count from its smallest weight,
+which is kept beside the scale, and a weight is the smallest one and so many steps.
 
-Integers are packed four or eight to a word of 32 bits, and words of eight output channels lie side by side, so that one
-vector instruction unpacks a word of each. The words are typed as floats, whose loads compilers vectorise best; nothing
-ever computes with them as such. Activations keep their type.
+Integers are packed four or eight to a word of 32 bits, the first lowest, and words of sixteen output channels lie side
+by side, so that one vector instruction unpacks a word of each. Activations keep their type.
 
-Shapes: O output channels, padded to B blocks of 8; I inputs; G groups of inputs.
+Shapes: O output channels, padded to B blocks of 16; I inputs; G groups of inputs.
 """
 
 from __future__ import annotations
@@ -20,11 +19,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch._inductor import inductor_prims  # noqa: F401  (defines torch.ops.prims.inductor_force_stride_order)
 from torch.nn import functional
 
-LANES = 8  # output channels of a block
+LANES = 16  # output channels of a block
 WORD = 32
+GROUP_SIZE = {8: 64, 4: 32}  # by the bits of a weight
+Part = tuple[tuple[int, ...], torch.dtype]  # the shape and type of a tensor
 # Weights that are packed or unpacked at a time: to pack them takes many times their memory on the way.
 PACKED_AT_ONCE, UNPACKED_AT_ONCE = 1 << 17, 1 << 20
 _LIBRARY = torch.library.Library("ipu_core", "FRAGMENT")
@@ -43,32 +43,32 @@ class Packing:
     bits: int
     group_size: int
 
+    @classmethod
+    def of(cls, inputs: int, bits: int) -> Packing:
+        """Give that of weights with so many inputs, in the largest groups that these divide into."""
+        return cls(bits=bits, group_size=math.gcd(inputs, GROUP_SIZE[bits]))
+
     @property
     def per_word(self) -> int:
         """Weights of one word."""
         return WORD // self.bits
 
-    @property
-    def has_minima(self) -> bool:
-        """Whether integers count from the smallest weight of their group."""
-        return self.bits == 4
-
-    def shapes(self, outputs: int, inputs: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Give the shapes of what `pack` makes of a weight [outputs, inputs]."""
+    def parts(self, outputs: int, inputs: int) -> tuple[Part, Part]:
+        """Give the shapes and types of what `pack` makes of a weight [outputs, inputs]."""
         blocks, groups = -(-outputs // LANES), inputs // self.group_size
-        of_scales = (blocks, groups, 2, LANES) if self.has_minima else (blocks, groups, LANES)
-        return (blocks, groups, self.group_size // self.per_word, LANES), of_scales
+        words = (blocks, groups, self.group_size // self.per_word, LANES)
+        return (words, torch.int32), ((blocks, groups, 2, LANES), torch.float32)
 
     def pack(self, *weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Pack weights [O, I], one below the other.
 
         Returns:
-            words [B, G, group_size / per_word, 8], typed as float32, and scales [B, G, 8], or scales and smallest
-            weights [B, G, 2, 8]. All weights but the last have whole blocks of channels.
+            words [B, G, group_size / per_word, 16] of int32, and steps and smallest weights [B, G, 2, 16] of float32.
+            All weights but the last have whole blocks of channels.
         """
         inputs = weights[0].shape[1]
-        of_words, of_scales = self.shapes(sum(len(weight) for weight in weights), inputs)
-        words, scales = torch.empty(of_words), torch.empty(of_scales)
+        parts = self.parts(sum(len(weight) for weight in weights), inputs)
+        words, scales = (torch.empty(shape, dtype=dtype) for shape, dtype in parts)
         channels = max(1, PACKED_AT_ONCE // (inputs * LANES)) * LANES
         block = 0
         for weight in weights:
@@ -81,22 +81,15 @@ class Packing:
     def _pack(self, rows: torch.Tensor, words: torch.Tensor, scales: torch.Tensor) -> None:
         groups = functional.pad(rows.float(), (0, 0, 0, -len(rows) % LANES)).unflatten(1, (-1, self.group_size))
         num_values, tiny = 2**self.bits, torch.finfo(torch.float32).tiny
-        if self.has_minima:
-            least = groups.amin(-1)
-            steps = ((groups.amax(-1) - least) / (num_values - 1)).clamp(min=tiny)
-            integers = ((groups - least[..., None]) / steps[..., None]).round().clamp(0, num_values - 1)
-            kept = torch.stack([steps, least], -1)
-        else:
-            largest = num_values // 2
-            # The largest weight is half way between the integers that there are, on either side, and one that is not.
-            kept = steps = (groups.abs().amax(-1) / (largest - 0.5)).clamp(min=tiny)
-            integers = (groups / steps[..., None]).round().clamp(-largest, largest - 1)
-        integers = (integers.to(torch.int32) & (num_values - 1)).unflatten(-1, (-1, self.per_word))
+        least = groups.amin(-1)
+        steps = ((groups.amax(-1) - least) / (num_values - 1)).clamp(min=tiny)
+        integers = ((groups - least[..., None]) / steps[..., None]).round().clamp(0, num_values - 1)
+        integers = integers.to(torch.int32).unflatten(-1, (-1, self.per_word))
         packed = torch.zeros_like(integers[..., 0])
         for i in range(self.per_word):
             packed |= integers[..., i] << (self.bits * i)
-        words.copy_(_blocked(packed).view(torch.float32))
-        scales.copy_(_blocked(kept))
+        words.copy_(_blocked(packed))
+        scales.copy_(_blocked(torch.stack([steps, least], -1)))
 
     def unpack(
         self, words: torch.Tensor, scales: torch.Tensor, outputs: int, *, room: Room | None = None
@@ -105,19 +98,18 @@ class Packing:
         room = room or Room()
         blocks, groups, length, lanes = words.shape
         rows = room.empty("rows", (blocks, lanes, groups * length), torch.int32, words.device)
-        rows.copy_(words.view(torch.int32).view(blocks, groups * length, lanes).transpose(1, 2))
-        integers = rows.view(torch.int8)  # a byte each, the lowest first
+        rows.copy_(words.view(blocks, groups * length, lanes).transpose(1, 2))
+        integers = rows.view(torch.uint8)  # a byte each, the lowest first
         if self.bits == 4:
-            halves = room.empty("halves", (*integers.shape, 2), torch.int8, words.device)
+            halves = room.empty("halves", (*integers.shape, 2), torch.uint8, words.device)
             halves[..., 0].copy_(integers).bitwise_and_(15)
-            halves[..., 1].copy_(integers).bitwise_right_shift_(4).bitwise_and_(15)
+            halves[..., 1].copy_(integers).bitwise_right_shift_(4)
             integers = halves
         weight = room.empty("weight", (blocks * lanes, groups, self.group_size), torch.float32, words.device)
         weight.copy_(integers.view(weight.shape))
         rows_of_scales = scales.movedim(-1, 1).reshape(blocks * lanes, groups, -1)  # of each channel and group
         weight *= rows_of_scales[..., :1]
-        if self.has_minima:
-            weight += rows_of_scales[..., 1:]
+        weight += rows_of_scales[..., 1:]
         return weight.view(blocks * lanes, -1)[:outputs]
 
 
@@ -140,7 +132,7 @@ class Room(threading.local):
 
 
 def _blocked(rows: torch.Tensor) -> torch.Tensor:
-    """Put eight channels side by side: [8 B, ...] becomes [B, ..., 8]."""
+    """Put channels side by side: [16 B, ...] becomes [B, ..., 16]."""
     # Not `contiguous`, which leaves the strides of dimensions of one element as they are.
     return rows.view(-1, LANES, *rows.shape[1:]).movedim(1, -1).clone(memory_format=torch.contiguous_format)
 
@@ -168,48 +160,3 @@ def _packed_linear_shape(x: torch.Tensor, *args: Any) -> torch.Tensor:
 _LIBRARY.impl("packed_linear", _packed_linear, "CompositeExplicitAutograd")
 torch.library.register_fake("ipu_core::packed_linear", _packed_linear_shape, lib=_LIBRARY)
 packed_linear = torch.ops.ipu_core.packed_linear.default
-
-
-def row_product(graph: torch.fx.Graph, row: torch.fx.Node, packed: Sequence[torch.fx.Node], bits: int) -> torch.fx.Node:
-    """Write the product of one row [1, I] and a packed weight as sums over its words, [8 B].
-
-    A signed integer is shifted to the top of its word and down again, which extends its sign. Where integers count from
-    the smallest weight of their group, that weight times the sum of the inputs is added.
-    """
-
-    def call(target: Any, *args: Any) -> torch.fx.Node:
-        return graph.call_function(target, args)
-
-    aten = torch.ops.aten
-    words, scales = packed
-    blocks, groups, length, lanes = words.meta["val"].shape
-    packing = Packing(bits=bits, group_size=length * WORD // bits)
-    per_word = packing.per_word
-    inputs = call(aten.reshape.default, row, [groups, length, per_word])
-    integers = call(aten.view.dtype, words, torch.int32)
-    products = None
-    for i in range(per_word):
-        if packing.has_minima:
-            lowered = call(aten.bitwise_right_shift.Tensor_Scalar, integers, bits * i) if i else integers
-            integer = call(aten.bitwise_and.Scalar, lowered, 2**bits - 1)
-        else:
-            top = WORD - bits * (i + 1)
-            raised = call(aten.bitwise_left_shift.Tensor_Scalar, integers, top) if top else integers
-            integer = call(aten.bitwise_right_shift.Tensor_Scalar, raised, WORD - bits)
-        floats = graph.call_function(aten._to_copy.default, (integer,), {"dtype": torch.float32})
-        factor = call(aten.reshape.default, call(aten.select.int, inputs, 2, i), [1, groups, length, 1])
-        product = call(aten.mul.Tensor, floats, factor)
-        products = product if products is None else call(aten.add.Tensor, products, product)
-    kept = [call(aten.select.int, scales, 2, i) for i in range(2)] if packing.has_minima else [scales]
-    spread = [call(aten.reshape.default, each, [blocks, groups, 1, lanes]) for each in kept]
-    scaled = call(aten.mul.Tensor, products, spread[0])
-    if packing.has_minima:
-        of_words = computed(graph, call(aten.sum.dim_IntList, inputs, [2]), (length, 1))
-        sums = call(aten.reshape.default, of_words, [1, groups, length, 1])
-        scaled = call(aten.add.Tensor, scaled, call(aten.mul.Tensor, spread[1], sums))
-    return call(aten.reshape.default, call(aten.sum.dim_IntList, scaled, [1, 2]), [blocks * lanes])
-
-
-def computed(graph: torch.fx.Graph, value: torch.fx.Node, strides: tuple[int, ...]) -> torch.fx.Node:
-    """Let the compiler compute a value once, rather than again in each of the sums that read it."""
-    return graph.call_function(torch.ops.prims.inductor_force_stride_order.default, (value, list(strides)))
