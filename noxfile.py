@@ -103,7 +103,7 @@ def source_of(session: nox.Session, package: str) -> Path:
     folder = Path(session.create_tmp()) / package
     # Its version is asked of the build tool that is here: one in an environment of its own takes minutes to install.
     alone = ["--no-deps", "--no-build-isolation", "--no-binary", package]
-    session.run("pip", "download", "-q", "-c", CONSTRAINTS, *alone, "-d", str(folder), package)
+    session.run_install("pip", "download", "-q", "-c", CONSTRAINTS, *alone, "-d", str(folder), package)
     with tarfile.open(next(folder.glob("*.tar.gz"))) as archive:
         archive.extractall(folder, filter="data")
     return next(path for path in folder.iterdir() if path.is_dir())

@@ -22,10 +22,10 @@ constexpr int WIDTH = 8;
 #else
 constexpr int WIDTH = 4;
 #endif
-constexpr int LANES = 16;        // output channels of a block of packed weights
+constexpr int LANES = 16;        // output channels of a block of packed weights, of whatever width vectors are
 constexpr int SIDE_BY_SIDE = 4;  // rows of weights that are read together
 constexpr int TOGETHER = 4;      // rows that weights are read for
-// Bytes after those that are read which are asked for: integers take as long to unpack as to be read.
+// Bytes ahead of those that are read for which memory is asked, as measured.
 constexpr int AHEAD = 8192, PACKED_AHEAD = 6144;
 constexpr int64_t FEWEST = 1 << 15;  // weights that are taken at a time, and worth a thread
 constexpr int64_t MOST_THREADS = 256;
@@ -35,9 +35,8 @@ struct Vector {
   typedef T type __attribute__((vector_size(N * sizeof(T)), aligned(sizeof(T)), may_alias));
 };
 using Floats = Vector<float, WIDTH>::type;
-using Channels = Vector<float, LANES>::type;
-using Integers = Vector<int32_t, LANES>::type;
-using Words = Vector<uint32_t, LANES>::type;
+using Integers = Vector<int32_t, WIDTH>::type;
+using Words = Vector<uint32_t, WIDTH>::type;
 
 struct bfloat16 {
   uint16_t bits;
@@ -149,35 +148,41 @@ struct Packed {
 
   template <int R>
   void block(int64_t block, int64_t row) const {
-    constexpr int CHAINS = R == 1 ? 4 : 2;  // of sums that do not wait for one another
+    constexpr int PARTS = LANES / WIDTH;
+    constexpr int CHAINS = std::clamp(8 / (R * PARTS), 1, 4);  // of sums that do not wait for one another
     constexpr uint32_t mask = (1u << BITS) - 1;
     int64_t inputs = groups * length * PER_WORD;
     const uint32_t* w = words + block * groups * length * LANES;
     const float* kept = scales + block * groups * 2 * LANES;
     const float* in = x + row * inputs;
-    Channels totals[R] = {};
+    Floats totals[R][PARTS] = {};
     for (int64_t g = 0; g < groups; g++, kept += 2 * LANES) {
       ask(kept, PACKED_AHEAD);
       ask(kept + LANES, PACKED_AHEAD);
-      Channels chains[R][CHAINS] = {};
+      Floats chains[R][PARTS][CHAINS] = {};
       for (int64_t l = 0; l < length; l++, w += LANES, in += PER_WORD) {
         ask(w, PACKED_AHEAD);
-        Words word = *reinterpret_cast<const Words*>(w);
-        for (int i = 0; i < PER_WORD; i++) {
-          Words integers = i == PER_WORD - 1 ? word >> (32 - BITS) : word & (mask << (BITS * i));
-          Channels weights = __builtin_convertvector(reinterpret_cast<Integers>(integers), Channels);
-          for (int r = 0; r < R; r++) chains[r][i % CHAINS] += weights * in[r * inputs + i];
+        for (int p = 0; p < PARTS; p++) {
+          Words word = *reinterpret_cast<const Words*>(w + p * WIDTH);
+          for (int i = 0; i < PER_WORD; i++) {
+            Words integers = i == PER_WORD - 1 ? word >> (32 - BITS) : word & (mask << (BITS * i));
+            Floats weights = __builtin_convertvector(reinterpret_cast<Integers>(integers), Floats);
+            for (int r = 0; r < R; r++) chains[r][p][i % CHAINS] += weights * in[r * inputs + i];
+          }
         }
       }
-      Channels step = *reinterpret_cast<const Channels*>(kept), least = *reinterpret_cast<const Channels*>(kept + LANES);
-      for (int r = 0; r < R; r++) {
-        for (int c = 1; c < CHAINS; c++) chains[r][0] += chains[r][c];
-        totals[r] += chains[r][0] * step + least * sums[(row + r) * groups + g];
+      for (int p = 0; p < PARTS; p++) {
+        Floats step = read(kept + p * WIDTH), least = read(kept + LANES + p * WIDTH);
+        for (int r = 0; r < R; r++) {
+          for (int c = 1; c < CHAINS; c++) chains[r][p][0] += chains[r][p][c];
+          totals[r][p] += chains[r][p][0] * step + least * sums[(row + r) * groups + g];
+        }
       }
     }
     int64_t count = std::min<int64_t>(LANES, outputs - block * LANES);
     for (int r = 0; r < R; r++)
-      for (int64_t o = 0; o < count; o++) put(totals[r][o], result + (row + r) * outputs + block * LANES + o);
+      for (int64_t o = 0; o < count; o++)
+        put(totals[r][o / WIDTH][o % WIDTH], result + (row + r) * outputs + block * LANES + o);
   }
 
   template <int R = TOGETHER>
@@ -221,15 +226,15 @@ AOTITorchError packed(const void* x, const void* words, const void* scales, void
 
 extern "C" {
 
-AOTITorchError ipu_linear(const void* x, const void* weight, void* result, int64_t is_half, int64_t rows,
+AOTITorchError ipu_linear(const void* x, const void* weight, void* result, int64_t is_bfloat16, int64_t rows,
                           int64_t inputs, int64_t outputs) {
-  return (is_half ? linear<bfloat16> : linear<float>)(x, weight, result, rows, inputs, outputs);
+  return (is_bfloat16 ? linear<bfloat16> : linear<float>)(x, weight, result, rows, inputs, outputs);
 }
 
-AOTITorchError ipu_packed_linear(const void* x, const void* words, const void* scales, void* result, int64_t is_half,
+AOTITorchError ipu_packed_linear(const void* x, const void* words, const void* scales, void* result, int64_t is_bfloat16,
                                  int64_t bits, int64_t rows, int64_t groups, int64_t length, int64_t outputs) {
-  auto chosen = bits == 8 ? (is_half ? packed<8, bfloat16> : packed<8, float>)
-                          : (is_half ? packed<4, bfloat16> : packed<4, float>);
+  auto chosen = bits == 8 ? (is_bfloat16 ? packed<8, bfloat16> : packed<8, float>)
+                          : (is_bfloat16 ? packed<4, bfloat16> : packed<4, float>);
   return chosen(x, words, scales, result, rows, groups, length, outputs);
 }
 
