@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from ipu_core import IPUConfig, generation_model, to_pipelined
-from ipu_core.errors import CompileError
+from ipu_core.errors import BatchMismatchError, CompileError, GenerationModeError
 from ipu_core.generation.program import HEAD_BITS
 from ipu_core.graph.few_rows import few_rows_packed_linear, with_few_row_products
-from ipu_core.graph.packed_weights import Packing, Room, packed_linear
+from ipu_core.graph.packed_weights import NotExactError, Packing, Room, packed_linear
 from test_generation import HEADS, SIZE, lively
 from transformers import BartConfig, BartForConditionalGeneration, LlamaConfig, LlamaForCausalLM
 
@@ -43,6 +43,96 @@ def test_as_many_levels_as_there_are_integers_are_exact_wherever_they_lie(bits):
     weight = (levels * 0.25 + torch.tensor([-3.0, 0.5, -0.125, 7.0])[:, None]).flatten(1)
     packing = Packing(bits=bits, group_size=32)
     assert torch.equal(packing.unpack(*packing.pack(weight), 8), weight)
+
+
+def on_grid(kind, shape):
+    """Give weights as a GGUF file has them: in each group of 32 a step in float16 times an integer, and an offset."""
+    generator = torch.Generator().manual_seed(3)
+    groups = (*shape[:-1], shape[-1] // 32, 1)
+    step = (torch.rand(groups, generator=generator) * 0.02 + 0.001).half().float()
+    least = torch.randn(groups, generator=generator).mul(0.1).half().float()
+    lowest, highest = {"Q4_1": (0, 15), "Q4_0": (-8, 7), "Q8_0": (-127, 127), "Q5_1": (0, 31), "Q5_0": (-16, 15)}[kind]
+    integers = torch.randint(lowest, highest + 1, (*groups[:-1], 32), generator=generator)
+    integers[..., 5] = lowest
+    if kind.endswith("1"):
+        integers[..., 9] = highest
+        return (integers * step + least).flatten(-2)
+    sign = torch.randint(2, groups, generator=generator) * 2 - 1  # what is largest may be on either side
+    return (integers * step * sign).flatten(-2)
+
+
+@pytest.mark.parametrize(("kind", "bits"), [("Q4_1", 4), ("Q4_0", 4), ("Q8_0", 8), ("Q5_1", 8), ("Q5_0", 8)])
+def test_weights_that_were_integers_come_back_as_they_were(kind, bits):
+    weight = on_grid(kind, (37, 96))
+    packing = Packing.exact(weight)
+    assert packing.bits == bits and packing.is_exact
+    assert torch.equal(packing.unpack(*packing.pack(weight), 37), weight)
+    weight[20, 40] *= 1 + 2**-23
+    assert Packing.exact(weight) is None
+    with pytest.raises(NotExactError, match=f"1 of .* groups are not on a grid of {bits} bits"):
+        packing.pack(weight)
+
+
+def test_other_weights_are_on_no_grid():
+    generator = torch.Generator().manual_seed(0)
+    assert Packing.exact(torch.randn(16, 64, generator=generator)) is None
+    assert Packing.exact(torch.randn(16, 64, generator=generator).bfloat16()) is None
+    assert Packing.exact(torch.zeros(16, 40)) is None  # no groups of 32
+    assert Packing.exact(torch.zeros(16)) is None
+    assert Packing.exact(torch.full((16, 64), 0.3)).bits == 4
+
+
+def from_gguf():
+    """Give a model of which some linear layers have weights of 4 and 8 bits, and some are as they were."""
+    model = lively(LlamaForCausalLM(LlamaConfig(**SIZE, **HEADS)))
+    kinds = {
+        "q_proj": "Q4_0",
+        "k_proj": "Q4_0",
+        "v_proj": "Q8_0",
+        "up_proj": "Q4_1",
+        "gate_proj": "Q4_1",
+        "lm_head": "Q5_1",
+    }
+    for name, module in model.named_modules():
+        if (kind := kinds.get(name.rpartition(".")[2])) is not None:
+            module.weight = torch.nn.Parameter(on_grid(kind, module.weight.shape))
+    return model
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_exact_weights_are_those_of_the_plain_model(compiled):
+    model = from_gguf()
+    ids = torch.randint(8, 60, (2, 5), generator=torch.Generator().manual_seed(1))
+    arguments = {"max_new_tokens": 10, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    generator = generation_model(
+        to_pipelined(model, IPUConfig(layers_per_ipu=[1, 1], compile=compiled)), weights="exact"
+    )
+    found, wanted = generator.generate(ids, **arguments), model.generate(ids, **arguments)
+    assert torch.equal(found.sequences, wanted.sequences)
+    for each, other in zip(found.logits, wanted.logits, strict=True):
+        torch.testing.assert_close(each, other, atol=1e-5, rtol=1e-5)
+    step = generator.decoder.programs[-1]
+    targets = [node.target for piece in step.programs for node in piece.program.graph.nodes]
+    names = {packed_linear, few_rows_packed_linear}
+    assert sum(target in names for target in targets) == 2 * 3 + 1  # queries and keys, values, both halves; the head
+
+
+def test_exact_weights_that_change_are_refused_where_they_lose():
+    model = from_gguf()
+    ids = torch.randint(8, 60, (1, 5), generator=torch.Generator().manual_seed(1))
+    generator = generation_model(to_pipelined(model, IPUConfig(layers_per_ipu=[2])), weights="exact")
+    generator.generate(ids, max_new_tokens=2, do_sample=False)
+    with torch.no_grad():
+        model.model.layers[0].self_attn.q_proj.weight[0, 0] += 0.3
+    with pytest.raises(BatchMismatchError, match="changed.*packed without loss: 1 of"):
+        generator.generate(ids, max_new_tokens=2, do_sample=False)
+
+
+def test_exact_weights_of_a_model_that_has_none_are_refused():
+    model = lively(LlamaForCausalLM(LlamaConfig(**SIZE, **HEADS)))
+    generator = generation_model(to_pipelined(model, IPUConfig(layers_per_ipu=[2])), weights="exact")
+    with pytest.raises(GenerationModeError, match='weights="exact".*GGUF.*LlamaForCausalLM has no linear layer'):
+        generator.generate(torch.tensor([[3, 4]]), max_new_tokens=2, do_sample=False)
 
 
 @pytest.mark.parametrize("bits", [8, 4])

@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
+from ..errors import BatchMismatchError
 from ..graph.capture import Capture
-from ..graph.packed_weights import LANES, Packing, Part, packed_linear
+from ..graph.packed_weights import LANES, NotExactError, Packing, Part, packed_linear
 from ..graph.split import StageGraph
 from .weights import Tensors
 
@@ -35,14 +36,14 @@ class Slot:
 
 
 def with_packed_weights(
-    captured: Capture, pieces: Sequence[StageGraph], bits: Callable[[str], int]
+    captured: Capture, pieces: Sequence[StageGraph], packing: Callable[[str], Packing | None]
 ) -> tuple[tuple[StageGraph, ...], tuple[Slot, ...]]:
     """Give the same pieces with products of packed weights in the place of those of their linear layers.
 
     Args:
         captured: the captured model.
         pieces: of it, in run order.
-        bits: gives those of a weight, 8 or 4, for the name of the parameter.
+        packing: says how the weights of a parameter are packed, by its name; None to leave them.
 
     Returns:
         the pieces, and what they read that is packed.
@@ -52,7 +53,7 @@ def with_packed_weights(
     slots: dict[tuple[str, ...], Slot] = {}
     for piece in pieces:
         sources = [captured.sources.get(name) for name in piece.inputs]
-        wanted = tuple(bits(s.name) if s is not None and s.kind == "parameter" else None for s in sources)
+        wanted = tuple(packing(s.name) if s is not None and s.kind == "parameter" else None for s in sources)
         key = (piece.program, wanted)  # pieces that share a program go on sharing one
         if key not in made:
             made[key] = _packed(piece.program, wanted)
@@ -93,10 +94,10 @@ class _Packed:
     kept: list[int]
 
 
-def _packed(program: torch.fx.GraphModule, bits: Sequence[int | None]) -> _Packed:
-    """Pack the weights among the inputs of a program that are given bits."""
+def _packed(program: torch.fx.GraphModule, packings: Sequence[Packing | None]) -> _Packed:
+    """Pack the weights among the inputs of a program that there is a packing for."""
     placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
-    groups = _groups(program.graph, {node: (i, of) for i, node in enumerate(placeholders) if (of := bits[i])})
+    groups = _groups(program.graph, {node: (i, of) for i, node in enumerate(placeholders) if (of := packings[i])})
     packed = {layer for group in groups for layer in group.layers}
     graph = torch.fx.Graph()
     parts = [[graph.placeholder(f"group_{i}_{part}") for part in PARTS] for i in range(len(groups))]
@@ -118,20 +119,19 @@ def _packed(program: torch.fx.GraphModule, bits: Sequence[int | None]) -> _Packe
     return _Packed(program=torch.fx.GraphModule(program, graph), groups=groups, kept=kept)
 
 
-def _groups(graph: torch.fx.Graph, parameters: Mapping[torch.fx.Node, tuple[int, int]]) -> list[_Group]:
+def _groups(graph: torch.fx.Graph, parameters: Mapping[torch.fx.Node, tuple[int, Packing]]) -> list[_Group]:
     """Give the linear layers of which weights can be packed, those together that read the same value.
 
     Args:
         graph: of a program.
-        parameters: positions and bits of those of its inputs that may be packed.
+        parameters: positions of those of its inputs that may be packed, and how.
     """
     found: dict[Any, _Group] = {}
     for node in graph.nodes:
         weight, bias = _weight(node), _bias(node)
         if weight not in parameters or (bias is not None and bias.op != "placeholder"):
             continue
-        position, bits = parameters[weight]
-        packing = Packing.of(weight.meta["val"].shape[1], bits)
+        position, packing = parameters[weight]
         if packing.group_size < packing.per_word:
             continue
         # Another one begins after channels that do not fill their block.
@@ -192,8 +192,14 @@ class Packer:
         known = self._made.get(slot.values)
         versions = [weight._version for weight in weights]
         if known is None or known[1] != versions or any(a is not b for a, b in zip(known[0], weights, strict=True)):
-            with torch.no_grad():
-                known = (list(weights), versions, slot.packing.pack(*weights))
+            try:
+                with torch.no_grad():
+                    known = (list(weights), versions, slot.packing.pack(*weights))
+            except NotExactError as error:
+                raise BatchMismatchError(
+                    f'{", ".join(slot.values)} changed, and with `weights="exact"` are packed without loss: {error}: '
+                    "make a new `generation_model`"
+                ) from error
             self._made[slot.values] = known
         return known[2]
 

@@ -29,7 +29,7 @@ from ..engine.straight import result_of
 from ..errors import CacheError, CaptureError, CompileError, GenerationModeError, IncompatibleIPUConfigError, IPUError
 from ..graph.capture import in_mode
 from .cache import Attention, StaticKV, attentions_of
-from .program import POSITION, BoundProgram, Kind, Move, Parts, Program, copy_tokens, count_up, show_place
+from .program import POSITION, ROUNDED, BoundProgram, Kind, Move, Parts, Program, copy_tokens, count_up, show_place
 from .views import AT, StepView, part
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class Decoder:
         model: made by `to_pipelined`.
         config: its options for inference.
         sizes: the shapes.
-        weight_bits: 8 or 4 to pack the weights of linear layers into so many bits; None to leave them.
+        weights: one of WEIGHTS, to pack those of linear layers; None to leave them.
         rounds_cache: whether keys and values are kept as integers of 8 bits.
 
     Raises:
@@ -87,7 +87,7 @@ class Decoder:
         config: ExecutionConfig,
         sizes: Sizes,
         *,
-        weight_bits: int | None = None,
+        weights: str | None = None,
         rounds_cache: bool = False,
     ) -> None:
         if config.device_iterations * config.replication_factor > 1:
@@ -104,7 +104,7 @@ class Decoder:
             view=part(model, StepView),
             config=config,
             rows=sizes.rows,
-            weight_bits=weight_bits,
+            weights=weights,
             packer=Packer(),
             cache=ExecutableCache(config.executable_cache_dir),
             compilers=Compilers(),
@@ -233,7 +233,7 @@ class Decoder:
 
         Where weights are rounded, or on devices of their own, there is nothing to hold it against.
         """
-        if self._parts.weight_bits is not None or self._config.devices is not None:
+        if self._parts.weights in ROUNDED or self._config.devices is not None:
             return
         plain = self._model.to_transformers()
         with in_mode(plain, training=False):

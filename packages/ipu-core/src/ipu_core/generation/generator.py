@@ -27,6 +27,7 @@ from ..modeling import PipelineMixin, view
 from .cache import GroupedKV, StaticKV
 from .decoder import WIDEST_PROMPT, Decoder, Sizes
 from .loops import DeviceLoop
+from .program import WEIGHTS
 from .views import EncoderView, part
 
 if TYPE_CHECKING:
@@ -36,7 +37,6 @@ else:
 
 logger = logging.getLogger(__name__)
 _ADVANCE = "advance"
-WEIGHT_BITS = {"int8": 8, "int4": 4}
 
 
 class Generator:
@@ -56,7 +56,7 @@ class Generator:
         config: ExecutionConfig,
         engine: Engine,
         sizes: dict[str, int | None],
-        weight_bits: int | None = None,
+        weights: str | None = None,
         tokens_per_call: int = 1,
         *,
         in_flight: int = 1,
@@ -67,7 +67,7 @@ class Generator:
         self.engine = engine
         self._sizes = sizes
         self.rounds_cache = rounds_cache
-        self._rounding: dict[str, Any] = {"weight_bits": weight_bits, "rounds_cache": rounds_cache}
+        self._rounding: dict[str, Any] = {"weights": weights, "rounds_cache": rounds_cache}
         self.tokens_per_call = tokens_per_call
         self.in_flight = in_flight
         self.decoders: tuple[Decoder, ...] = ()  # one for each group in flight
@@ -233,7 +233,8 @@ def generation_model(
         prompt_width: tokens of a prompt that run at once; by default a power of two that holds the first one, at most
             128.
         weights: "int8" to run linear layers with their weights rounded to 8 bits, in groups of 64 inputs with a scale
-            each; "int4" for 4 bits, in groups of 32 with a scale and a smallest weight; the model keeps its own.
+            and a smallest weight each; "int4" for 4 bits, in groups of 32, and 8 bits of the head; "exact" for 4 or 8
+            bits where these lose nothing, as of a model from a GGUF file. The model keeps its own.
         cache_dtype: "int8" to keep keys and values as integers of 8 bits with a scale for each head and token, in
             about a quarter of the memory; by default they are kept as the model computes them.
         tokens_per_call: decode steps between two looks of the host at whether all sequences have ended. With 1
@@ -252,8 +253,8 @@ def generation_model(
     if not isinstance(model, PipelineMixin):
         raise TypeError(f"`{type(model).__name__}` is not pipelined: call `to_pipelined(model, ipu_config)` first")
     sizes = {"batch_size": batch_size, "num_beams": num_beams, "max_length": max_length, "prompt_width": prompt_width}
-    if weights is not None and weights not in WEIGHT_BITS:
-        raise ValueError(f"`weights={weights!r}` is not one of {tuple(WEIGHT_BITS)}{nearest(weights, WEIGHT_BITS)}")
+    if weights is not None and weights not in WEIGHTS:
+        raise ValueError(f"`weights={weights!r}` is not one of {tuple(WEIGHTS)}{nearest(weights, WEIGHTS)}")
     if cache_dtype not in (None, "int8"):
         raise ValueError(f"`cache_dtype={cache_dtype!r}`: keys and values are kept as they are (None), or as 'int8'")
     if tokens_per_call < 1:
@@ -263,9 +264,8 @@ def generation_model(
     config = model.ipu_config.for_inference()
     if config.compile:
         refuse_other_processors(model, config)
-    bits = WEIGHT_BITS[weights] if weights else None
     more: dict[str, Any] = {"in_flight": in_flight, "rounds_cache": cache_dtype is not None}
-    return Generator(model, config, usable_engine(engine), sizes, bits, tokens_per_call, **more)
+    return Generator(model, config, usable_engine(engine), sizes, weights, tokens_per_call, **more)
 
 
 class _Loop(_LoopBase):

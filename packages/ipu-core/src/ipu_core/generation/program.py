@@ -22,8 +22,10 @@ from ..engine.packed import PackedWeights, Packer, Slot, named_parts, with_packe
 from ..engine.residence import Residence, homes
 from ..engine.straight import StraightLine
 from ..engine.weights import Tensors, Weights
+from ..errors import GenerationModeError
 from ..graph.capture import input_leaves
 from ..graph.few_rows import with_attention_as_sums, with_few_row_products
+from ..graph.packed_weights import Packing
 from ..graph.ranges import check_ranges, index_ranges
 from ..graph.sink import sunk
 from ..graph.split import StageGraph
@@ -32,6 +34,8 @@ from .cache import StaticKV
 if TYPE_CHECKING:
     from ..modeling import PipelineMixin
 
+WEIGHTS = {"int8": 8, "int4": 4, "exact": None}  # and the bits that weights are rounded to
+ROUNDED = frozenset(name for name, bits in WEIGHTS.items() if bits is not None)
 HEAD_BITS = 8  # fewer cost it most of what is lost in perplexity
 Move = Callable[[torch.Tensor, torch.Tensor, int], Any]
 POSITION = "past_key_values[0]"
@@ -66,29 +70,38 @@ class Parts:
         view: the part of it that is captured.
         config: its options for inference.
         rows: of every call of a program.
-        weight_bits: 8 or 4 to pack the weights of linear layers into so many bits; None to leave them.
+        weights: one of WEIGHTS, to pack those of linear layers; None to leave them.
         packer: has those that are packed.
         cache: where graphs and executables are kept.
         compilers: processes that compile.
         programs: those made so far.
+        packings: how weights are packed, as far as it is known.
     """
 
     model: PipelineMixin
     view: Any
     config: ExecutionConfig
     rows: int
-    weight_bits: int | None
+    weights: str | None
     packer: Packer
     cache: ExecutableCache
     compilers: Compilers
     programs: dict[Kind, Program] = field(default_factory=dict)
+    packings: dict[str, Packing | None] = field(default_factory=dict)
 
-    def bits(self, name: str) -> int:
-        """Say into how many bits the weights of a parameter are packed: a head keeps more."""
-        assert self.weight_bits is not None
-        head = getattr(self.model.get_output_embeddings(), "weight", None)
-        is_head = self.model.get_parameter(name) is head
-        return max(HEAD_BITS, self.weight_bits) if is_head else self.weight_bits
+    def packing(self, name: str) -> Packing | None:
+        """Say how the weights of a parameter are packed: those of a head keep more bits."""
+        assert self.weights is not None
+        if name not in self.packings:
+            parameter, bits = self.model.get_parameter(name), WEIGHTS[self.weights]
+            if parameter.dim() != 2:
+                self.packings[name] = None
+            elif bits is None:
+                self.packings[name] = Packing.exact(parameter.detach())
+            else:
+                is_head = parameter is getattr(self.model.get_output_embeddings(), "weight", None)
+                self.packings[name] = Packing.of(parameter.shape[1], max(bits, HEAD_BITS) if is_head else bits)
+        return self.packings[name]
 
 
 class Program:
@@ -107,8 +120,9 @@ class Program:
         self._weights: Tensors = Weights(captured, parts.model)
         pieces = self.lowered.programs
         slots: tuple[Slot, ...] = ()
-        if parts.weight_bits is not None:
-            pieces, slots = with_packed_weights(captured, pieces, parts.bits)
+        if parts.weights is not None:
+            pieces, slots = with_packed_weights(captured, pieces, parts.packing)
+            _refuse_nothing_exact(parts, slots)
             self._weights = PackedWeights(self._weights, slots, parts.packer)
         self._compilation: Compilation | None = None
         if config.compile:
@@ -220,6 +234,15 @@ def show_place(bound: torch.Tensor, tokens: torch.Tensor, position: int) -> None
 def count_up(bound: torch.Tensor, tokens: torch.Tensor, position: int) -> None:
     """Go on by one."""
     bound.add_(1)
+
+
+def _refuse_nothing_exact(parts: Parts, slots: Sequence[Slot]) -> None:
+    if not slots and parts.weights is not None and WEIGHTS[parts.weights] is None:
+        raise GenerationModeError(
+            '`weights="exact"` packs weights that went through 4 or 8 bits before, such as those of GGUF files, and '
+            f"{parts.model.plain_class().__name__} has no linear layer with such: leave it out, or round them "
+            '(`weights="int8"`, `"int4"`)'
+        )
 
 
 def _are_worth_it(pieces: Sequence[StageGraph], lowered: Sequence[StageGraph]) -> list[bool]:

@@ -12,6 +12,7 @@ Shapes: O output channels, padded to B blocks of 16; I inputs; G groups of input
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 from collections.abc import Sequence
@@ -24,6 +25,10 @@ from torch.nn import functional
 LANES = 16  # output channels of a block
 WORD = 32
 GROUP_SIZE = {8: 64, 4: 32}  # by the bits of a weight
+TINY = torch.finfo(torch.float32).tiny
+# Of weights that went through so many bits in a file: inputs of a group, and what a step in float16 is a part of, the
+# span of its weights or else the largest of them. In GGUF's terms Q4_1, Q4_0; Q8_0, Q5_1, Q5_0.
+GRIDS = {4: (32, ((True, 15), (False, 8))), 8: (32, ((False, 127), (True, 31), (False, 16)))}
 Part = tuple[tuple[int, ...], torch.dtype]  # the shape and type of a tensor
 # Weights that are packed or unpacked at a time: to pack them takes many times their memory on the way.
 PACKED_AT_ONCE, UNPACKED_AT_ONCE = 1 << 17, 1 << 20
@@ -38,15 +43,29 @@ class Packing:
     Attributes:
         bits: 8 or 4 of each weight.
         group_size: inputs that share a scale.
+        is_exact: whether weights have to come back as they were.
     """
 
     bits: int
     group_size: int
+    is_exact: bool = False
 
     @classmethod
     def of(cls, inputs: int, bits: int) -> Packing:
         """Give that of weights with so many inputs, in the largest groups that these divide into."""
         return cls(bits=bits, group_size=math.gcd(inputs, GROUP_SIZE[bits]))
+
+    @classmethod
+    def exact(cls, weight: torch.Tensor) -> Packing | None:
+        """Give one in the fewest bits that a weight comes back from as it was, None where it does from none."""
+        for bits, (group_size, _) in GRIDS.items():
+            packing = cls(bits=bits, group_size=group_size, is_exact=True)
+            if weight.dim() == 2 and weight.shape[1] % group_size == 0:
+                with contextlib.suppress(NotExactError):
+                    for rows in weight.split(max(1, PACKED_AT_ONCE // weight.shape[1])):
+                        packing._steps(rows.float().unflatten(1, (-1, group_size)))
+                    return packing
+        return None
 
     @property
     def per_word(self) -> int:
@@ -80,16 +99,34 @@ class Packing:
 
     def _pack(self, rows: torch.Tensor, words: torch.Tensor, scales: torch.Tensor) -> None:
         groups = functional.pad(rows.float(), (0, 0, 0, -len(rows) % LANES)).unflatten(1, (-1, self.group_size))
-        num_values, tiny = 2**self.bits, torch.finfo(torch.float32).tiny
-        least = groups.amin(-1)
-        steps = ((groups.amax(-1) - least) / (num_values - 1)).clamp(min=tiny)
-        integers = ((groups - least[..., None]) / steps[..., None]).round().clamp(0, num_values - 1)
+        least, steps = groups.amin(-1), self._steps(groups)
+        integers = ((groups - least[..., None]) / steps[..., None]).round().clamp(0, 2**self.bits - 1)
         integers = integers.to(torch.int32).unflatten(-1, (-1, self.per_word))
         packed = torch.zeros_like(integers[..., 0])
         for i in range(self.per_word):
             packed |= integers[..., i] << (self.bits * i)
         words.copy_(_blocked(packed))
         scales.copy_(_blocked(torch.stack([steps, least], -1)))
+
+    def _steps(self, groups: torch.Tensor) -> torch.Tensor:
+        """Give the distance of two integers' weights, of each group of some weights [..., G, group_size]."""
+        least, most = groups.amin(-1), groups.amax(-1)
+        steps = ((most - least) / (2**self.bits - 1)).clamp(min=TINY)
+        if not self.is_exact:
+            return steps
+        is_found = torch.zeros_like(least, dtype=torch.bool)
+        for of_span, parts in GRIDS[self.bits][1]:
+            span = most - least if of_span else torch.maximum(most, -least)
+            tried = (span / parts).half().float().clamp(min=TINY)
+            integers = ((groups - least[..., None]) / tried[..., None]).round()
+            is_same = (integers * tried[..., None] + least[..., None] == groups).all(-1) & (
+                integers.amax(-1) < 2**self.bits
+            )
+            steps, is_found = torch.where(is_same & ~is_found, tried, steps), is_found | is_same
+            if is_found.all():
+                return steps
+        missed = is_found.numel() - int(is_found.sum())
+        raise NotExactError(f"{missed} of {is_found.numel()} groups are not on a grid of {self.bits} bits")
 
     def unpack(
         self, words: torch.Tensor, scales: torch.Tensor, outputs: int, *, room: Room | None = None
@@ -111,6 +148,10 @@ class Packing:
         weight *= rows_of_scales[..., :1]
         weight += rows_of_scales[..., 1:]
         return weight.view(blocks * lanes, -1)[:outputs]
+
+
+class NotExactError(ValueError):
+    """Weights do not come back from a packing as they were."""
 
 
 class Room(threading.local):
