@@ -206,7 +206,8 @@ def _generate_alone(folder: str, cache: str, weights: str | None, rows: int, con
             parameter.sum()  # reads its file
         started = time.perf_counter()
         pipelined = to_pipelined(loaded.eval(), config)
-        generator = generation_model(pipelined, weights=weights, tokens_per_call=TOKENS_PER_CALL)
+        packed = None if model is not None and weights == "exact" else weights  # the tiny one was never on a grid
+        generator = generation_model(pipelined, weights=packed, tokens_per_call=TOKENS_PER_CALL)
         generator.generate(ids, max_new_tokens=NEW_TOKENS, eos_token_id=None, do_sample=False, pad_token_id=0)
     seconds = time.perf_counter() - started
     held = sum(p.nbytes for p in loaded.parameters()) + generator.decoder.num_bytes
