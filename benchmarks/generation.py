@@ -30,6 +30,7 @@ from typing import Any
 import torch
 import transformers
 from ipu_core import IPUConfig, generation_model, to_pipelined
+from ipu_core.engine.packed import Packer
 from ipu_core.generation.program import HEAD_BITS, WEIGHTS
 from ipu_core.graph.packed_weights import Packing
 from results import report
@@ -56,10 +57,11 @@ def main() -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(home(), gguf_file=FILE)
     model = load()
     prompt = tokenizer(PROMPT, return_tensors="pt").input_ids[:, :PROMPT_TOKENS]
-    cache = options.cache or tempfile.mkdtemp()
+    folder = options.cache or tempfile.mkdtemp()
     limit = bandwidth()
     rows = {}
     for name in options.only:
+        cache = os.path.join(folder, name)  # of its own: code for integers does not tell how they were found
         first = in_process(_first_call, cache, CASES[name]["weights"], CASES[name]["rows"])
         rows[name] = {"first_call_s": first, **measured(model, prompt, cache, options.turns, limit, **CASES[name])}
         alone = next_process(cache, CASES[name]["weights"], CASES[name]["rows"])
@@ -141,7 +143,7 @@ def num_bytes(model: Any, weights: str | None) -> Callable[[torch.nn.Parameter],
 def packing_of(weights: str, weight: torch.Tensor, *, is_head: bool) -> Packing | None:
     """Say how a weight is packed."""
     if weights == "exact":
-        return Packing.exact(weight)
+        return Packer().exact(weight)
     return Packing.of(weight.shape[1], HEAD_BITS if is_head else WEIGHTS[weights])
 
 

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from ipu_core import IPUConfig, generation_model, to_pipelined
+from ipu_core.engine.packed import Packer
 from ipu_core.errors import BatchMismatchError, CompileError, GenerationModeError
 from ipu_core.generation.program import HEAD_BITS
 from ipu_core.graph.few_rows import few_rows_packed_linear, with_few_row_products
@@ -64,22 +65,22 @@ def on_grid(kind, shape):
 @pytest.mark.parametrize(("kind", "bits"), [("Q4_1", 4), ("Q4_0", 4), ("Q8_0", 8), ("Q5_1", 8), ("Q5_0", 8)])
 def test_weights_that_were_integers_come_back_as_they_were(kind, bits):
     weight = on_grid(kind, (37, 96))
-    packing = Packing.exact(weight)
+    packing = Packer().exact(weight)
     assert packing.bits == bits and packing.is_exact
     assert torch.equal(packing.unpack(*packing.pack(weight), 37), weight)
     weight[20, 40] *= 1 + 2**-23
-    assert Packing.exact(weight) is None
+    assert Packer().exact(weight) is None
     with pytest.raises(NotExactError, match=f"1 of .* groups are not on a grid of {bits} bits"):
         packing.pack(weight)
 
 
 def test_other_weights_are_on_no_grid():
     generator = torch.Generator().manual_seed(0)
-    assert Packing.exact(torch.randn(16, 64, generator=generator)) is None
-    assert Packing.exact(torch.randn(16, 64, generator=generator).bfloat16()) is None
-    assert Packing.exact(torch.zeros(16, 40)) is None  # no groups of 32
-    assert Packing.exact(torch.zeros(16)) is None
-    assert Packing.exact(torch.full((16, 64), 0.3)).bits == 4
+    assert Packer().exact(torch.randn(16, 64, generator=generator)) is None
+    assert Packer().exact(torch.randn(16, 64, generator=generator).bfloat16()) is None
+    assert Packer().exact(torch.zeros(16, 40)) is None  # no groups of 32
+    assert Packer().exact(torch.full((16, 64), float("nan"))) is None
+    assert Packer().exact(torch.full((16, 64), 0.3)).bits == 4
 
 
 def from_gguf():

@@ -210,12 +210,18 @@ AOTITorchError packed(const void* x, const void* words, const void* scales, void
   constexpr int per_word = 32 / BITS;
   int64_t of_group = length * per_word, inputs = groups * of_group;
   std::vector<float> in(rows * inputs), sums(rows * groups);
-  for (int64_t i = 0; i < rows * inputs; i += per_word) {
-    for (int64_t place = 0; place < per_word; place++) {
-      float value = widened(static_cast<const T*>(x)[i + place]);
-      sums[i / of_group] += value;
-      in[i + place] = place < per_word - 1 ? value / (1u << (BITS * place)) : value;
+  for (int64_t g = 0; g < rows * groups; g++) {
+    const T* from = static_cast<const T*>(x) + g * of_group;
+    float* to = in.data() + g * of_group;
+    float of_places[per_word] = {};
+    for (int64_t i = 0; i < of_group; i += per_word) {
+      for (int place = 0; place < per_word; place++) {
+        float value = widened(from[i + place]);
+        of_places[place] += value;
+        to[i + place] = place < per_word - 1 ? value / float(1u << (BITS * place)) : value;
+      }
     }
+    for (float sum : of_places) sums[g] += sum;
   }
   Packed<BITS, T> packed{static_cast<const uint32_t*>(words), static_cast<const float*>(scales), in.data(), sums.data(),
                          static_cast<T*>(result), rows, groups, length, outputs};

@@ -7,6 +7,7 @@ Linear layers that read the same value, such as queries, keys and values, are pa
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -53,7 +54,11 @@ def with_packed_weights(
     slots: dict[tuple[str, ...], Slot] = {}
     for piece in pieces:
         sources = [captured.sources.get(name) for name in piece.inputs]
-        wanted = tuple(packing(s.name) if s is not None and s.kind == "parameter" else None for s in sources)
+        is_weight = _are_weights(piece.program)
+        wanted = tuple(
+            packing(source.name) if of_linear and source is not None and source.kind == "parameter" else None
+            for source, of_linear in zip(sources, is_weight, strict=True)
+        )
         key = (piece.program, wanted)  # pieces that share a program go on sharing one
         if key not in made:
             made[key] = _packed(piece.program, wanted)
@@ -63,6 +68,12 @@ def with_packed_weights(
         kept = [piece.inputs[i] for i in made[key].kept]
         changed.append(replace(piece, program=made[key].program, inputs=(*names, *kept)))
     return tuple(changed), tuple(slots.values())
+
+
+def _are_weights(program: torch.fx.GraphModule) -> list[bool]:
+    """Say which inputs of a program are weights of linear layers."""
+    placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
+    return [any(_weight(user) is node for user in node.users) for node in placeholders]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,6 +192,15 @@ class Packer:
 
     def __init__(self) -> None:
         self._made: dict[tuple[str, ...], tuple[list[torch.Tensor], list[int], tuple[torch.Tensor, ...]]] = {}
+        self._ahead: dict[int, tuple[torch.Tensor, int, tuple[torch.Tensor, ...]]] = {}
+
+    def exact(self, weight: torch.Tensor) -> Packing | None:
+        """Pack a weight in the fewest bits that lose nothing, for `pack` to find; None where there are none."""
+        for packing in Packing.exact(weight.shape[1]):
+            with contextlib.suppress(NotExactError), torch.no_grad():
+                self._ahead[id(weight)] = (weight, weight._version, packing.pack(weight))
+                return packing
+        return None
 
     @property
     def num_bytes(self) -> int:
@@ -194,7 +214,7 @@ class Packer:
         if known is None or known[1] != versions or any(a is not b for a, b in zip(known[0], weights, strict=True)):
             try:
                 with torch.no_grad():
-                    known = (list(weights), versions, slot.packing.pack(*weights))
+                    known = (list(weights), versions, self._packed(slot.packing, weights))
             except NotExactError as error:
                 raise BatchMismatchError(
                     f'{", ".join(slot.values)} changed, and with `weights="exact"` are packed without loss: {error}: '
@@ -202,6 +222,15 @@ class Packer:
                 ) from error
             self._made[slot.values] = known
         return known[2]
+
+    def _packed(self, packing: Packing, weights: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        found = []
+        for weight in weights:
+            known, version, parts = self._ahead.pop(id(weight), (None, 0, ()))
+            if known is not weight or version != weight._version:
+                return packing.pack(*weights)
+            found.append(parts)
+        return found[0] if len(found) == 1 else tuple(map(torch.cat, zip(*found, strict=True)))
 
 
 class PackedWeights:

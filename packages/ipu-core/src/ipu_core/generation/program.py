@@ -94,10 +94,8 @@ class Parts:
         assert self.weights is not None
         if name not in self.packings:
             parameter, bits = self.model.get_parameter(name), WEIGHTS[self.weights]
-            if parameter.dim() != 2:
-                self.packings[name] = None
-            elif bits is None:
-                self.packings[name] = Packing.exact(parameter.detach())
+            if bits is None:
+                self.packings[name] = self.packer.exact(parameter)
             else:
                 is_head = parameter is getattr(self.model.get_output_embeddings(), "weight", None)
                 self.packings[name] = Packing.of(parameter.shape[1], max(bits, HEAD_BITS) if is_head else bits)

@@ -12,10 +12,9 @@ Shapes: O output channels, padded to B blocks of 16; I inputs; G groups of input
 
 from __future__ import annotations
 
-import contextlib
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,16 +55,11 @@ class Packing:
         return cls(bits=bits, group_size=math.gcd(inputs, GROUP_SIZE[bits]))
 
     @classmethod
-    def exact(cls, weight: torch.Tensor) -> Packing | None:
-        """Give one in the fewest bits that a weight comes back from as it was, None where it does from none."""
+    def exact(cls, inputs: int) -> Iterator[Packing]:
+        """Give those that weights with so many inputs may come back from as they were, of fewest bits first."""
         for bits, (group_size, _) in GRIDS.items():
-            packing = cls(bits=bits, group_size=group_size, is_exact=True)
-            if weight.dim() == 2 and weight.shape[1] % group_size == 0:
-                with contextlib.suppress(NotExactError):
-                    for rows in weight.split(max(1, PACKED_AT_ONCE // weight.shape[1])):
-                        packing._steps(rows.float().unflatten(1, (-1, group_size)))
-                    return packing
-        return None
+            if inputs % group_size == 0:
+                yield cls(bits=bits, group_size=group_size, is_exact=True)
 
     @property
     def per_word(self) -> int:
@@ -99,8 +93,8 @@ class Packing:
 
     def _pack(self, rows: torch.Tensor, words: torch.Tensor, scales: torch.Tensor) -> None:
         groups = functional.pad(rows.float(), (0, 0, 0, -len(rows) % LANES)).unflatten(1, (-1, self.group_size))
-        least, steps = groups.amin(-1), self._steps(groups)
-        integers = ((groups - least[..., None]) / steps[..., None]).round().clamp(0, 2**self.bits - 1)
+        least = groups.amin(-1)
+        steps, integers = (self._exact_grid if self.is_exact else self._grid)(groups, least)
         integers = integers.to(torch.int32).unflatten(-1, (-1, self.per_word))
         packed = torch.zeros_like(integers[..., 0])
         for i in range(self.per_word):
@@ -108,25 +102,29 @@ class Packing:
         words.copy_(_blocked(packed))
         scales.copy_(_blocked(torch.stack([steps, least], -1)))
 
-    def _steps(self, groups: torch.Tensor) -> torch.Tensor:
-        """Give the distance of two integers' weights, of each group of some weights [..., G, group_size]."""
-        least, most = groups.amin(-1), groups.amax(-1)
-        steps = ((most - least) / (2**self.bits - 1)).clamp(min=TINY)
-        if not self.is_exact:
-            return steps
+    def _grid(self, groups: torch.Tensor, least: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Give the step of each group of some weights [..., G, group_size], and which one each weight is nearest to."""
+        steps = ((groups.amax(-1) - least) / (2**self.bits - 1)).clamp(min=TINY)
+        return steps, ((groups - least[..., None]) / steps[..., None]).round().clamp(0, 2**self.bits - 1)
+
+    def _exact_grid(self, groups: torch.Tensor, least: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        most = groups.amax(-1)
+        steps, nearest = torch.zeros_like(least), torch.zeros_like(groups)
         is_found = torch.zeros_like(least, dtype=torch.bool)
         for of_span, parts in GRIDS[self.bits][1]:
             span = most - least if of_span else torch.maximum(most, -least)
             tried = (span / parts).half().float().clamp(min=TINY)
             integers = ((groups - least[..., None]) / tried[..., None]).round()
-            is_same = (integers * tried[..., None] + least[..., None] == groups).all(-1) & (
-                integers.amax(-1) < 2**self.bits
-            )
-            steps, is_found = torch.where(is_same & ~is_found, tried, steps), is_found | is_same
-            if is_found.all():
-                return steps
-        missed = is_found.numel() - int(is_found.sum())
-        raise NotExactError(f"{missed} of {is_found.numel()} groups are not on a grid of {self.bits} bits")
+            is_same = (integers * tried[..., None] + least[..., None] == groups).all(-1)
+            is_same &= integers.amax(-1) < 2**self.bits
+            if is_same.all():
+                return tried, integers
+            steps, nearest = torch.where(is_same, tried, steps), torch.where(is_same[..., None], integers, nearest)
+            is_found |= is_same
+        if not is_found.all():
+            missed = is_found.numel() - int(is_found.sum())
+            raise NotExactError(f"{missed} of {is_found.numel()} groups are not on a grid of {self.bits} bits")
+        return steps, nearest
 
     def unpack(
         self, words: torch.Tensor, scales: torch.Tensor, outputs: int, *, room: Room | None = None
