@@ -4,13 +4,14 @@
 import copy
 import gc
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
 from ipu_core import IPUConfig, generation_model, to_pipelined
 from ipu_core.engine.packed import Packer
 from ipu_core.errors import BatchMismatchError, CompileError, GenerationModeError
-from ipu_core.generation.program import HEAD_BITS
+from ipu_core.generation.program import HEAD_BITS, _are_worth_it
 from ipu_core.graph.few_rows import few_rows_packed_linear, with_few_row_products
 from ipu_core.graph.packed_weights import NotExactError, Packing, Room, packed_linear
 from test_generation import HEADS, SIZE, lively
@@ -74,6 +75,13 @@ def test_weights_that_were_integers_come_back_as_they_were(kind, bits):
         packing.pack(weight)
 
 
+def test_one_level_too_many_for_4_bits_is_packed_in_8():
+    weight = torch.arange(-8, 9).repeat(2)[:32].expand(16, 32) * 0.25
+    packing = Packer().exact(weight)
+    assert packing.bits == 8
+    assert torch.equal(packing.unpack(*packing.pack(weight), 16), weight)
+
+
 def test_other_weights_are_on_no_grid():
     generator = torch.Generator().manual_seed(0)
     assert Packer().exact(torch.randn(16, 64, generator=generator)) is None
@@ -114,8 +122,8 @@ def test_exact_weights_are_those_of_the_plain_model(compiled):
         torch.testing.assert_close(each, other, atol=1e-5, rtol=1e-5)
     step = generator.decoder.programs[-1]
     targets = [node.target for piece in step.programs for node in piece.program.graph.nodes]
-    names = {packed_linear, few_rows_packed_linear}
-    assert sum(target in names for target in targets) == 2 * 3 + 1  # queries and keys, values, both halves; the head
+    product = few_rows_packed_linear if compiled else packed_linear
+    assert targets.count(product) == 2 * 3 + 1  # queries and keys, values, both halves; the head
 
 
 def test_exact_weights_that_change_are_refused_where_they_lose():
@@ -246,6 +254,23 @@ def test_compiled_steps_give_the_same_tokens(weights, rows):
     assert torch.equal(*found), found
     if weights is None:
         assert torch.equal(found[0], model.generate(ids, max_new_tokens=10, do_sample=False))
+
+
+def test_programs_of_few_operations_are_not_compiled():
+    def program(count):
+        graph = torch.fx.Graph()
+        value = graph.placeholder("x")
+        for _ in range(count - 2):
+            value = graph.call_function(torch.neg, (value,))
+        graph.output((value,))
+        return torch.fx.GraphModule({}, graph)
+
+    layer, head, lone = program(20), program(19), program(40)
+    lowered = [SimpleNamespace(program=each) for each in (lone, *[layer] * 20, head)]
+    pieces = [lowered[0], *[SimpleNamespace(program=None)] * 21]
+    # The first has no products; what twenty layers share is 400 operations, of which 20 are a twentieth.
+    assert _are_worth_it(pieces, lowered) == [False, *[True] * 20, False]
+    assert _are_worth_it(pieces[1:2] + pieces[-1:], lowered[1:2] + lowered[-1:]) == [True, True]
 
 
 def test_what_nobody_waits_for_is_not_compiled_on():
