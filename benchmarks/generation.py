@@ -134,8 +134,7 @@ def num_bytes(model: Any, weights: str | None) -> Callable[[torch.nn.Parameter],
         packing = packing_of(weights, parameter.detach(), is_head=parameter is head)
         if packing is None:
             return parameter.nbytes
-        parts = packing.parts(*parameter.shape)
-        return sum(math.prod(shape) * dtype.itemsize for shape, dtype in parts)
+        return math.prod(packing.shape(*parameter.shape)) * torch.int32.itemsize
 
     return read
 
@@ -230,7 +229,7 @@ def perplexity(model: Any, text: torch.Tensor, weights: str | None) -> float:
             weight = module.weight.detach()
             packing = packing_of(weights, weight, is_head=module is model.get_output_embeddings())
             if packing is not None:
-                module.weight = torch.nn.Parameter(packing.unpack(*packing.pack(weight), len(weight)))
+                module.weight = torch.nn.Parameter(packing.unpack(packing.pack(weight), len(weight)))
     losses = []
     with torch.no_grad():
         for window in text[0, : 16 * WINDOW].split(WINDOW):

@@ -64,10 +64,10 @@ def test_rows_of_a_larger_tensor():
 @pytest.mark.parametrize(("outputs", "inputs", "group"), [(1, 8, 8), (13, 96, 32), (48, 64, 64), (330, 704, 32)])
 def test_packed_products_are_those_of_the_rounded_weights(bits, dtype, rows, outputs, inputs, group):
     packing = Packing(bits=bits, group_size=group)
-    x, parts = made(rows, inputs, dtype=dtype), packing.pack(made(outputs, inputs, seed=1))
-    found = few_rows_packed_linear(x, *parts, bits, outputs)
+    x, words = made(rows, inputs, dtype=dtype), packing.pack(made(outputs, inputs, seed=1))
+    found = few_rows_packed_linear(x, words, bits, outputs)
     assert found.shape == (rows, outputs) and found.dtype is dtype
-    wanted = x.double() @ packing.unpack(*parts, outputs).double().T
+    wanted = x.double() @ packing.unpack(words, outputs).double().T
     allowed = 4e-6 * inputs**0.5 if dtype is torch.float32 else 0.004 * wanted.abs() + 1e-3
     assert ((found.double() - wanted).abs() <= allowed).all()
 
@@ -79,10 +79,10 @@ def test_any_number_of_threads(threads):
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
-        found = few_rows_linear(x, weight), few_rows_packed_linear(x, *packing.pack(weight), 4, 1003)
+        found = few_rows_linear(x, weight), few_rows_packed_linear(x, packing.pack(weight), 4, 1003)
     finally:
         torch.set_num_threads(before)
-    wanted = few_rows_linear(x, weight), few_rows_packed_linear(x, *packing.pack(weight), 4, 1003)
+    wanted = few_rows_linear(x, weight), few_rows_packed_linear(x, packing.pack(weight), 4, 1003)
     assert all(map(torch.equal, found, wanted))
 
 

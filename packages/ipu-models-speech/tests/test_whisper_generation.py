@@ -141,7 +141,7 @@ def test_weights_of_the_decoder_are_rounded(model, weights):
         if isinstance(module, torch.nn.Linear):
             outputs, inputs = module.weight.shape
             packing = Packing.of(inputs, HEAD_BITS if module is rounded.proj_out else int(weights[3:]))
-            module.weight = torch.nn.Parameter(packing.unpack(*packing.pack(module.weight.detach()), outputs))
+            module.weight = torch.nn.Parameter(packing.unpack(packing.pack(module.weight.detach()), outputs))
     generator = generation_model(to_pipelined(model, IPUConfig(layers_per_ipu=[2, 2])), weights=weights)
     wanted, found = both(rounded, generator, recording(1)[0], **SHORT["a task"])
     assert found == wanted

@@ -24,7 +24,6 @@ from ..config import ExecutionConfig
 from ..errors import IncompatibleIPUConfigError
 from ..graph.capture import Capture
 from ..graph.functions import is_function
-from ..graph.packed_weights import Part
 from ..graph.split import StageGraph
 from ..graph.store import text_of
 from ..report.progress import progress
@@ -36,7 +35,7 @@ from .kernels import native_facts
 logger = logging.getLogger(__name__)
 # What calls the kernels is a tenth of a step, when they are as short as those of one token.
 STEP_OPTIONS: Mapping[str, Any] = MappingProxyType({**OPTIONS, "aot_inductor.compile_wrapper_opt_level": "O1"})
-NOTHING_MORE: Mapping[str, Part] = MappingProxyType({})
+NOTHING_MORE: Mapping[str, torch.Tensor] = MappingProxyType({})
 
 
 def compiled(
@@ -67,7 +66,7 @@ class Compilation:
         pieces: its stages, or parts of them.
         trainable: the values of `captured` that are parameters with gradients.
         cache: where executables are kept.
-        more: inputs of pieces that the captured model has not, by name.
+        more: tensors like those inputs of pieces that the captured model has not, by name.
         options: for torch's inductor.
         only: the pieces to compile; all by default.
         compilers: processes that may have been started; they are ended.
@@ -80,7 +79,7 @@ class Compilation:
         trainable: Collection[str] = (),
         cache: ExecutableCache = NO_CACHE,
         *,
-        more: Mapping[str, Part] = NOTHING_MORE,
+        more: Mapping[str, torch.Tensor] = NOTHING_MORE,
         options: Mapping[str, Any] = OPTIONS,
         only: Collection[StageGraph] | None = None,
         compilers: Compilers | None = None,
@@ -160,7 +159,7 @@ def _examples(
     captured: Capture,
     pieces: Sequence[StageGraph],
     trainable: Collection[str],
-    more: Mapping[str, Part],
+    more: Mapping[str, torch.Tensor],
     texts: Mapping[StageGraph, str],
 ) -> Iterator[tuple[StageGraph, list[torch.Tensor]]]:
     """Give the pieces that can be compiled with inputs that have no data, by running each graph on such inputs."""
@@ -174,7 +173,7 @@ def _examples(
             if node.op == "placeholder" and isinstance(value, torch.Tensor):
                 made = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype)
                 values[node.name] = made.requires_grad_(captured.training and node.name in trainable)
-        values |= {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in more.items()}
+        values |= {name: torch.empty_like(like, device="cpu") for name, like in more.items()}
     for piece in pieces:
         inputs = [values.get(name) for name in piece.inputs]
         key = (texts[piece], *map(_look, inputs)) if piece in texts else piece

@@ -9,9 +9,17 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <vector>
+
+#if defined(__AVX512VNNI__) || (defined(__AVXVNNI__) && !defined(__AVX512F__))
+#define SUM_OF_FOUR
+#endif
+#ifdef __AVX__
+#include <immintrin.h>
+#endif
 
 namespace {
 
@@ -41,6 +49,9 @@ using Words = Vector<uint32_t, WIDTH>::type;
 struct bfloat16 {
   uint16_t bits;
 };
+struct float16 {
+  uint16_t bits;
+};
 
 inline float widened(float value) { return value; }
 inline float widened(bfloat16 value) {
@@ -55,12 +66,40 @@ inline Floats read(const bfloat16* from) {
   using Bits = Vector<uint32_t, WIDTH>::type;
   return reinterpret_cast<Floats>(__builtin_convertvector(*reinterpret_cast<const Halves*>(from), Bits) << 16);
 }
+inline Words read(const uint32_t* from) { return *reinterpret_cast<const Words*>(from); }
+inline Floats read(const float16* from) {
+#if defined(__AVX512F__)
+  return (Floats)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+#elif defined(__F16C__)
+  return (Floats)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+#else
+  using Halves = Vector<uint16_t, WIDTH>::type;
+  Words bits = __builtin_convertvector(*reinterpret_cast<const Halves*>(from), Words);
+  // Its exponent counts from another number.
+  return reinterpret_cast<Floats>((bits & 0x8000) << 16 | (bits & 0x7fff) << 13) * 0x1p112f;
+#endif
+}
 inline void put(float value, float* to) { *to = value; }
 inline void put(float value, bfloat16* to) {  // to the nearest, and to even between two
   uint32_t bits;
   std::memcpy(&bits, &value, sizeof bits);
   to->bits = value != value ? 0x7fc0 : uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
+#ifdef SUM_OF_FOUR
+// Adds the products of each word's four bytes, which have no sign, and the same four with one.
+inline Integers sum_of_four(Integers sum, Words bytes, const int8_t* four) {
+#ifdef __AVX512VNNI__
+  // Written out, for compilers read the four in an instruction of its own.
+  using Four = int32_t __attribute__((may_alias, aligned(1)));
+  asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(bytes), "m"(*reinterpret_cast<const Four*>(four)));
+  return sum;
+#else
+  int32_t word;
+  std::memcpy(&word, four, sizeof word);
+  return (Integers)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)bytes, _mm256_set1_epi32(word));
+#endif
+}
+#endif
 inline void ask(const void* address, int ahead) { __builtin_prefetch(static_cast<const char*>(address) + ahead); }
 
 // Calls work(first, last) for parts of [0, count) on torch's threads. Each thread has a range, and helps the others when
@@ -135,54 +174,171 @@ struct Dense {
   }
 };
 
-// Packed weights: words [B, G, L, 16] of 32 / BITS inputs, and steps and smallest weights [B, G, 2, 16].
+// What a product with packed weights takes of its rows x [R, I], and the products with the integers of a group.
+//
+// Where processors have sums of products of bytes, x is three limbs of 8 bits, of a unit that each group of inputs has:
+// that loses as much of the largest as float32 does, and what follows is exact. An instruction has four inputs then.
+#ifdef SUM_OF_FOUR
+template <int BITS>
+struct Rows {
+  static constexpr int LIMBS = 3, LARGEST = 127 << 16, AT_ONCE = 4;
+  int64_t groups, inputs, of_group;
+  std::vector<int8_t> limbs;         // [R, LIMBS, I], the lowest first
+  std::vector<float> units, totals;  // [R, G], the latter of the inputs of a group
+
+  template <typename T>
+  Rows(const T* x, int64_t rows, int64_t groups, int64_t of_group)
+      : groups(groups),
+        inputs(groups * of_group),
+        of_group(of_group),
+        limbs(rows * LIMBS * inputs),
+        units(rows * groups),
+        totals(rows * groups) {
+    for (int64_t g = 0; g < rows * groups; g++) {
+      const T* from = x + g * of_group;
+      float largest[AT_ONCE] = {}, sums[AT_ONCE] = {}, most = 0;
+      for (int64_t i = 0; i < of_group; i += AT_ONCE) {
+        for (int j = 0; j < AT_ONCE; j++) {
+          float value = widened(from[i + j]);
+          largest[j] = std::max(largest[j], std::fabs(value));
+          sums[j] += value;
+        }
+      }
+      for (int j = 0; j < AT_ONCE; j++) {
+        most = std::max(most, largest[j]);
+        totals[g] += sums[j];  // what is not finite shows here
+      }
+      units[g] = most / LARGEST;
+      float scale = most > 0 ? LARGEST / most : 0;
+      int8_t* to = limbs.data() + g / groups * LIMBS * inputs + g % groups * of_group;
+      for (int64_t i = 0; i < of_group; i++) {
+        float nearest = std::rint(widened(from[i]) * scale);
+        int32_t rest = static_cast<int32_t>(std::min(std::max(-float(LARGEST), nearest), float(LARGEST)));
+        for (int limb = 0; limb < LIMBS; limb++) {
+          to[limb * inputs + i] = static_cast<int8_t>(rest);
+          rest = (rest - static_cast<int8_t>(rest)) >> 8;
+        }
+      }
+    }
+  }
+
+  template <int R, int V>
+  void multiply(const uint32_t* words, int64_t row, int64_t group, Floats (&products)[R][V]) const {
+    Integers sums[R][LIMBS][V] = {};
+    const int8_t* in = limbs.data() + row * LIMBS * inputs + group * of_group;
+#pragma GCC unroll 4
+    for (int64_t i = 0; i < of_group; i += 32 / BITS, words += LANES) {
+      ask(words, PACKED_AHEAD);
+      for (int v = 0; v < V; v++) {
+        Words word = read(words + v * WIDTH);
+        for (int four = 0; four < 8 / BITS; four++) {
+          Words bytes = BITS == 8 ? word : (word >> (4 * four) & 0x0f0f0f0f);
+          for (int r = 0; r < R; r++)
+            for (int limb = 0; limb < LIMBS; limb++)
+              sums[r][limb][v] = sum_of_four(sums[r][limb][v], bytes, in + (r * LIMBS + limb) * inputs + i + 4 * four);
+        }
+      }
+    }
+    for (int r = 0; r < R; r++) {
+      float unit = units[(row + r) * groups + group];
+      for (int v = 0; v < V; v++) {
+        Floats product = __builtin_convertvector(sums[r][LIMBS - 1][v], Floats);
+        for (int limb = LIMBS - 2; limb >= 0; limb--)
+          product = product * 256 + __builtin_convertvector(sums[r][limb][v], Floats);
+        products[r][v] = product * unit;
+      }
+    }
+  }
+};
+#else
+template <int BITS>
+struct Rows {
+  static constexpr int AT_ONCE = 32 / BITS;
+  int64_t groups, inputs, of_group;
+  std::vector<float> values;  // [R, I], times what undoes the place of an integer in its word
+  std::vector<float> totals;  // [R, G] of the inputs of a group
+
+  static constexpr int place(int input) { return input % 4 * 8 + input / 4 * 4; }  // its lowest bit
+
+  template <typename T>
+  Rows(const T* x, int64_t rows, int64_t groups, int64_t of_group)
+      : groups(groups),
+        inputs(groups * of_group),
+        of_group(of_group),
+        values(rows * inputs),
+        totals(rows * groups) {
+    for (int64_t g = 0; g < rows * groups; g++) {
+      const T* from = x + g * of_group;
+      float* to = values.data() + g * of_group;
+      float sums[AT_ONCE] = {};
+      for (int64_t i = 0; i < of_group; i += AT_ONCE) {
+        for (int j = 0; j < AT_ONCE; j++) {
+          float value = widened(from[i + j]);
+          sums[j] += value;
+          to[i + j] = j < AT_ONCE - 1 ? value / float(1u << place(j)) : value;
+        }
+      }
+      for (float sum : sums) totals[g] += sum;
+    }
+  }
+
+  template <int R, int V>
+  void multiply(const uint32_t* words, int64_t row, int64_t group, Floats (&products)[R][V]) const {
+    constexpr int CHAINS = std::clamp(8 / (R * V), 1, 4);  // of sums that do not wait for one another
+    constexpr uint32_t mask = (1u << BITS) - 1;
+    Floats chains[R][V][CHAINS] = {};
+    const float* in = values.data() + row * inputs + group * of_group;
+    for (int64_t i = 0; i < of_group; i += AT_ONCE, words += LANES, in += AT_ONCE) {
+      ask(words, PACKED_AHEAD);
+      for (int v = 0; v < V; v++) {
+        Words word = read(words + v * WIDTH);
+        for (int j = 0; j < AT_ONCE; j++) {
+          // The last one is shifted, for integers of 32 bits may be negative.
+          Words integers = j < AT_ONCE - 1 ? word & (mask << place(j)) : word >> place(j);
+          Floats weights = __builtin_convertvector(reinterpret_cast<Integers>(integers), Floats);
+          for (int r = 0; r < R; r++) chains[r][v][j % CHAINS] += weights * in[r * inputs + j];
+        }
+      }
+    }
+    for (int r = 0; r < R; r++)
+      for (int v = 0; v < V; v++)
+        for (int c = 0; c < CHAINS; c++) products[r][v] += chains[r][v][c];
+  }
+};
+#endif
+
+// Packed weights [B, G, 1 + L, 16]: of each group of inputs 16 steps and 16 smallest weights, one of each output, which
+// take up the first words, and L words of 32 / BITS inputs.
 template <int BITS, typename T>
 struct Packed {
-  static constexpr int PER_WORD = 32 / BITS;
   const uint32_t* words;
-  const float* scales;
-  const float* x;     // [R, G L PER_WORD], times what undoes the place of an integer in its word
-  const float* sums;  // [R, G] of the inputs of a group
+  const Rows<BITS>& x;
   T* result;
-  int64_t rows, groups, length, outputs;
+  int64_t rows, outputs;
 
   template <int R>
   void block(int64_t block, int64_t row) const {
-    constexpr int PARTS = LANES / WIDTH;
-    constexpr int CHAINS = std::clamp(8 / (R * PARTS), 1, 4);  // of sums that do not wait for one another
-    constexpr uint32_t mask = (1u << BITS) - 1;
-    int64_t inputs = groups * length * PER_WORD;
-    const uint32_t* w = words + block * groups * length * LANES;
-    const float* kept = scales + block * groups * 2 * LANES;
-    const float* in = x + row * inputs;
-    Floats totals[R][PARTS] = {};
-    for (int64_t g = 0; g < groups; g++, kept += 2 * LANES) {
-      ask(kept, PACKED_AHEAD);
-      ask(kept + LANES, PACKED_AHEAD);
-      Floats chains[R][PARTS][CHAINS] = {};
-      for (int64_t l = 0; l < length; l++, w += LANES, in += PER_WORD) {
-        ask(w, PACKED_AHEAD);
-        for (int p = 0; p < PARTS; p++) {
-          Words word = *reinterpret_cast<const Words*>(w + p * WIDTH);
-          for (int i = 0; i < PER_WORD; i++) {
-            Words integers = i == PER_WORD - 1 ? word >> (32 - BITS) : word & (mask << (BITS * i));
-            Floats weights = __builtin_convertvector(reinterpret_cast<Integers>(integers), Floats);
-            for (int r = 0; r < R; r++) chains[r][p][i % CHAINS] += weights * in[r * inputs + i];
-          }
-        }
-      }
-      for (int p = 0; p < PARTS; p++) {
-        Floats step = read(kept + p * WIDTH), least = read(kept + LANES + p * WIDTH);
+    constexpr int V = LANES / WIDTH;
+    int64_t of_group = (1 + x.of_group * BITS / 32) * LANES;
+    const uint32_t* w = words + block * x.groups * of_group;
+    Floats found[R][V] = {};
+    for (int64_t g = 0; g < x.groups; g++, w += of_group) {
+      ask(w, PACKED_AHEAD);
+      Floats products[R][V] = {};
+      x.multiply(w + LANES, row, g, products);
+      for (int v = 0; v < V; v++) {
+        const float16* scales = reinterpret_cast<const float16*>(w) + v * WIDTH;
+        Floats step = read(scales), least = read(scales + LANES);
         for (int r = 0; r < R; r++) {
-          for (int c = 1; c < CHAINS; c++) chains[r][p][0] += chains[r][p][c];
-          totals[r][p] += chains[r][p][0] * step + least * sums[(row + r) * groups + g];
+          found[r][v] += products[r][v] * step;
+          found[r][v] += least * x.totals[(row + r) * x.groups + g];
         }
       }
     }
     int64_t count = std::min<int64_t>(LANES, outputs - block * LANES);
     for (int r = 0; r < R; r++)
       for (int64_t o = 0; o < count; o++)
-        put(totals[r][o / WIDTH][o % WIDTH], result + (row + r) * outputs + block * LANES + o);
+        put(found[r][o / WIDTH][o % WIDTH], result + (row + r) * outputs + block * LANES + o);
   }
 
   template <int R = TOGETHER>
@@ -205,27 +361,11 @@ AOTITorchError linear(const void* x, const void* weight, void* result, int64_t r
 }
 
 template <int BITS, typename T>
-AOTITorchError packed(const void* x, const void* words, const void* scales, void* result, int64_t rows, int64_t groups,
-                      int64_t length, int64_t outputs) {
-  constexpr int per_word = 32 / BITS;
-  int64_t of_group = length * per_word, inputs = groups * of_group;
-  std::vector<float> in(rows * inputs), sums(rows * groups);
-  for (int64_t g = 0; g < rows * groups; g++) {
-    const T* from = static_cast<const T*>(x) + g * of_group;
-    float* to = in.data() + g * of_group;
-    float of_places[per_word] = {};
-    for (int64_t i = 0; i < of_group; i += per_word) {
-      for (int place = 0; place < per_word; place++) {
-        float value = widened(from[i + place]);
-        of_places[place] += value;
-        to[i + place] = place < per_word - 1 ? value / float(1u << (BITS * place)) : value;
-      }
-    }
-    for (float sum : of_places) sums[g] += sum;
-  }
-  Packed<BITS, T> packed{static_cast<const uint32_t*>(words), static_cast<const float*>(scales), in.data(), sums.data(),
-                         static_cast<T*>(result), rows, groups, length, outputs};
-  return spread((outputs + LANES - 1) / LANES, LANES * inputs, packed);
+AOTITorchError packed(const void* x, const void* words, void* result, int64_t rows, int64_t groups, int64_t of_group,
+                      int64_t outputs) {
+  Rows<BITS> in(static_cast<const T*>(x), rows, groups, of_group);
+  Packed<BITS, T> packed{static_cast<const uint32_t*>(words), in, static_cast<T*>(result), rows, outputs};
+  return spread((outputs + LANES - 1) / LANES, LANES * groups * of_group, packed);
 }
 
 }  // namespace
@@ -237,11 +377,12 @@ AOTITorchError ipu_linear(const void* x, const void* weight, void* result, int64
   return (is_bfloat16 ? linear<bfloat16> : linear<float>)(x, weight, result, rows, inputs, outputs);
 }
 
-AOTITorchError ipu_packed_linear(const void* x, const void* words, const void* scales, void* result, int64_t is_bfloat16,
-                                 int64_t bits, int64_t rows, int64_t groups, int64_t length, int64_t outputs) {
+// `words` [B, groups, words, 16]
+AOTITorchError ipu_packed_linear(const void* x, const void* packed_weight, void* result, int64_t is_bfloat16,
+                                 int64_t bits, int64_t rows, int64_t groups, int64_t words, int64_t outputs) {
   auto chosen = bits == 8 ? (is_bfloat16 ? packed<8, bfloat16> : packed<8, float>)
                           : (is_bfloat16 ? packed<4, bfloat16> : packed<4, float>);
-  return chosen(x, words, scales, result, rows, groups, length, outputs);
+  return chosen(x, packed_weight, result, rows, groups, (words - 1) * 32 / bits, outputs);
 }
 
 // What compiled code calls, with the names and arguments of the operations.
@@ -264,10 +405,9 @@ AOTITorchError aoti_torch_cpu_few_rows_linear(AtenTensorHandle x, AtenTensorHand
   return ipu_linear(in, w, out, dtype == aoti_torch_dtype_bfloat16(), of_x[0], of_weight[1], of_weight[0]);
 }
 
-AOTITorchError aoti_torch_cpu_few_rows_packed_linear(AtenTensorHandle x, AtenTensorHandle words,
-                                                     AtenTensorHandle scales, int64_t bits, int64_t outputs,
-                                                     AtenTensorHandle* result) {
-  void *in, *w, *kept, *out;
+AOTITorchError aoti_torch_cpu_few_rows_packed_linear(AtenTensorHandle x, AtenTensorHandle words, int64_t bits,
+                                                     int64_t outputs, AtenTensorHandle* result) {
+  void *in, *w, *out;
   int64_t *of_x, *of_words;
   int32_t dtype;
   TRY(aoti_torch_get_sizes(x, &of_x));
@@ -277,9 +417,8 @@ AOTITorchError aoti_torch_cpu_few_rows_packed_linear(AtenTensorHandle x, AtenTen
   TRY(aoti_torch_empty_strided(2, sizes, strides, dtype, aoti_torch_device_type_cpu(), 0, result));
   TRY(aoti_torch_get_data_ptr(x, &in));
   TRY(aoti_torch_get_data_ptr(words, &w));
-  TRY(aoti_torch_get_data_ptr(scales, &kept));
   TRY(aoti_torch_get_data_ptr(*result, &out));
-  return ipu_packed_linear(in, w, kept, out, dtype == aoti_torch_dtype_bfloat16(), bits, of_x[0], of_words[1],
-                           of_words[2], outputs);
+  return ipu_packed_linear(in, w, out, dtype == aoti_torch_dtype_bfloat16(), bits, of_x[0], of_words[1], of_words[2],
+                           outputs);
 }
 }

@@ -34,7 +34,7 @@ SHIMS = {
     ],
     few_rows_packed_linear: [
         "AOTITorchError aoti_torch_cpu_few_rows_packed_linear(AtenTensorHandle x, AtenTensorHandle words, "
-        "AtenTensorHandle scales, int64_t bits, int64_t outputs, AtenTensorHandle* result)"
+        "int64_t bits, int64_t outputs, AtenTensorHandle* result)"
     ],
 }
 
@@ -114,11 +114,11 @@ def _linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return result
 
 
-def _packed_linear(x: torch.Tensor, words: torch.Tensor, scales: torch.Tensor, bits: int, outputs: int) -> torch.Tensor:
+def _packed_linear(x: torch.Tensor, words: torch.Tensor, bits: int, outputs: int) -> torch.Tensor:
     x = x.contiguous()
     result = x.new_empty(len(x), outputs)
     numbers = [x.dtype is torch.bfloat16, bits, len(x), *words.shape[1:3], outputs]
-    _call("ipu_packed_linear", [x, words, scales, result], numbers)
+    _call("ipu_packed_linear", [x, words, result], numbers)
     return result
 
 

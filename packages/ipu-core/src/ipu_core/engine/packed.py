@@ -16,24 +16,23 @@ import torch
 
 from ..errors import BatchMismatchError
 from ..graph.capture import Capture
-from ..graph.packed_weights import LANES, NotExactError, Packing, Part, packed_linear
+from ..graph.packed_weights import LANES, NotExactError, Packing, packed_linear
 from ..graph.split import StageGraph
 from .weights import Tensors
-
-PARTS = ("words", "scales")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Slot:
-    """Weights that are packed as one: the values of the graph they are, how they are packed, and into what."""
+    """Weights that are packed as one: the values of the graph they are, how, and a tensor like what is made of them."""
 
     values: tuple[str, ...]
     packing: Packing
-    parts: tuple[Part, ...]
+    like: torch.Tensor
 
-    def names(self) -> list[str]:
-        """Give the names of its parts, as inputs of pieces."""
-        return [f"{self.values[0]}_{part}" for part in PARTS]
+    @property
+    def name(self) -> str:
+        """The name of the packed weights, as an input of pieces."""
+        return f"{self.values[0]}_packed"
 
 
 def with_packed_weights(
@@ -64,9 +63,8 @@ def with_packed_weights(
             made[key] = _packed(piece.program, wanted)
         own = [group.slot(piece.inputs) for group in made[key].groups]
         slots.update({slot.values: slot for slot in own})
-        names = [name for slot in own for name in slot.names()]
         kept = [piece.inputs[i] for i in made[key].kept]
-        changed.append(replace(piece, program=made[key].program, inputs=(*names, *kept)))
+        changed.append(replace(piece, program=made[key].program, inputs=(*(slot.name for slot in own), *kept)))
     return tuple(changed), tuple(slots.values())
 
 
@@ -89,16 +87,17 @@ class _Group:
         return [int(_weight(layer).meta["val"].shape[0]) for layer in self.layers]
 
     @property
-    def parts(self) -> tuple[Part, ...]:
-        return self.packing.parts(sum(self.outputs), int(_weight(self.layers[0]).meta["val"].shape[1]))
+    def like(self) -> torch.Tensor:
+        shape = self.packing.shape(sum(self.outputs), int(_weight(self.layers[0]).meta["val"].shape[1]))
+        return torch.empty(shape, dtype=torch.int32, device="meta")
 
     def slot(self, inputs: Sequence[str]) -> Slot:
-        return Slot(values=tuple(inputs[i] for i in self.weights), packing=self.packing, parts=self.parts)
+        return Slot(values=tuple(inputs[i] for i in self.weights), packing=self.packing, like=self.like)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Packed:
-    """A program that reads packed weights: the parts of each group first, and then those of its inputs it kept."""
+    """A program that reads packed weights: those of each group first, and then those of its inputs it kept."""
 
     program: torch.fx.GraphModule
     groups: list[_Group]
@@ -111,10 +110,9 @@ def _packed(program: torch.fx.GraphModule, packings: Sequence[Packing | None]) -
     groups = _groups(program.graph, {node: (i, of) for i, node in enumerate(placeholders) if (of := packings[i])})
     packed = {layer for group in groups for layer in group.layers}
     graph = torch.fx.Graph()
-    parts = [[graph.placeholder(f"group_{i}_{part}") for part in PARTS] for i in range(len(groups))]
-    for group, of_group in zip(groups, parts, strict=True):
-        for node, (shape, dtype) in zip(of_group, group.parts, strict=True):
-            node.meta["val"] = torch.empty(shape, dtype=dtype, device="meta")
+    words = [graph.placeholder(f"packed_{i}") for i in range(len(groups))]
+    for group, node in zip(groups, words, strict=True):
+        node.meta["val"] = group.like
     values: dict[torch.fx.Node, torch.fx.Node] = {}
     kept = []
     for i, node in enumerate(placeholders):
@@ -124,7 +122,7 @@ def _packed(program: torch.fx.GraphModule, packings: Sequence[Packing | None]) -
     for node in program.graph.nodes:
         if node in packed and node not in values:
             i = next(i for i, group in enumerate(groups) if node in group.layers)
-            values.update(_product(graph, groups[i], parts[i], values))
+            values.update(_product(graph, groups[i], words[i], values))
         elif node.op != "placeholder" and node not in values:
             values[node] = graph.node_copy(node, lambda source: values[source])
     return _Packed(program=torch.fx.GraphModule(program, graph), groups=groups, kept=kept)
@@ -156,14 +154,14 @@ def _groups(graph: torch.fx.Graph, parameters: Mapping[torch.fx.Node, tuple[int,
 def _product(
     graph: torch.fx.Graph,
     group: _Group,
-    parts: Sequence[torch.fx.Node],
+    words: torch.fx.Node,
     values: Mapping[torch.fx.Node, torch.fx.Node],
 ) -> dict[torch.fx.Node, torch.fx.Node]:
     """Write the product of all layers of a group, and give those of each."""
     aten = torch.ops.aten
     x: Any = group.layers[0].args[0]
     total = sum(group.outputs)
-    product = graph.call_function(packed_linear, (values[x], *parts, group.packing.bits, total))
+    product = graph.call_function(packed_linear, (values[x], words, group.packing.bits, total))
     product.meta["val"] = x.meta["val"].new_empty(*x.meta["val"].shape[:-1], total)
     results = {}
     start = 0
@@ -191,8 +189,8 @@ class Packer:
     """Packs weights, once each for all programs that read them, and again once they have changed."""
 
     def __init__(self) -> None:
-        self._made: dict[tuple[str, ...], tuple[list[torch.Tensor], list[int], tuple[torch.Tensor, ...]]] = {}
-        self._ahead: dict[int, tuple[torch.Tensor, int, tuple[torch.Tensor, ...]]] = {}
+        self._made: dict[tuple[str, ...], tuple[list[torch.Tensor], list[int], torch.Tensor]] = {}
+        self._ahead: dict[int, tuple[torch.Tensor, int, torch.Tensor]] = {}
 
     def exact(self, weight: torch.Tensor) -> Packing | None:
         """Pack a weight in the fewest bits that lose nothing, for `pack` to find; None where there are none."""
@@ -205,10 +203,10 @@ class Packer:
     @property
     def num_bytes(self) -> int:
         """Bytes of all that is packed."""
-        return sum(part.nbytes for *_, parts in self._made.values() for part in parts)
+        return sum(words.nbytes for *_, words in self._made.values())
 
-    def pack(self, slot: Slot, weights: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        """Give the parts of packed weights; their values have one name in all graphs of a model."""
+    def pack(self, slot: Slot, weights: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Give packed weights; their values have one name in all graphs of a model."""
         known = self._made.get(slot.values)
         versions = [weight._version for weight in weights]
         if known is None or known[1] != versions or any(a is not b for a, b in zip(known[0], weights, strict=True)):
@@ -223,14 +221,14 @@ class Packer:
             self._made[slot.values] = known
         return known[2]
 
-    def _packed(self, packing: Packing, weights: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    def _packed(self, packing: Packing, weights: Sequence[torch.Tensor]) -> torch.Tensor:
         found = []
         for weight in weights:
-            known, version, parts = self._ahead.pop(id(weight), (None, 0, ()))
-            if known is not weight or version != weight._version:
+            known = self._ahead.pop(id(weight), None)
+            if known is None or known[0] is not weight or known[1] != weight._version:
                 return packing.pack(*weights)
-            found.append(parts)
-        return found[0] if len(found) == 1 else tuple(map(torch.cat, zip(*found, strict=True)))
+            found.append(known[2])
+        return found[0] if len(found) == 1 else torch.cat(found)
 
 
 class PackedWeights:
@@ -242,17 +240,10 @@ class PackedWeights:
         self._packer = packer
 
     def read(self, values: Collection[str]) -> dict[str, torch.Tensor]:
-        """Give those of some values that are parameters, buffers, or parts of packed weights."""
+        """Give those of some values that are parameters, buffers, or packed weights."""
         found = self._weights.read(values)
         for slot in self._slots:
-            names = slot.names()
-            if names[0] in values:
+            if slot.name in values:
                 of_slot = self._weights.read(slot.values)
-                parts = self._packer.pack(slot, [of_slot[value] for value in slot.values])
-                found.update(zip(names, parts, strict=True))
+                found[slot.name] = self._packer.pack(slot, [of_slot[value] for value in slot.values])
         return found
-
-
-def named_parts(slots: Sequence[Slot]) -> dict[str, Part]:
-    """Give all parts by their names."""
-    return {name: part for slot in slots for name, part in zip(slot.names(), slot.parts, strict=True)}

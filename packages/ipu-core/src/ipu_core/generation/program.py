@@ -18,7 +18,7 @@ from ..engine.compile import STEP_OPTIONS, Compilation, changed_once
 from ..engine.compilers import Compilers
 from ..engine.kernels import load_kernels, uses_kernels
 from ..engine.lowering import lower
-from ..engine.packed import PackedWeights, Packer, Slot, named_parts, with_packed_weights
+from ..engine.packed import PackedWeights, Packer, Slot, with_packed_weights
 from ..engine.residence import Residence, homes
 from ..engine.straight import StraightLine
 from ..engine.weights import Tensors, Weights
@@ -133,7 +133,7 @@ class Program:
                     captured,
                     lowered,
                     cache=parts.cache,
-                    more=named_parts(slots),
+                    more={slot.name: slot.like for slot in slots},
                     options=STEP_OPTIONS,
                     only=list(itertools.compress(lowered, is_chosen)),
                     compilers=parts.compilers,

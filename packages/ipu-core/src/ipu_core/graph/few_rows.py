@@ -28,7 +28,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 LIBRARY = torch.library.Library("ipu_core", "FRAGMENT")
 # x [R, I] and a weight [O, I], both contiguous and of one of DTYPES: [R, O]. A weight may be packed.
 LIBRARY.define("few_rows_linear(Tensor x, Tensor weight) -> Tensor")
-LIBRARY.define("few_rows_packed_linear(Tensor x, Tensor words, Tensor scales, int bits, int outputs) -> Tensor")
+LIBRARY.define("few_rows_packed_linear(Tensor x, Tensor words, int bits, int outputs) -> Tensor")
 
 
 def _few_rows_linear_shape(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -2,12 +2,13 @@
 """Weights of linear layers in 8 or 4 bits, and products with them: weight-only quantisation.
 
 Integers are few, and none is to be wasted on a side where a group has no weights: they count from its smallest weight,
-which is kept beside the scale, and a weight is the smallest one and so many steps.
+and a weight is the smallest one and so many steps, both float16. Activations keep their type.
 
-Integers are packed four or eight to a word of 32 bits, the first lowest, and words of sixteen output channels lie side
-by side, so that one vector instruction unpacks a word of each. Activations keep their type.
+Integers are packed four or eight to a word of 32 bits, the bytes of which have inputs side by side: the first four in
+their lower halves where there are eight. Words of sixteen output channels lie side by side, so that one vector
+instruction unpacks a word of each. The first of a group have no inputs, but 16 steps and behind them 16 smallest weights.
 
-Shapes: O output channels, padded to B blocks of 16; I inputs; G groups of inputs.
+Shapes: O output channels, padded to B blocks of 16; I inputs; G groups of inputs; L words of a group.
 """
 
 from __future__ import annotations
@@ -21,18 +22,21 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from ..errors import GenerationModeError
+
 LANES = 16  # output channels of a block
 WORD = 32
 GROUP_SIZE = {8: 64, 4: 32}  # by the bits of a weight
-TINY = torch.finfo(torch.float32).tiny
-# Of weights that went through so many bits in a file: inputs of a group, and what a step in float16 is a part of, the
-# span of its weights or else the largest of them. In GGUF's terms Q4_1, Q4_0; Q8_0, Q5_1, Q5_0.
-GRIDS = {4: (32, ((True, 15), (False, 8))), 8: (32, ((False, 127), (True, 31), (False, 16)))}
-Part = tuple[tuple[int, ...], torch.dtype]  # the shape and type of a tensor
+FLOAT16 = torch.finfo(torch.float16)
+# Of weights that went through so many bits in a file: inputs of a group, and for each kind the part that a step is, and
+# how many of them lie below 0. Of a kind that has no such number, the smallest weight is in the file, and a step is part
+# of the span; of the others it is part of the weight that is largest, and on its other side. In GGUF's terms Q4_1, Q4_0;
+# Q8_0, Q5_1, Q5_0.
+GRIDS = {4: (32, ((15, None), (8, 8))), 8: (32, ((127, 128), (31, None), (16, 16)))}
 # Weights that are packed or unpacked at a time: to pack them takes many times their memory on the way.
 PACKED_AT_ONCE, UNPACKED_AT_ONCE = 1 << 17, 1 << 20
 _LIBRARY = torch.library.Library("ipu_core", "FRAGMENT")
-_LIBRARY.define("packed_linear(Tensor x, Tensor words, Tensor scales, int bits, int outputs) -> Tensor")
+_LIBRARY.define("packed_linear(Tensor x, Tensor words, int bits, int outputs) -> Tensor")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,85 +70,96 @@ class Packing:
         """Weights of one word."""
         return WORD // self.bits
 
-    def parts(self, outputs: int, inputs: int) -> tuple[Part, Part]:
-        """Give the shapes and types of what `pack` makes of a weight [outputs, inputs]."""
-        blocks, groups = -(-outputs // LANES), inputs // self.group_size
-        words = (blocks, groups, self.group_size // self.per_word, LANES)
-        return (words, torch.int32), ((blocks, groups, 2, LANES), torch.float32)
+    def shape(self, outputs: int, inputs: int) -> tuple[int, int, int, int]:
+        """Give the shape [B, G, 1 + L, 16] of what `pack` makes of a weight [outputs, inputs]."""
+        return -(-outputs // LANES), inputs // self.group_size, 1 + self.group_size // self.per_word, LANES
 
-    def pack(self, *weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Pack weights [O, I], one below the other.
+    def pack(self, *weights: torch.Tensor) -> torch.Tensor:
+        """Pack weights [O, I], one below the other, of which all but the last have whole blocks of channels.
 
         Returns:
-            words [B, G, group_size / per_word, 16] of int32, and steps and smallest weights [B, G, 2, 16] of float32.
-            All weights but the last have whole blocks of channels.
+            [B, G, 1 + L, 16] of int32.
+
+        Raises:
+            NotExactError: weights would not come back as they were, and have to.
+            GenerationModeError: a weight is no number of float16.
         """
         inputs = weights[0].shape[1]
-        parts = self.parts(sum(len(weight) for weight in weights), inputs)
-        words, scales = (torch.empty(shape, dtype=dtype) for shape, dtype in parts)
+        words = torch.empty(self.shape(sum(len(weight) for weight in weights), inputs), dtype=torch.int32)
         channels = max(1, PACKED_AT_ONCE // (inputs * LANES)) * LANES
         block = 0
         for weight in weights:
             for rows in weight.split(channels):
                 blocks = -(-len(rows) // LANES)
-                self._pack(rows, words[block : block + blocks], scales[block : block + blocks])
+                self._pack(rows, words[block : block + blocks])
                 block += blocks
-        return words, scales
+        return words
 
-    def _pack(self, rows: torch.Tensor, words: torch.Tensor, scales: torch.Tensor) -> None:
+    def _pack(self, rows: torch.Tensor, words: torch.Tensor) -> None:
         groups = functional.pad(rows.float(), (0, 0, 0, -len(rows) % LANES)).unflatten(1, (-1, self.group_size))
-        least = groups.amin(-1)
-        steps, integers = (self._exact_grid if self.is_exact else self._grid)(groups, least)
-        integers = integers.to(torch.int32).unflatten(-1, (-1, self.per_word))
-        packed = torch.zeros_like(integers[..., 0])
+        step, least, integers = (self._exact_grid if self.is_exact else self._grid)(groups)
+        of_words = integers.to(torch.int32).unflatten(-1, (-1, self.per_word))
+        packed = torch.zeros_like(of_words[..., 0])
         for i in range(self.per_word):
-            packed |= integers[..., i] << (self.bits * i)
-        words.copy_(_blocked(packed))
-        scales.copy_(_blocked(torch.stack([steps, least], -1)))
+            packed |= of_words[..., i] << (i % 4 * 8 + i // 4 * 4)
+        # Channels side by side: [16 B, G, ...] becomes [B, G, ..., 16].
+        words[:, :, 1:] = packed.unflatten(0, (-1, LANES)).movedim(1, -1)
+        scales = torch.stack([step, least], -1).half().unflatten(0, (-1, LANES)).movedim(1, -1)
+        words.view(torch.float16)[:, :, 0] = scales.flatten(-2)
 
-    def _grid(self, groups: torch.Tensor, least: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Give the step of each group of some weights [..., G, group_size], and which one each weight is nearest to."""
-        steps = ((groups.amax(-1) - least) / (2**self.bits - 1)).clamp(min=TINY)
-        return steps, ((groups - least[..., None]) / steps[..., None]).round().clamp(0, 2**self.bits - 1)
+    def _grid(self, groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Give the step and the smallest of each group of weights, and which step each weight is nearest to."""
+        least = _half(groups.amin(-1), up=False)
+        step = _half((groups.amax(-1) - least) / (2**self.bits - 1), up=True)
+        if not (step.isfinite() & least.isfinite()).all():
+            raise GenerationModeError(
+                f"weights from {groups.min():.6g} to {groups.max():.6g} cannot be packed, which takes those of float16, "
+                f"{FLOAT16.min:g} to {FLOAT16.max:g}: leave `weights` out"
+            )
+        integers = (groups - least[..., None]).div_(step[..., None].clamp(min=FLOAT16.tiny / 1024))
+        return step, least, integers.round_().clamp_(0, 2**self.bits - 1)
 
-    def _exact_grid(self, groups: torch.Tensor, least: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        most = groups.amax(-1)
-        steps, nearest = torch.zeros_like(least), torch.zeros_like(groups)
+    def _exact_grid(self, groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        least, most = groups.amin(-1), groups.amax(-1)
+        found = torch.zeros_like(least), torch.zeros_like(least), torch.zeros_like(groups)
         is_found = torch.zeros_like(least, dtype=torch.bool)
-        for of_span, parts in GRIDS[self.bits][1]:
-            span = most - least if of_span else torch.maximum(most, -least)
-            tried = (span / parts).half().float().clamp(min=TINY)
-            integers = ((groups - least[..., None]) / tried[..., None]).round()
-            is_same = (integers * tried[..., None] + least[..., None] == groups).all(-1)
+        for parts, below in GRIDS[self.bits][1]:
+            span = most - least if below is None else -torch.where(most > -least, most, least)
+            step = (span / parts).half().float()
+            first = (least if below is None else -below * step).half().float()
+            integers = ((groups - first[..., None]) / torch.where(step == 0, 1, step)[..., None]).round()
+            is_same = (integers * step[..., None] + first[..., None] == groups).all(-1)
             is_same &= integers.amax(-1) < 2**self.bits
             if is_same.all():
-                return tried, integers
-            steps, nearest = torch.where(is_same, tried, steps), torch.where(is_same[..., None], integers, nearest)
+                return step, first, integers
+            found = torch.where(is_same, step, found[0]), torch.where(is_same, first, found[1]), torch.where(
+                is_same[..., None], integers, found[2]
+            )
             is_found |= is_same
         if not is_found.all():
             missed = is_found.numel() - int(is_found.sum())
             raise NotExactError(f"{missed} of {is_found.numel()} groups are not on a grid of {self.bits} bits")
-        return steps, nearest
+        return found
 
-    def unpack(
-        self, words: torch.Tensor, scales: torch.Tensor, outputs: int, *, room: Room | None = None
-    ) -> torch.Tensor:
+    def unpack(self, words: torch.Tensor, outputs: int, *, room: Room | None = None) -> torch.Tensor:
         """Give the weight [O, I] that `pack` packed, as float32; it lies in `room` where that is given."""
         room = room or Room()
         blocks, groups, length, lanes = words.shape
-        rows = room.empty("rows", (blocks, lanes, groups * length), torch.int32, words.device)
-        rows.copy_(words.view(blocks, groups * length, lanes).transpose(1, 2))
-        integers = rows.view(torch.uint8)  # a byte each, the lowest first
+        rows = room.empty("rows", (blocks, lanes, groups, length - 1), torch.int32, words.device)
+        rows.copy_(words[:, :, 1:].permute(0, 3, 1, 2))
+        integers = rows.view(torch.uint8)
         if self.bits == 4:
-            halves = room.empty("halves", (*integers.shape, 2), torch.uint8, words.device)
-            halves[..., 0].copy_(integers).bitwise_and_(15)
-            halves[..., 1].copy_(integers).bitwise_right_shift_(4)
+            of_words = integers.view(*rows.shape, 4)
+            halves = room.empty("halves", (*rows.shape, 2, 4), torch.uint8, words.device)
+            halves[..., 0, :].copy_(of_words).bitwise_and_(15)
+            halves[..., 1, :].copy_(of_words).bitwise_right_shift_(4)
             integers = halves
         weight = room.empty("weight", (blocks * lanes, groups, self.group_size), torch.float32, words.device)
         weight.copy_(integers.view(weight.shape))
-        rows_of_scales = scales.movedim(-1, 1).reshape(blocks * lanes, groups, -1)  # of each channel and group
-        weight *= rows_of_scales[..., :1]
-        weight += rows_of_scales[..., 1:]
+        scales = words.view(torch.float16)[:, :, 0].float().view(blocks, groups, 2, lanes)
+        step, least = scales.permute(2, 0, 3, 1).reshape(2, blocks * lanes, groups, 1)
+        weight *= step
+        weight += least
         return weight.view(blocks * lanes, -1)[:outputs]
 
 
@@ -170,24 +185,26 @@ class Room(threading.local):
         return self._kept[key][:count].view(*shape)
 
 
-def _blocked(rows: torch.Tensor) -> torch.Tensor:
-    """Put channels side by side: [16 B, ...] becomes [B, ..., 16]."""
-    # Not `contiguous`, which leaves the strides of dimensions of one element as they are.
-    return rows.view(-1, LANES, *rows.shape[1:]).movedim(1, -1).clone(memory_format=torch.contiguous_format)
+def _half(values: torch.Tensor, *, up: bool) -> torch.Tensor:
+    """Round to float16 from one side, as float32."""
+    rounded = values.half()
+    is_past = rounded.float() < values if up else rounded.float() > values
+    limit = torch.full_like(rounded, math.inf if up else -math.inf)
+    return torch.where(is_past, torch.nextafter(rounded, limit), rounded).float()
 
 
 _ROOM = Room()
 
 
-def _packed_linear(x: torch.Tensor, words: torch.Tensor, scales: torch.Tensor, bits: int, outputs: int) -> torch.Tensor:
+def _packed_linear(x: torch.Tensor, words: torch.Tensor, bits: int, outputs: int) -> torch.Tensor:
     _, groups, length, lanes = words.shape
-    packing = Packing(bits=bits, group_size=length * WORD // bits)
+    packing = Packing(bits=bits, group_size=(length - 1) * WORD // bits)
     blocks = max(1, UNPACKED_AT_ONCE // (groups * packing.group_size * lanes))
     result = x.new_empty(*x.shape[:-1], outputs)
     for first in range(0, len(words), blocks):
-        start, some = first * lanes, slice(first, first + blocks)
+        start = first * lanes
         channels = min(outputs - start, blocks * lanes)
-        weight = packing.unpack(words[some], scales[some], channels, room=_ROOM).to(x.dtype)
+        weight = packing.unpack(words[first : first + blocks], channels, room=_ROOM).to(x.dtype)
         result[..., start : start + channels] = functional.linear(x, weight)
     return result
 
