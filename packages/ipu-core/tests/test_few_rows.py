@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Products of few rows as operations of their own, and attention of one query as sums, are what libraries give."""
+"""Products of few rows as operations of their own, and attention of one query, are what libraries give."""
 
+import math
+
+import ipu_core.engine.kernels  # noqa: F401  (what the operations do)
 import pytest
 import torch
-from ipu_core.graph.few_rows import MOST_ROWS, with_attention_as_sums, with_few_row_products
+from ipu_core.graph.few_rows import MOST_ROWS, one_query_attention, with_few_row_products, with_one_query_attention
 from torch.nn import functional
 
 
@@ -25,7 +28,7 @@ def lowered(module, *inputs):
     """Give a module's graph, and the same for few rows, as functions of its parameters and inputs."""
     torch.manual_seed(0)
     program = torch.export.export(module, inputs).graph_module
-    return program, with_attention_as_sums(with_few_row_products(program))
+    return program, with_one_query_attention(with_few_row_products(program))
 
 
 def equal(module, *inputs):
@@ -43,18 +46,61 @@ def test_products(shape, with_bias):
     equal(Product(with_bias), torch.randn(shape))
 
 
-@pytest.mark.parametrize("rows", [1, 3])
-@pytest.mark.parametrize("mask", [None, "rows", "bool", "heads"])
+MASKS = {
+    None: lambda rows: (),
+    "places": lambda rows: (torch.randn(1, 5),),
+    "rows": lambda rows: (torch.randn(rows, 1, 1, 5),),
+    "bool": lambda rows: (torch.tensor([True, False, True, True, False]).expand(rows, 1, 1, 5),),
+    "heads": lambda rows: (torch.randn(1, 4, 1, 5),),
+    "hidden": lambda rows: (torch.tensor([0.0, -math.inf, 1.0, -1.0, -math.inf]).expand(rows, 1, 1, 5),),
+    "all hidden": lambda rows: (torch.zeros(rows, 1, 1, 5, dtype=torch.bool),),
+}
+
+
+@pytest.mark.parametrize("rows", [1, 3, 9])
+@pytest.mark.parametrize("mask", MASKS)
 def test_attention(rows, mask):
     query = torch.randn(rows, 4, 1, 6)
     keys, values = torch.randn(2, rows, 2, 5, 6)
-    masks = {
-        None: (),
-        "rows": (torch.randn(rows, 1, 1, 5),),
-        "bool": (torch.tensor([True, False, True, True, False]).expand(rows, 1, 1, 5),),
-        "heads": (torch.randn(1, 4, 1, 5),),
-    }
-    equal(Attention(), query, keys, values, *masks[mask])
+    equal(Attention(), query, keys, values, *MASKS[mask](rows))
+
+
+class Repeating(Attention):
+    """Repeats keys and values for the heads that share them, as models do."""
+
+    def forward(self, query, keys, values, mask=None):
+        return super().forward(query, *(self.repeated(states) for states in (keys, values)), mask)
+
+    def repeated(self, states):
+        rows, heads, places, size = states.shape
+        return states[:, :, None, :, :].expand(rows, heads, 2, places, size).reshape(rows, 2 * heads, places, size)
+
+
+class Rounding(Repeating):
+    """Keeps integers of 8 bits, with a scale for each head and place."""
+
+    def repeated(self, states):
+        scales = states.abs().amax(-1, keepdim=True) / 127
+        return super().repeated((states / scales).round().to(torch.int8).to(scales.dtype) * scales)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("cls", [Attention, Repeating, Rounding])
+def test_attention_reads_what_is_kept(cls, dtype):
+    query, keys, values = torch.randn(2, 4, 1, 20), torch.randn(2, 2, 7, 20), torch.randn(2, 2, 7, 24)
+    inputs = [tensor.to(dtype) for tensor in (query, keys, values, torch.randn(2, 1, 1, 7))]
+    program, changed = lowered(cls(), *inputs)
+    (node,) = (node for node in changed.graph.nodes if node.target is one_query_attention)
+    kept = node.args[1].meta["val"]
+    assert kept.shape == (2, 2, 7, 20) and kept.dtype is (torch.int8 if cls is Rounding else dtype)
+    wanted = program(*(tensor.double() if cls is not Rounding else tensor for tensor in inputs))[0]
+    allowed = 1e-5 if dtype is torch.float32 else 0.02
+    torch.testing.assert_close(changed(*inputs)[0].double(), wanted.double(), atol=allowed, rtol=allowed)
+
+
+def test_keys_that_do_not_lie_in_a_row_are_laid_out():
+    query, keys, values = torch.randn(2, 4, 1, 6), torch.randn(2, 5, 4, 6).mT, torch.randn(2, 5, 4, 6)
+    equal(Attention(), query, keys.mT.transpose(1, 2), values.transpose(1, 2))
 
 
 class Transposed(torch.nn.Module):
@@ -68,6 +114,8 @@ def test_what_the_operations_do_not_know_is_for_a_library():
         (Product(True).double(), (torch.randn(1, 24, dtype=torch.float64),)),
         (Transposed(), (torch.randn(1, 24), torch.randn(24, 10))),
         (Attention(), (torch.randn(1, 4, 2, 6), *torch.randn(2, 1, 2, 5, 6))),
+        (Attention(), tuple(states.half() for states in (torch.randn(1, 4, 1, 6), *torch.randn(2, 1, 2, 5, 6)))),
+        (Attention(), (torch.randn(3, 4, 1, 6), *torch.randn(2, 1, 2, 5, 6))),
     ):
         program, changed = lowered(module, *inputs)
         assert changed is program

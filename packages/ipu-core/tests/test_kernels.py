@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The products written in C++ are those of exact arithmetic, rounded; they are built once, and say why they are not."""
+"""Products and attention in C++ are exact but for rounding; they are built once, and say why they are not."""
+
+import platform
 
 import pytest
 import torch
 from ipu_core.engine import kernels
 from ipu_core.engine.cache import ExecutableCache
 from ipu_core.errors import CompileError
-from ipu_core.graph.few_rows import few_rows_linear, few_rows_packed_linear
+from ipu_core.graph.few_rows import few_rows_linear, few_rows_packed_linear, one_query_attention
 from ipu_core.graph.packed_weights import Packing
 
 
@@ -70,6 +72,69 @@ def test_packed_products_are_those_of_the_rounded_weights(bits, dtype, rows, out
     wanted = x.double() @ packing.unpack(words, outputs).double().T
     allowed = 4e-6 * inputs**0.5 if dtype is torch.float32 else 0.004 * wanted.abs() + 1e-3
     assert ((found.double() - wanted).abs() <= allowed).all()
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_packed_products_of_rows_whose_inputs_differ_by_far(bits):
+    """Each group of inputs counts in a unit of its own, and none is lost beside a large one."""
+    packing = Packing(bits=bits, group_size=32)
+    x = made(2, 96) * torch.tensor([1e-6, 1.0, 1e6]).repeat_interleave(32)
+    weight = made(40, 96, seed=1) * torch.tensor([1.0, 1.0, 0.0]).repeat_interleave(32)
+    words = packing.pack(weight)
+    wanted = x.double() @ packing.unpack(words, 40).double().T
+    found = few_rows_packed_linear(x, words, bits, 40)
+    torch.testing.assert_close(found.double(), wanted, atol=1e-5, rtol=1e-5)
+    x[0, 0], x[1, 40] = float("nan"), float("inf")
+    assert not few_rows_packed_linear(x, words, bits, 40).isfinite().any()
+    assert not few_rows_packed_linear(torch.zeros(1, 96), words, bits, 40).any()
+
+
+def attention(dtype=torch.float32):
+    """Give attention of kernels, that of torch, and how far apart they may be."""
+    query, keys, values = made(2, 6, 20), made(2, 3, 37, 20, seed=1), made(2, 3, 37, 33, seed=2)
+    mask = made(2, 1, 37, seed=3).masked_fill(made(2, 1, 37, seed=4) > 0.5, -torch.inf)
+    given = [tensor.to(dtype) for tensor in (query, keys, values)]
+    found = one_query_attention(*given, None, None, mask, 0.3)
+    query, keys, values = (tensor.double() for tensor in given)
+    wanted = torch.nn.functional.scaled_dot_product_attention(
+        query[:, :, None], keys, values, mask[:, :, None].double(), scale=0.3, enable_gqa=True
+    )
+    return found, wanted[:, :, 0].to(dtype), 2e-6 if dtype is torch.float32 else 0.01
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention(dtype):
+    found, wanted, allowed = attention(dtype)
+    torch.testing.assert_close(found, wanted, atol=allowed, rtol=allowed)
+
+
+def test_attention_with_scores_that_differ_by_far():
+    query, keys, values = torch.ones(1, 1, 4), torch.ones(1, 1, 5, 4), made(1, 1, 5, 3)
+    keys *= torch.tensor([1e4, -1e4, 1e4 - 0.25, 30.0, -200.0])[:, None]
+    found = one_query_attention(query, keys, values, None, None, None, 1.0)
+    wanted = torch.nn.functional.scaled_dot_product_attention(query[:, :, None], keys, values, scale=1.0)
+    torch.testing.assert_close(found, wanted[:, :, 0])
+
+
+OTHERS = {"-march=x86-64": "", "-march=x86-64-v3": "avx2", "-march=x86-64-v3 -mavxvnni": "avx_vnni"}
+
+
+@pytest.mark.parametrize("flags", OTHERS)
+def test_other_processors(flags, monkeypatch):
+    facts = " ".join(kernels.native_facts()).split()
+    if platform.machine() != "x86_64" or (OTHERS[flags] and OTHERS[flags] not in facts):
+        pytest.skip(f"this processor does not run what is built with {flags}")
+    monkeypatch.setattr(kernels, "PROCESSOR", flags.split())
+    monkeypatch.setattr(kernels, "_KERNELS", kernels._Kernels())
+    found, wanted, allowed = attention()
+    torch.testing.assert_close(found, wanted, atol=allowed, rtol=allowed)
+    x, weight = made(7, 96), made(41, 96, seed=1)
+    torch.testing.assert_close(few_rows_linear(x, weight), x @ weight.T, atol=1e-5, rtol=1e-5)
+    for bits in (8, 4):
+        packing = Packing(bits=bits, group_size=32)
+        words = packing.pack(weight)
+        wanted = x @ packing.unpack(words, 41).T
+        torch.testing.assert_close(few_rows_packed_linear(x, words, bits, 41), wanted, atol=2e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 5])

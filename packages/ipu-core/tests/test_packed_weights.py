@@ -41,6 +41,24 @@ def test_a_group_of_zeros_is_exact(bits):
 
 
 @pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("scale", [1e-6, 1e-4, 1e3])
+def test_weights_of_other_sizes_are_rounded_as_well(bits, scale):
+    """Steps are float16, and of the smallest there are few."""
+    weight = torch.randn(16, 64, generator=torch.Generator().manual_seed(0)) * scale
+    packing = Packing(bits=bits, group_size=32)
+    found = packing.unpack(packing.pack(weight), 16)
+    assert (found - weight).abs().max() <= (0.3 if bits == 4 else 0.02) * scale + 2**-25
+
+
+@pytest.mark.parametrize("value", [3e7, -1e5, float("nan"), float("inf")])
+def test_weights_beyond_float16_are_refused(value):
+    weight = torch.randn(16, 64)
+    weight[3, 5] = value
+    with pytest.raises(GenerationModeError, match=r"weights from .* cannot be packed in 8 bits.*65504: leave"):
+        Packing(bits=8, group_size=32).pack(weight)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
 def test_as_many_levels_as_there_are_integers_are_exact_wherever_they_lie(bits):
     levels = torch.randint(2**bits, (8, 4, 32), generator=torch.Generator().manual_seed(0)).float()
     levels[..., 0], levels[..., 1] = 0, 2**bits - 1

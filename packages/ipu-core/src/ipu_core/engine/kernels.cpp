@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Products of few rows, which take as long as reading their weights once.
+// Products of few rows, which take as long as reading their weights once, and attention of one query.
 //
 // Several rows of weights are read side by side, and asked for before their time: a core waits for memory at the end of
 // each page. `engine/kernels.py` says what goes in and comes out.
@@ -12,6 +12,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <vector>
 
 #if defined(__AVX512VNNI__) || (defined(__AVXVNNI__) && !defined(__AVX512F__))
@@ -34,7 +35,8 @@ constexpr int LANES = 16;        // output channels of a block of packed weights
 constexpr int SIDE_BY_SIDE = 4;  // rows of weights that are read together
 constexpr int TOGETHER = 4;      // rows that weights are read for
 // Bytes ahead of those that are read for which memory is asked, as measured.
-constexpr int AHEAD = 8192, PACKED_AHEAD = 6144;
+constexpr int AHEAD = 8192, PACKED_AHEAD = 6144, KEYS_AHEAD = 2048;
+constexpr int LINE = 64;  // bytes that come from memory at once
 constexpr int64_t FEWEST = 1 << 15;  // weights that are taken at a time, and worth a thread
 constexpr int64_t MOST_THREADS = 256;
 
@@ -60,11 +62,16 @@ inline float widened(bfloat16 value) {
   std::memcpy(&result, &bits, sizeof result);
   return result;
 }
+inline float widened(int8_t value) { return value; }
 inline Floats read(const float* from) { return *reinterpret_cast<const Floats*>(from); }
 inline Floats read(const bfloat16* from) {
   using Halves = Vector<uint16_t, WIDTH>::type;
   using Bits = Vector<uint32_t, WIDTH>::type;
   return reinterpret_cast<Floats>(__builtin_convertvector(*reinterpret_cast<const Halves*>(from), Bits) << 16);
+}
+inline Floats read(const int8_t* from) {
+  using Bytes = Vector<int8_t, WIDTH>::type;
+  return __builtin_convertvector(__builtin_convertvector(*reinterpret_cast<const Bytes*>(from), Integers), Floats);
 }
 inline Words read(const uint32_t* from) { return *reinterpret_cast<const Words*>(from); }
 inline Floats read(const float16* from) {
@@ -75,9 +82,19 @@ inline Floats read(const float16* from) {
 #else
   using Halves = Vector<uint16_t, WIDTH>::type;
   Words bits = __builtin_convertvector(*reinterpret_cast<const Halves*>(from), Words);
-  // Its exponent counts from another number.
+  // In the place of a float32, its exponent is 112 too low.
   return reinterpret_cast<Floats>((bits & 0x8000) << 16 | (bits & 0x7fff) << 13) * 0x1p112f;
 #endif
+}
+template <int N = WIDTH>  // the sum of a vector's numbers
+inline float total(typename Vector<float, N>::type values) {
+  if constexpr (N == 2) {
+    return values[0] + values[1];
+  } else {
+    typename Vector<float, N / 2>::type halves[2];
+    std::memcpy(halves, &values, sizeof halves);
+    return total<N / 2>(halves[0] + halves[1]);
+  }
 }
 inline void put(float value, float* to) { *to = value; }
 inline void put(float value, bfloat16* to) {  // to the nearest, and to even between two
@@ -89,7 +106,7 @@ inline void put(float value, bfloat16* to) {  // to the nearest, and to even bet
 // Adds the products of each word's four bytes, which have no sign, and the same four with one.
 inline Integers sum_of_four(Integers sum, Words bytes, const int8_t* four) {
 #ifdef __AVX512VNNI__
-  // Written out, for compilers read the four in an instruction of its own.
+  // Written out: compilers take an instruction more, to read the four.
   using Four = int32_t __attribute__((may_alias, aligned(1)));
   asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(bytes), "m"(*reinterpret_cast<const Four*>(four)));
   return sum;
@@ -148,8 +165,7 @@ struct Dense {
     }
     for (int s = 0; s < S; s++) {
       for (int r = 0; r < R; r++) {
-        float sum = 0;
-        for (int l = 0; l < WIDTH; l++) sum += sums[s][r][l];
+        float sum = total(sums[s][r]);
         for (int64_t rest = i; rest < inputs; rest++) sum += widened(w[s * inputs + rest]) * in[r * inputs + rest];
         put(sum, result + (row + r) * outputs + output + s);
       }
@@ -352,6 +368,77 @@ struct Packed {
   }
 };
 
+// e to the power of what is not above 0.
+inline Floats exponential(Floats x) {
+  Floats turns = x * 1.44269504f + 0x1.8p23f;  // rounds to integers, which are the lowest bits
+  Floats rest = x - (turns - 0x1.8p23f) * 0x1.63p-1f + (turns - 0x1.8p23f) * 2.12194440e-4f;  // less than half ln 2
+  Floats power = rest / 5040 + 1 / 720.f;
+  for (float factorial : {120.f, 24.f, 6.f, 2.f, 1.f, 1.f}) power = power * rest + 1 / factorial;
+  Integers scale = (reinterpret_cast<Integers>(turns) - 0x4b400000 + 127) << 23;
+  return x < -87 ? Floats{} : power * reinterpret_cast<Floats>(scale);
+}
+
+// Attention of one query of each row and head. Queries [R, H, D]; keys [R, K, P, D] and values [R, K, P, V], of which
+// H / K heads share one, and scales [R, K, P] where they are integers; a mask that is added, over P; results [R, H, V].
+template <typename T, typename State>
+struct Attention {
+  const T* queries;
+  const State *keys, *values;
+  const T *key_scales, *value_scales;
+  const float* mask;
+  T* result;
+  int64_t heads, shared, places, size, of_values, mask_of_row, mask_of_head;
+  float scale;
+
+  float score(const float* query, const State* key) const {
+    Floats sums = {};
+    int64_t i = 0;
+    for (; i + WIDTH <= size; i += WIDTH) {
+      ask(key + i, KEYS_AHEAD);
+      sums += read(query + i) * read(key + i);
+    }
+    float score = total(sums);
+    for (; i < size; i++) score += query[i] * widened(key[i]);
+    return score;
+  }
+
+  void operator()(int64_t first, int64_t last) const {
+    const float hidden = -std::numeric_limits<float>::infinity();
+    std::vector<float> query(size), mixed(of_values), weights((places + WIDTH - 1) / WIDTH * WIDTH, hidden);
+    for (int64_t i = first; i < last; i++) {
+      int64_t kept = i / shared * places;
+      const float* shown = mask ? mask + i / heads * mask_of_row + i % heads * mask_of_head : nullptr;
+      for (int64_t j = 0; j < size; j++) query[j] = widened(queries[i * size + j]) * scale;
+      float most = hidden;
+      for (int64_t p = 0; p < places; p++) {
+        weights[p] = shown ? shown[p] : 0;
+        if (weights[p] == hidden) continue;  // nobody has to read it
+        const char* value = reinterpret_cast<const char*>(values + (kept + p) * of_values);
+        for (int64_t j = 0; j < of_values * int64_t(sizeof(State)); j += LINE) ask(value, int(j));  // for its time
+        float found = score(query.data(), keys + (kept + p) * size);
+        weights[p] += key_scales ? found * widened(key_scales[kept + p]) : found;
+        most = std::max(most, weights[p]);
+      }
+      Floats sums = {};
+      for (size_t p = 0; p < weights.size(); p += WIDTH) {
+        Floats some = most == hidden ? Floats{} : exponential(read(&weights[p]) - most);
+        std::memcpy(&weights[p], &some, sizeof some);
+        sums += some;
+      }
+      float sum = total(sums), *__restrict into = mixed.data();
+      std::fill(mixed.begin(), mixed.end(), 0.f);
+      for (int64_t p = 0; p < places; p++) {
+        if (weights[p] == 0) continue;
+        float weight = value_scales ? weights[p] * widened(value_scales[kept + p]) : weights[p];
+        const State* value = values + (kept + p) * of_values;
+        for (int64_t j = 0; j < of_values; j++) into[j] += weight * widened(value[j]);
+      }
+      for (int64_t j = 0; j < of_values; j++) put(sum == 0 ? 0 : mixed[j] / sum, result + i * of_values + j);
+      std::fill(weights.begin(), weights.end(), hidden);
+    }
+  }
+};
+
 template <typename T>
 AOTITorchError linear(const void* x, const void* weight, void* result, int64_t rows, int64_t inputs, int64_t outputs) {
   std::vector<float> in(rows * inputs);
@@ -366,6 +453,29 @@ AOTITorchError packed(const void* x, const void* words, void* result, int64_t ro
   Rows<BITS> in(static_cast<const T*>(x), rows, groups, of_group);
   Packed<BITS, T> packed{static_cast<const uint32_t*>(words), in, static_cast<T*>(result), rows, outputs};
   return spread((outputs + LANES - 1) / LANES, LANES * groups * of_group, packed);
+}
+
+template <typename T, typename State>
+AOTITorchError attention(const void* queries, const void* keys, const void* values, const void* key_scales,
+                         const void* value_scales, const float* mask, void* result, const int64_t* sizes, float scale) {
+  int64_t rows = sizes[0], heads = sizes[1], kept = sizes[2], places = sizes[3], size = sizes[4], of_values = sizes[5];
+  int64_t mask_rows = sizes[6], mask_heads = sizes[7];
+  Attention<T, State> attention{static_cast<const T*>(queries),
+                                static_cast<const State*>(keys),
+                                static_cast<const State*>(values),
+                                static_cast<const T*>(key_scales),
+                                static_cast<const T*>(value_scales),
+                                mask,
+                                static_cast<T*>(result),
+                                heads,
+                                heads / kept,
+                                places,
+                                size,
+                                of_values,
+                                mask_rows > 1 ? mask_heads * places : 0,
+                                mask_heads > 1 ? places : 0,
+                                scale};
+  return spread(rows * heads, places * (size + of_values), attention);
 }
 
 }  // namespace
@@ -383,6 +493,15 @@ AOTITorchError ipu_packed_linear(const void* x, const void* packed_weight, void*
   auto chosen = bits == 8 ? (is_bfloat16 ? packed<8, bfloat16> : packed<8, float>)
                           : (is_bfloat16 ? packed<4, bfloat16> : packed<4, float>);
   return chosen(x, packed_weight, result, rows, groups, (words - 1) * 32 / bits, outputs);
+}
+
+// `sizes`: R, H, K, P, D, V, and the first two of a mask [R or 1, H or 1, P]. Without scales states have the queries' type.
+AOTITorchError ipu_attention(const void* queries, const void* keys, const void* values, const void* key_scales,
+                             const void* value_scales, const float* mask, void* result, int64_t is_bfloat16,
+                             const int64_t* sizes, double scale) {
+  auto chosen = key_scales ? (is_bfloat16 ? attention<bfloat16, int8_t> : attention<float, int8_t>)
+                           : (is_bfloat16 ? attention<bfloat16, bfloat16> : attention<float, float>);
+  return chosen(queries, keys, values, key_scales, value_scales, mask, result, sizes, float(scale));
 }
 
 // What compiled code calls, with the names and arguments of the operations.
@@ -420,5 +539,34 @@ AOTITorchError aoti_torch_cpu_few_rows_packed_linear(AtenTensorHandle x, AtenTen
   TRY(aoti_torch_get_data_ptr(*result, &out));
   return ipu_packed_linear(in, w, out, dtype == aoti_torch_dtype_bfloat16(), bits, of_x[0], of_words[1], of_words[2],
                            outputs);
+}
+AOTITorchError aoti_torch_cpu_one_query_attention(AtenTensorHandle queries, AtenTensorHandle keys,
+                                                  AtenTensorHandle values, AtenTensorHandle* key_scales,
+                                                  AtenTensorHandle* value_scales, AtenTensorHandle* mask, double scale,
+                                                  AtenTensorHandle* result) {
+  void *q, *k, *v, *of_k = nullptr, *of_v = nullptr, *shown = nullptr, *out;
+  int64_t *of_queries, *of_keys, *of_values, *of_mask;
+  int32_t dtype;
+  TRY(aoti_torch_get_sizes(queries, &of_queries));
+  TRY(aoti_torch_get_sizes(keys, &of_keys));
+  TRY(aoti_torch_get_sizes(values, &of_values));
+  TRY(aoti_torch_get_dtype(queries, &dtype));
+  int64_t sizes[] = {of_queries[0], of_queries[1], of_keys[1], of_keys[2], of_keys[3], of_values[3], 1, 1};
+  int64_t shape[] = {sizes[0], sizes[1], sizes[5]}, strides[] = {sizes[1] * sizes[5], sizes[5], 1};
+  TRY(aoti_torch_empty_strided(3, shape, strides, dtype, aoti_torch_device_type_cpu(), 0, result));
+  TRY(aoti_torch_get_data_ptr(queries, &q));
+  TRY(aoti_torch_get_data_ptr(keys, &k));
+  TRY(aoti_torch_get_data_ptr(values, &v));
+  TRY(aoti_torch_get_data_ptr(*result, &out));
+  if (key_scales) TRY(aoti_torch_get_data_ptr(*key_scales, &of_k));
+  if (value_scales) TRY(aoti_torch_get_data_ptr(*value_scales, &of_v));
+  if (mask) {
+    TRY(aoti_torch_get_data_ptr(*mask, &shown));
+    TRY(aoti_torch_get_sizes(*mask, &of_mask));
+    sizes[6] = of_mask[0];
+    sizes[7] = of_mask[1];
+  }
+  return ipu_attention(q, k, v, of_k, of_v, static_cast<float*>(shown), out, dtype == aoti_torch_dtype_bfloat16(), sizes,
+                       scale);
 }
 }

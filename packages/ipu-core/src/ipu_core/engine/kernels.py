@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds the products of `kernels.cpp`, once on a machine, and gives them to torch as the operations of `few_rows`.
+"""Builds the functions of `kernels.cpp`, once on a machine, and gives them to torch as the operations of `few_rows`.
 
 Compiled code calls them by their symbols, which have to be in the process before it is loaded; other graphs call them
 through torch, which hands over pointers. Threads are torch's.
@@ -13,7 +13,7 @@ import hashlib
 import importlib.metadata
 import platform
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -21,11 +21,12 @@ from typing import Any
 import torch
 
 from ..errors import CompileError
-from ..graph.few_rows import LIBRARY, few_rows_linear, few_rows_packed_linear
+from ..graph.few_rows import LIBRARY, few_rows_linear, few_rows_packed_linear, one_query_attention
 from .cache import NO_CACHE, ExecutableCache
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 BUILT = "kernels.so"
+PROCESSOR = ("-march=native",)
 # Symbols as torch's inductor is told of them, by the operation that they are.
 SHIMS = {
     few_rows_linear: [
@@ -35,6 +36,11 @@ SHIMS = {
     few_rows_packed_linear: [
         "AOTITorchError aoti_torch_cpu_few_rows_packed_linear(AtenTensorHandle x, AtenTensorHandle words, "
         "int64_t bits, int64_t outputs, AtenTensorHandle* result)"
+    ],
+    one_query_attention: [
+        "AOTITorchError aoti_torch_cpu_one_query_attention(AtenTensorHandle queries, AtenTensorHandle keys, "
+        "AtenTensorHandle values, AtenTensorHandle* key_scales, AtenTensorHandle* value_scales, "
+        "AtenTensorHandle* mask, double scale, AtenTensorHandle* result)"
     ],
 }
 
@@ -80,7 +86,7 @@ def _build(folder: Path) -> None:
 
     home = Path(torch.__file__).parent
     try:
-        command = [get_cpp_compiler(), "-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fPIC", "-shared"]
+        command = [get_cpp_compiler(), "-std=c++17", "-O3", *PROCESSOR, "-fno-math-errno", "-fPIC", "-shared"]
         paths = ["-I", str(home / "include"), "-L", str(home / "lib"), f"-Wl,-rpath,{home / 'lib'}"]
         files = [str(SOURCE), "-o", str(folder / BUILT), "-ltorch_cpu"]
         subprocess.run([*command, *paths, *files], check=True, capture_output=True, text=True)
@@ -122,11 +128,32 @@ def _packed_linear(x: torch.Tensor, words: torch.Tensor, bits: int, outputs: int
     return result
 
 
-def _call(name: str, tensors: list[torch.Tensor], numbers: list[Any]) -> None:
-    pointers = [ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors]
-    failed = load_kernels()[name](*pointers, *map(ctypes.c_int64, numbers))
-    assert not failed, f"{name} {[(tensor.dtype, tensor.shape) for tensor in tensors]}"
+def _attention(
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    key_scales: torch.Tensor | None,
+    value_scales: torch.Tensor | None,
+    mask: torch.Tensor | None,
+    scale: float,
+) -> torch.Tensor:
+    queries, keys, values = queries.contiguous(), keys.contiguous(), values.contiguous()
+    mask = None if mask is None else mask.contiguous()
+    result = queries.new_empty(*queries.shape[:2], values.shape[-1])
+    sizes = [*queries.shape[:2], *keys.shape[1:], values.shape[-1], *([1, 1] if mask is None else mask.shape[:2])]
+    tensors = [queries, keys, values, key_scales, value_scales, mask, result]
+    numbers = [queries.dtype is torch.bfloat16, (ctypes.c_int64 * len(sizes))(*sizes), ctypes.c_double(scale)]
+    _call("ipu_attention", tensors, numbers)
+    return result
+
+
+def _call(name: str, tensors: Sequence[torch.Tensor | None], numbers: Sequence[Any]) -> None:
+    pointers = [ctypes.c_void_p(None if tensor is None else tensor.data_ptr()) for tensor in tensors]
+    arguments = [ctypes.c_int64(number) if isinstance(number, int) else number for number in numbers]
+    failed = load_kernels()[name](*pointers, *arguments)
+    assert not failed, f"{name} {[None if tensor is None else (tensor.dtype, tensor.shape) for tensor in tensors]}"
 
 
 LIBRARY.impl("few_rows_linear", _linear, "CPU")
 LIBRARY.impl("few_rows_packed_linear", _packed_linear, "CPU")
+LIBRARY.impl("one_query_attention", _attention, "CPU")

@@ -24,7 +24,7 @@ from ..engine.straight import StraightLine
 from ..engine.weights import Tensors, Weights
 from ..errors import GenerationModeError
 from ..graph.capture import input_leaves
-from ..graph.few_rows import with_attention_as_sums, with_few_row_products
+from ..graph.few_rows import with_few_row_products, with_one_query_attention
 from ..graph.packed_weights import Packing
 from ..graph.ranges import check_ranges, index_ranges
 from ..graph.sink import sunk
@@ -127,7 +127,7 @@ class Program:
             lowered = changed_once(with_few_row_products, pieces)
             if moves:
                 is_chosen = _are_worth_it(pieces, lowered)
-                lowered = changed_once(with_attention_as_sums, lowered)
+                lowered = changed_once(with_one_query_attention, lowered)
                 lowered = sunk(captured, lowered, into=list(itertools.compress(lowered, is_chosen)))
                 self._compilation = Compilation(
                     captured,

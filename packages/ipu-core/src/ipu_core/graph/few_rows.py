@@ -1,20 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Graph passes for decode steps of few rows: products that read each weight once, and attention as a sum.
+"""Graph passes for decode steps of few rows: products that read each weight once, and attention of one query.
 
 With a few rows a matrix product takes as long as reading its weights, and libraries run it on one core, or arrange the
-weights anew each time. Operations of our own read them with every core (`engine/kernels.cpp`); they know weights of
-float32 and bfloat16, and packed ones. Attention of one query is two sums and a softmax, which a compiler makes one loop
-of, together with what comes before and after it.
+weights anew each time; attention of one query takes as long as reading the keys and values that its mask shows.
+Operations of our own read them with every core (`engine/kernels.cpp`). They know weights, keys and values of float32
+and bfloat16, packed weights, and keys and values that are kept as integers of 8 bits.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch._inductor import inductor_prims  # noqa: F401  (defines torch.ops.prims.inductor_force_stride_order)
 
 from .packed_weights import packed_linear
 
@@ -22,13 +21,18 @@ aten = torch.ops.aten
 
 
 MOST_ROWS = 16  # more are faster in a library, on some machines
-MOST_ROWS_OF_SUMS = 8
 MOST_PACKED_ROWS = 64  # more are faster in a library, once the weights are unpacked
 DTYPES = (torch.float32, torch.bfloat16)
 LIBRARY = torch.library.Library("ipu_core", "FRAGMENT")
 # x [R, I] and a weight [O, I], both contiguous and of one of DTYPES: [R, O]. A weight may be packed.
 LIBRARY.define("few_rows_linear(Tensor x, Tensor weight) -> Tensor")
 LIBRARY.define("few_rows_packed_linear(Tensor x, Tensor words, int bits, int outputs) -> Tensor")
+# Queries [R, H, D], keys [R, K, P, D] and values [R, K, P, V], contiguous: [R, H, V]. Where keys and values are
+# integers of 8 bits, they have scales [R, K, P, 1]. A mask [R or 1, H or 1, P] is added, in float32.
+LIBRARY.define(
+    "one_query_attention(Tensor queries, Tensor keys, Tensor values, Tensor? key_scales, Tensor? value_scales, "
+    "Tensor? mask, float scale) -> Tensor"
+)
 
 
 def _few_rows_linear_shape(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -39,10 +43,18 @@ def _few_rows_packed_linear_shape(x: torch.Tensor, *args: Any) -> torch.Tensor:
     return x.new_empty(len(x), args[-1])
 
 
+def _one_query_attention_shape(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, *args: Any
+) -> torch.Tensor:
+    return queries.new_empty(*queries.shape[:2], values.shape[-1])
+
+
 torch.library.register_fake("ipu_core::few_rows_linear", _few_rows_linear_shape, lib=LIBRARY)
 torch.library.register_fake("ipu_core::few_rows_packed_linear", _few_rows_packed_linear_shape, lib=LIBRARY)
+torch.library.register_fake("ipu_core::one_query_attention", _one_query_attention_shape, lib=LIBRARY)
 few_rows_linear = torch.ops.ipu_core.few_rows_linear.default
 few_rows_packed_linear = torch.ops.ipu_core.few_rows_packed_linear.default
+one_query_attention = torch.ops.ipu_core.one_query_attention.default
 
 
 Values = Mapping[torch.fx.Node, Any]
@@ -56,8 +68,8 @@ def with_few_row_products(program: torch.fx.GraphModule) -> torch.fx.GraphModule
     return _rewritten(program, _is_product, _product)
 
 
-def with_attention_as_sums(program: torch.fx.GraphModule) -> torch.fx.GraphModule:
-    """Give the same function with its attention of one query as sums, for a compiler.
+def with_one_query_attention(program: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    """Give the same function with its attention of one query as operations of their own.
 
     Without any of these it is `program` itself.
     """
@@ -120,44 +132,91 @@ def _sizes(node: Any) -> list[int]:
 def _is_attention(node: Any) -> bool:
     if node.target is not aten.scaled_dot_product_attention.default:
         return False
-    rows, _, queries, _ = _shape(node.args[0])
+    query, keys, values = (argument.meta["val"] for argument in node.args[:3])
     dropout = node.args[4] if len(node.args) > 4 else node.kwargs.get("dropout_p", 0.0)
     is_causal = node.args[5] if len(node.args) > 5 else node.kwargs.get("is_causal", False)
-    return rows <= MOST_ROWS_OF_SUMS and queries == 1 and not dropout and not is_causal
+    if dropout or is_causal or query.dim() != 4 or query.shape[2] != 1 or query.dtype not in DTYPES:
+        return False
+    for states in (keys, values):
+        if states.dim() != 4 or len(states) != len(query) or states.dtype is not query.dtype:
+            return False
+    mask = _mask(node)
+    sizes = _mask_sizes(mask) if mask is not None else (1, 1, 1, keys.shape[2])
+    wanted = zip(sizes, (len(query), query.shape[1]), strict=False)
+    return sizes[2:] == (1, keys.shape[2]) and all(size in (1, most) for size, most in wanted)
+
+
+def _mask(node: Any) -> Any:
+    return node.args[3] if len(node.args) > 3 else node.kwargs.get("attn_mask")
+
+
+def _mask_sizes(mask: Any) -> tuple[int, ...]:
+    """Give the shape of a mask with all dimensions, which are rows, heads, queries and places."""
+    return (1,) * (4 - mask.meta["val"].dim()) + _shape(mask)
 
 
 def _attention(graph: torch.fx.Graph, node: Any, values: Values) -> torch.fx.Node:
-    query, keys, cached = (values[argument] for argument in node.args[:3])
-    mask = node.args[3] if len(node.args) > 3 else node.kwargs.get("attn_mask")
+    mask = _mask(node)
     rows, heads, _, size = _shape(node.args[0])
-    _, kv_heads, places, _ = _shape(node.args[1])
-    scale = node.kwargs.get("scale") or size**-0.5
-    shared = heads // kv_heads
 
-    def call(target: Any, *args: Any) -> torch.fx.Node:
-        return graph.call_function(target, args)
+    def call(target: Any, *args: Any, **kwargs: Any) -> torch.fx.Node:
+        return graph.call_function(target, args, kwargs)
 
-    # [rows, kv heads, heads that share one, 1, size] with [rows, kv heads, 1, places, size]
-    query = call(aten.reshape.default, call(aten.mul.Tensor, query, scale), [rows, kv_heads, shared, 1, size])
-    query = _computed(graph, query, (heads * size, shared * size, size, size, 1))
-    keys = call(aten.reshape.default, keys, [rows, kv_heads, 1, places, size])
-    cached = call(aten.reshape.default, cached, [rows, kv_heads, 1, places, _shape(node.args[2])[-1]])
-    scores = call(aten.sum.dim_IntList, call(aten.mul.Tensor, query, keys), [-1])
+    query = call(aten.reshape.default, values[node.args[0]], [rows, heads, size])
+    states, scales = _kept(node.args[1:3])
+    laid_out = [
+        values[state]
+        if state.meta["val"].is_contiguous()
+        else call(aten.clone.default, values[state], memory_format=torch.contiguous_format)
+        for state in states
+    ]
+    added = None
     if mask is not None:
-        of_rows, of_heads = (_shape(mask)[0], _shape(mask)[1]) if len(_shape(mask)) == 4 else (1, 1)
-        sizes = [of_rows, kv_heads, shared, places] if of_heads == heads > 1 else [of_rows, 1, 1, places]
-        entered = call(aten.reshape.default, values[mask], sizes)
+        of_rows, of_heads, _, places = _mask_sizes(mask)
+        added = call(aten.reshape.default, values[mask], [of_rows, of_heads, places])
         if mask.meta["val"].dtype is torch.bool:
-            scores = call(aten.masked_fill.Scalar, scores, call(aten.logical_not.default, entered), -math.inf)
+            added = call(aten.where.Scalar, added, 0.0, -math.inf)
         else:
-            scores = call(aten.add.Tensor, scores, entered)
-    weights = call(aten.softmax.int, scores, -1)
-    weights = _computed(graph, weights, (heads * places, shared * places, places, 1))
-    weights = call(aten.reshape.default, weights, [rows, kv_heads, shared, places, 1])
-    mixed = call(aten.sum.dim_IntList, call(aten.mul.Tensor, weights, cached), [3])
-    return call(aten.reshape.default, mixed, _sizes(node))
+            added = call(aten.to.dtype, added, torch.float32)
+    scale = node.kwargs.get("scale") or size**-0.5
+    kept_scales = [None if each is None else values[each] for each in scales]
+    result = call(one_query_attention, query, *laid_out, *kept_scales, added, scale)
+    return call(aten.reshape.default, result, _sizes(node))
 
 
-def _computed(graph: torch.fx.Graph, value: torch.fx.Node, strides: tuple[int, ...]) -> torch.fx.Node:
-    """Let the compiler compute a value once, rather than again in each of the sums that read it."""
-    return graph.call_function(torch.ops.prims.inductor_force_stride_order.default, (value, list(strides)))
+def _kept(states: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
+    """Give keys and values as they are kept: once for all heads that share them, and integers with their scales."""
+    once = [_before_repetition(state) for state in states]
+    if _shape(once[0])[1] == _shape(once[1])[1]:
+        states = once
+    integers = [_before_scaling(state) for state in states]
+    if None in integers:
+        return states, (None, None)
+    return tuple(zip(*integers, strict=True))
+
+
+def _before_repetition(state: Any) -> Any:
+    """Give what was repeated for each head, [R, K, P, D] of [R, H, P, D], or what there is."""
+    steps = []
+    source = state
+    for target in (aten.reshape.default, aten.expand.default, aten.unsqueeze.default):
+        if source.target is not target:
+            return state
+        steps.append(source)
+        source = source.args[0]
+    _, expanded, single = steps
+    rows, heads, *rest = _shape(source)
+    is_repeated = single.args[1] == 2 and _shape(expanded)[:2] == (rows, heads) and list(_shape(state)[2:]) == rest
+    return source if is_repeated else state
+
+
+def _before_scaling(state: Any) -> tuple[Any, Any] | None:
+    """Give the integers of 8 bits that keys or values are kept as, and their scales; None where they are not."""
+    if state.target is not aten.mul.Tensor:
+        return None
+    widened, scales = state.args
+    if not isinstance(scales, torch.fx.Node) or widened.target is not aten.to.dtype:
+        return None
+    integers = widened.args[0]
+    is_kept = integers.meta["val"].dtype is torch.int8 and _shape(scales) == (*_shape(integers)[:-1], 1)
+    return (integers, scales) if is_kept else None

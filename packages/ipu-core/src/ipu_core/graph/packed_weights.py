@@ -6,7 +6,8 @@ and a weight is the smallest one and so many steps, both float16. Activations ke
 
 Integers are packed four or eight to a word of 32 bits, the bytes of which have inputs side by side: the first four in
 their lower halves where there are eight. Words of sixteen output channels lie side by side, so that one vector
-instruction unpacks a word of each. The first of a group have no inputs, but 16 steps and behind them 16 smallest weights.
+instruction unpacks a word of each. The first words of a group have 16 steps in the place of inputs, and behind them 16
+smallest weights.
 
 Shapes: O output channels, padded to B blocks of 16; I inputs; G groups of inputs; L words of a group.
 """
@@ -29,9 +30,9 @@ WORD = 32
 GROUP_SIZE = {8: 64, 4: 32}  # by the bits of a weight
 FLOAT16 = torch.finfo(torch.float16)
 # Of weights that went through so many bits in a file: inputs of a group, and for each kind the part that a step is, and
-# how many of them lie below 0. Of a kind that has no such number, the smallest weight is in the file, and a step is part
-# of the span; of the others it is part of the weight that is largest, and on its other side. In GGUF's terms Q4_1, Q4_0;
-# Q8_0, Q5_1, Q5_0.
+# how many steps lie below 0. Kinds without such a number have their smallest weight in the file, and a step is part of
+# the span; of others it is part of the largest weight, with the other sign. In GGUF's terms Q4_1 and Q4_0; Q8_0, Q5_1
+# and Q5_0.
 GRIDS = {4: (32, ((15, None), (8, 8))), 8: (32, ((127, 128), (31, None), (16, 16)))}
 # Weights that are packed or unpacked at a time: to pack them takes many times their memory on the way.
 PACKED_AT_ONCE, UNPACKED_AT_ONCE = 1 << 17, 1 << 20
@@ -82,7 +83,7 @@ class Packing:
 
         Raises:
             NotExactError: weights would not come back as they were, and have to.
-            GenerationModeError: a weight is no number of float16.
+            GenerationModeError: the smallest weight of a group, or its step, is beyond float16.
         """
         inputs = weights[0].shape[1]
         words = torch.empty(self.shape(sum(len(weight) for weight in weights), inputs), dtype=torch.int32)
@@ -113,8 +114,8 @@ class Packing:
         step = _half((groups.amax(-1) - least) / (2**self.bits - 1), up=True)
         if not (step.isfinite() & least.isfinite()).all():
             raise GenerationModeError(
-                f"weights from {groups.min():.6g} to {groups.max():.6g} cannot be packed, which takes those of float16, "
-                f"{FLOAT16.min:g} to {FLOAT16.max:g}: leave `weights` out"
+                f"weights from {groups.min():.6g} to {groups.max():.6g} cannot be packed in {self.bits} bits: the "
+                f"smallest of a group, and the steps from it, are float16, to {FLOAT16.max:g}: leave `weights` out"
             )
         integers = (groups - least[..., None]).div_(step[..., None].clamp(min=FLOAT16.tiny / 1024))
         return step, least, integers.round_().clamp_(0, 2**self.bits - 1)
@@ -132,8 +133,10 @@ class Packing:
             is_same &= integers.amax(-1) < 2**self.bits
             if is_same.all():
                 return step, first, integers
-            found = torch.where(is_same, step, found[0]), torch.where(is_same, first, found[1]), torch.where(
-                is_same[..., None], integers, found[2]
+            found = (
+                torch.where(is_same, step, found[0]),
+                torch.where(is_same, first, found[1]),
+                torch.where(is_same[..., None], integers, found[2]),
             )
             is_found |= is_same
         if not is_found.all():
