@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 #include <vector>
 
 #if defined(__AVX512VNNI__) || (defined(__AVXVNNI__) && !defined(__AVX512F__))
@@ -325,11 +326,11 @@ struct Rows {
 
 // Packed weights [B, G, 1 + L, 16]: of each group of inputs 16 steps and 16 smallest weights, one of each output, which
 // take up the first words, and L words of 32 / BITS inputs.
-template <int BITS, typename T>
+template <int BITS>
 struct Packed {
   const uint32_t* words;
   const Rows<BITS>& x;
-  T* result;
+  float* result;
   int64_t rows, outputs;
 
   template <int R>
@@ -353,8 +354,7 @@ struct Packed {
     }
     int64_t count = std::min<int64_t>(LANES, outputs - block * LANES);
     for (int r = 0; r < R; r++)
-      for (int64_t o = 0; o < count; o++)
-        put(found[r][o / WIDTH][o % WIDTH], result + (row + r) * outputs + block * LANES + o);
+      std::memcpy(result + (row + r) * outputs + block * LANES, found[r], count * sizeof(float));
   }
 
   template <int R = TOGETHER>
@@ -451,8 +451,12 @@ template <int BITS, typename T>
 AOTITorchError packed(const void* x, const void* words, void* result, int64_t rows, int64_t groups, int64_t of_group,
                       int64_t outputs) {
   Rows<BITS> in(static_cast<const T*>(x), rows, groups, of_group);
-  Packed<BITS, T> packed{static_cast<const uint32_t*>(words), in, static_cast<T*>(result), rows, outputs};
-  return spread((outputs + LANES - 1) / LANES, LANES * groups * of_group, packed);
+  std::vector<float> wide(std::is_same_v<T, float> ? 0 : rows * outputs);
+  float* found = wide.empty() ? static_cast<float*>(result) : wide.data();
+  Packed<BITS> packed{static_cast<const uint32_t*>(words), in, found, rows, outputs};
+  AOTITorchError error = spread((outputs + LANES - 1) / LANES, LANES * groups * of_group, packed);
+  for (size_t i = 0; i < wide.size(); i++) put(wide[i], static_cast<T*>(result) + i);
+  return error;
 }
 
 template <typename T, typename State>
