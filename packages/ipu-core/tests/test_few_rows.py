@@ -3,10 +3,17 @@
 
 import math
 
-import ipu_core.engine.kernels  # noqa: F401  (what the operations do)
 import pytest
 import torch
-from ipu_core.graph.few_rows import MOST_ROWS, one_query_attention, with_few_row_products, with_one_query_attention
+from ipu_core.engine.executable import Executable, write_executable
+from ipu_core.engine.kernels import load_kernels
+from ipu_core.graph.few_rows import (
+    MOST_ROWS,
+    few_rows_linear,
+    one_query_attention,
+    with_few_row_products,
+    with_one_query_attention,
+)
 from torch.nn import functional
 
 
@@ -101,6 +108,35 @@ def test_attention_reads_what_is_kept(cls, dtype):
 def test_keys_that_do_not_lie_in_a_row_are_laid_out():
     query, keys, values = torch.randn(2, 4, 1, 6), torch.randn(2, 5, 4, 6).mT, torch.randn(2, 5, 4, 6)
     equal(Attention(), query, keys.mT.transpose(1, 2), values.transpose(1, 2))
+
+
+class Sliced(torch.nn.Module):
+    """Reads parts of what one product gave, and masks and keys that lie otherwise than they are read."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.out = torch.nn.Linear(24, 72), torch.nn.Linear(24, 10)
+
+    def forward(self, x, keys, values, shown, added):
+        query, first, second = self.linear(x).chunk(3, -1)
+        query = query.view(len(x), 1, 4, 6).transpose(1, 2)
+        once = functional.scaled_dot_product_attention(query, keys.mT, values, shown, enable_gqa=True)
+        again = functional.scaled_dot_product_attention(query, keys.mT, values, added.expand(len(x), 1, 1, 5))
+        return self.out(first), self.out(second), once, again
+
+
+def test_compiled_operations_read_parts_of_larger_tensors(tmp_path):
+    module = Sliced()
+    shown = torch.tensor([True, False, True, True, False]).expand(3, 1, 1, 5)
+    inputs = (torch.randn(3, 1, 24), torch.randn(3, 4, 6, 5), torch.randn(3, 4, 5, 6), shown, torch.randn(5))
+    program, changed = lowered(module, *inputs)
+    targets = [node.target for node in changed.graph.nodes]
+    assert targets.count(few_rows_linear) == 3 and targets.count(one_query_attention) == 2
+    given = [*module.parameters(), *inputs]
+    write_executable(changed, [tensor.detach() for tensor in given], tmp_path, with_gradients=False)
+    load_kernels()
+    with torch.no_grad():
+        torch.testing.assert_close(Executable(tmp_path)(*given), program(*given), atol=1e-5, rtol=1e-5)
 
 
 class Transposed(torch.nn.Module):

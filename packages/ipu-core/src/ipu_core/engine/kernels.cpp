@@ -204,7 +204,7 @@ struct Rows {
   std::vector<float> units, totals;  // [R, G], the latter of the inputs of a group
 
   template <typename T>
-  Rows(const T* x, int64_t rows, int64_t groups, int64_t of_group)
+  Rows(const T* x, int64_t stride, int64_t rows, int64_t groups, int64_t of_group)
       : groups(groups),
         inputs(groups * of_group),
         of_group(of_group),
@@ -212,7 +212,7 @@ struct Rows {
         units(rows * groups),
         totals(rows * groups) {
     for (int64_t g = 0; g < rows * groups; g++) {
-      const T* from = x + g * of_group;
+      const T* from = x + g / groups * stride + g % groups * of_group;
       float largest[AT_ONCE] = {}, sums[AT_ONCE] = {}, most = 0;
       for (int64_t i = 0; i < of_group; i += AT_ONCE) {
         for (int j = 0; j < AT_ONCE; j++) {
@@ -278,14 +278,14 @@ struct Rows {
   static constexpr int place(int input) { return input % 4 * 8 + input / 4 * 4; }  // its lowest bit
 
   template <typename T>
-  Rows(const T* x, int64_t rows, int64_t groups, int64_t of_group)
+  Rows(const T* x, int64_t stride, int64_t rows, int64_t groups, int64_t of_group)
       : groups(groups),
         inputs(groups * of_group),
         of_group(of_group),
         values(rows * inputs),
         totals(rows * groups) {
     for (int64_t g = 0; g < rows * groups; g++) {
-      const T* from = x + g * of_group;
+      const T* from = x + g / groups * stride + g % groups * of_group;
       float* to = values.data() + g * of_group;
       float sums[AT_ONCE] = {};
       for (int64_t i = 0; i < of_group; i += AT_ONCE) {
@@ -387,7 +387,7 @@ struct Attention {
   const T *key_scales, *value_scales;
   const float* mask;
   T* result;
-  int64_t heads, shared, places, size, of_values, mask_of_row, mask_of_head;
+  int64_t heads, shared, places, size, of_values, query_of_row, query_of_head, mask_of_row, mask_of_head;
   float scale;
 
   float score(const float* query, const State* key) const {
@@ -408,7 +408,8 @@ struct Attention {
     for (int64_t i = first; i < last; i++) {
       int64_t kept = i / shared * places;
       const float* shown = mask ? mask + i / heads * mask_of_row + i % heads * mask_of_head : nullptr;
-      for (int64_t j = 0; j < size; j++) query[j] = widened(queries[i * size + j]) * scale;
+      const T* given = queries + i / heads * query_of_row + i % heads * query_of_head;
+      for (int64_t j = 0; j < size; j++) query[j] = widened(given[j]) * scale;
       float most = hidden;
       for (int64_t p = 0; p < places; p++) {
         weights[p] = shown ? shown[p] : 0;
@@ -440,17 +441,19 @@ struct Attention {
 };
 
 template <typename T>
-AOTITorchError linear(const void* x, const void* weight, void* result, int64_t rows, int64_t inputs, int64_t outputs) {
+AOTITorchError linear(const void* x, int64_t stride, const void* weight, void* result, int64_t rows, int64_t inputs,
+                      int64_t outputs) {
   std::vector<float> in(rows * inputs);
-  for (int64_t i = 0; i < rows * inputs; i++) in[i] = widened(static_cast<const T*>(x)[i]);
+  for (int64_t i = 0; i < rows * inputs; i++)
+    in[i] = widened(static_cast<const T*>(x)[i / inputs * stride + i % inputs]);
   Dense<T> dense{static_cast<const T*>(weight), in.data(), static_cast<T*>(result), rows, inputs, outputs};
   return spread((outputs + SIDE_BY_SIDE - 1) / SIDE_BY_SIDE, SIDE_BY_SIDE * inputs, dense);
 }
 
 template <int BITS, typename T>
-AOTITorchError packed(const void* x, const void* words, void* result, int64_t rows, int64_t groups, int64_t of_group,
-                      int64_t outputs) {
-  Rows<BITS> in(static_cast<const T*>(x), rows, groups, of_group);
+AOTITorchError packed(const void* x, int64_t stride, const void* words, void* result, int64_t rows, int64_t groups,
+                      int64_t of_group, int64_t outputs) {
+  Rows<BITS> in(static_cast<const T*>(x), stride, rows, groups, of_group);
   std::vector<float> wide(std::is_same_v<T, float> ? 0 : rows * outputs);
   float* found = wide.empty() ? static_cast<float*>(result) : wide.data();
   Packed<BITS> packed{static_cast<const uint32_t*>(words), in, found, rows, outputs};
@@ -463,7 +466,7 @@ template <typename T, typename State>
 AOTITorchError attention(const void* queries, const void* keys, const void* values, const void* key_scales,
                          const void* value_scales, const float* mask, void* result, const int64_t* sizes, float scale) {
   int64_t rows = sizes[0], heads = sizes[1], kept = sizes[2], places = sizes[3], size = sizes[4], of_values = sizes[5];
-  int64_t mask_rows = sizes[6], mask_heads = sizes[7];
+  int64_t query_of_row = sizes[6], query_of_head = sizes[7], mask_rows = sizes[8], mask_heads = sizes[9];
   Attention<T, State> attention{static_cast<const T*>(queries),
                                 static_cast<const State*>(keys),
                                 static_cast<const State*>(values),
@@ -476,6 +479,8 @@ AOTITorchError attention(const void* queries, const void* keys, const void* valu
                                 places,
                                 size,
                                 of_values,
+                                query_of_row,
+                                query_of_head,
                                 mask_rows > 1 ? mask_heads * places : 0,
                                 mask_heads > 1 ? places : 0,
                                 scale};
@@ -486,20 +491,23 @@ AOTITorchError attention(const void* queries, const void* keys, const void* valu
 
 extern "C" {
 
-AOTITorchError ipu_linear(const void* x, const void* weight, void* result, int64_t is_bfloat16, int64_t rows,
-                          int64_t inputs, int64_t outputs) {
-  return (is_bfloat16 ? linear<bfloat16> : linear<float>)(x, weight, result, rows, inputs, outputs);
+// Rows of x lie a stride apart.
+AOTITorchError ipu_linear(const void* x, const void* weight, void* result, int64_t stride, int64_t is_bfloat16,
+                          int64_t rows, int64_t inputs, int64_t outputs) {
+  return (is_bfloat16 ? linear<bfloat16> : linear<float>)(x, stride, weight, result, rows, inputs, outputs);
 }
 
 // `words` [B, groups, words, 16]
-AOTITorchError ipu_packed_linear(const void* x, const void* packed_weight, void* result, int64_t is_bfloat16,
-                                 int64_t bits, int64_t rows, int64_t groups, int64_t words, int64_t outputs) {
+AOTITorchError ipu_packed_linear(const void* x, const void* packed_weight, void* result, int64_t stride,
+                                 int64_t is_bfloat16, int64_t bits, int64_t rows, int64_t groups, int64_t words,
+                                 int64_t outputs) {
   auto chosen = bits == 8 ? (is_bfloat16 ? packed<8, bfloat16> : packed<8, float>)
                           : (is_bfloat16 ? packed<4, bfloat16> : packed<4, float>);
-  return chosen(x, packed_weight, result, rows, groups, (words - 1) * 32 / bits, outputs);
+  return chosen(x, stride, packed_weight, result, rows, groups, (words - 1) * 32 / bits, outputs);
 }
 
-// `sizes`: R, H, K, P, D, V, and the first two of a mask [R or 1, H or 1, P]. Without scales states have the queries' type.
+// `sizes`: R, H, K, P, D, V, how far rows and heads of the queries lie apart, and the first two of a mask [R or 1, H or 1,
+// P]. Without scales keys and values have the queries' type.
 AOTITorchError ipu_attention(const void* queries, const void* keys, const void* values, const void* key_scales,
                              const void* value_scales, const float* mask, void* result, int64_t is_bfloat16,
                              const int64_t* sizes, double scale) {
@@ -513,10 +521,24 @@ AOTITorchError ipu_attention(const void* queries, const void* keys, const void* 
 #define TRY(call) \
   if (AOTITorchError error = (call)) return error
 
+// Fails where a tensor's last dimensions, all but so many of the first, do not lie as if they were all of it.
+static AOTITorchError laid_out(AtenTensorHandle tensor, int64_t first = 0) {
+  int64_t dims, *sizes, *strides, expected = 1;
+  TRY(aoti_torch_get_dim(tensor, &dims));
+  TRY(aoti_torch_get_sizes(tensor, &sizes));
+  TRY(aoti_torch_get_strides(tensor, &strides));
+  for (int64_t dim = dims - 1; dim >= first; expected *= sizes[dim--])
+    if (sizes[dim] != 1 && strides[dim] != expected) return AOTI_TORCH_FAILURE;
+  return AOTI_TORCH_SUCCESS;
+}
+
 AOTITorchError aoti_torch_cpu_few_rows_linear(AtenTensorHandle x, AtenTensorHandle weight, AtenTensorHandle* result) {
   void *in, *w, *out;
-  int64_t *of_x, *of_weight;
+  int64_t *of_x, *of_weight, *apart;
   int32_t dtype;
+  TRY(laid_out(x, 1));
+  TRY(laid_out(weight));
+  TRY(aoti_torch_get_strides(x, &apart));
   TRY(aoti_torch_get_sizes(x, &of_x));
   TRY(aoti_torch_get_sizes(weight, &of_weight));
   TRY(aoti_torch_get_dtype(x, &dtype));
@@ -525,14 +547,17 @@ AOTITorchError aoti_torch_cpu_few_rows_linear(AtenTensorHandle x, AtenTensorHand
   TRY(aoti_torch_get_data_ptr(x, &in));
   TRY(aoti_torch_get_data_ptr(weight, &w));
   TRY(aoti_torch_get_data_ptr(*result, &out));
-  return ipu_linear(in, w, out, dtype == aoti_torch_dtype_bfloat16(), of_x[0], of_weight[1], of_weight[0]);
+  return ipu_linear(in, w, out, apart[0], dtype == aoti_torch_dtype_bfloat16(), of_x[0], of_weight[1], of_weight[0]);
 }
 
 AOTITorchError aoti_torch_cpu_few_rows_packed_linear(AtenTensorHandle x, AtenTensorHandle words, int64_t bits,
                                                      int64_t outputs, AtenTensorHandle* result) {
   void *in, *w, *out;
-  int64_t *of_x, *of_words;
+  int64_t *of_x, *of_words, *apart;
   int32_t dtype;
+  TRY(laid_out(x, 1));
+  TRY(laid_out(words));
+  TRY(aoti_torch_get_strides(x, &apart));
   TRY(aoti_torch_get_sizes(x, &of_x));
   TRY(aoti_torch_get_sizes(words, &of_words));
   TRY(aoti_torch_get_dtype(x, &dtype));
@@ -541,21 +566,26 @@ AOTITorchError aoti_torch_cpu_few_rows_packed_linear(AtenTensorHandle x, AtenTen
   TRY(aoti_torch_get_data_ptr(x, &in));
   TRY(aoti_torch_get_data_ptr(words, &w));
   TRY(aoti_torch_get_data_ptr(*result, &out));
-  return ipu_packed_linear(in, w, out, dtype == aoti_torch_dtype_bfloat16(), bits, of_x[0], of_words[1], of_words[2],
-                           outputs);
+  return ipu_packed_linear(in, w, out, apart[0], dtype == aoti_torch_dtype_bfloat16(), bits, of_x[0], of_words[1],
+                           of_words[2], outputs);
 }
 AOTITorchError aoti_torch_cpu_one_query_attention(AtenTensorHandle queries, AtenTensorHandle keys,
                                                   AtenTensorHandle values, AtenTensorHandle* key_scales,
                                                   AtenTensorHandle* value_scales, AtenTensorHandle* mask, double scale,
                                                   AtenTensorHandle* result) {
   void *q, *k, *v, *of_k = nullptr, *of_v = nullptr, *shown = nullptr, *out;
-  int64_t *of_queries, *of_keys, *of_values, *of_mask;
+  int64_t *of_queries, *of_keys, *of_values, *of_mask, *apart;
   int32_t dtype;
+  TRY(laid_out(queries, 2));
+  for (AtenTensorHandle* each : {&keys, &values, key_scales, value_scales, mask})
+    if (each) TRY(laid_out(*each));
+  TRY(aoti_torch_get_strides(queries, &apart));
   TRY(aoti_torch_get_sizes(queries, &of_queries));
   TRY(aoti_torch_get_sizes(keys, &of_keys));
   TRY(aoti_torch_get_sizes(values, &of_values));
   TRY(aoti_torch_get_dtype(queries, &dtype));
-  int64_t sizes[] = {of_queries[0], of_queries[1], of_keys[1], of_keys[2], of_keys[3], of_values[3], 1, 1};
+  int64_t sizes[] = {of_queries[0], of_queries[1], of_keys[1], of_keys[2], of_keys[3], of_values[3],
+                     apart[0], apart[1], 1, 1};
   int64_t shape[] = {sizes[0], sizes[1], sizes[5]}, strides[] = {sizes[1] * sizes[5], sizes[5], 1};
   TRY(aoti_torch_empty_strided(3, shape, strides, dtype, aoti_torch_device_type_cpu(), 0, result));
   TRY(aoti_torch_get_data_ptr(queries, &q));
@@ -567,8 +597,8 @@ AOTITorchError aoti_torch_cpu_one_query_attention(AtenTensorHandle queries, Aten
   if (mask) {
     TRY(aoti_torch_get_data_ptr(*mask, &shown));
     TRY(aoti_torch_get_sizes(*mask, &of_mask));
-    sizes[6] = of_mask[0];
-    sizes[7] = of_mask[1];
+    sizes[8] = of_mask[0];
+    sizes[9] = of_mask[1];
   }
   return ipu_attention(q, k, v, of_k, of_v, static_cast<float*>(shown), out, dtype == aoti_torch_dtype_bfloat16(), sizes,
                        scale);

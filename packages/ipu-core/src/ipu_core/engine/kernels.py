@@ -116,14 +116,14 @@ def native_facts() -> tuple[str, ...]:
 def _linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     x, weight = x.contiguous(), weight.contiguous()
     result = x.new_empty(len(x), len(weight))
-    _call("ipu_linear", [x, weight, result], [x.dtype is torch.bfloat16, len(x), *weight.shape[::-1]])
+    _call("ipu_linear", [x, weight, result], [x.stride(0), x.dtype is torch.bfloat16, len(x), *weight.shape[::-1]])
     return result
 
 
 def _packed_linear(x: torch.Tensor, words: torch.Tensor, bits: int, outputs: int) -> torch.Tensor:
     x = x.contiguous()
     result = x.new_empty(len(x), outputs)
-    numbers = [x.dtype is torch.bfloat16, bits, len(x), *words.shape[1:3], outputs]
+    numbers = [x.stride(0), x.dtype is torch.bfloat16, bits, len(x), *words.shape[1:3], outputs]
     _call("ipu_packed_linear", [x, words, result], numbers)
     return result
 
@@ -140,7 +140,8 @@ def _attention(
     queries, keys, values = queries.contiguous(), keys.contiguous(), values.contiguous()
     mask = None if mask is None else mask.contiguous()
     result = queries.new_empty(*queries.shape[:2], values.shape[-1])
-    sizes = [*queries.shape[:2], *keys.shape[1:], values.shape[-1], *([1, 1] if mask is None else mask.shape[:2])]
+    sizes = [*queries.shape[:2], *keys.shape[1:], values.shape[-1], *queries.stride()[:2]]
+    sizes += [1, 1] if mask is None else mask.shape[:2]
     tensors = [queries, keys, values, key_scales, value_scales, mask, result]
     numbers = [queries.dtype is torch.bfloat16, (ctypes.c_int64 * len(sizes))(*sizes), ctypes.c_double(scale)]
     _call("ipu_attention", tensors, numbers)

@@ -125,6 +125,13 @@ def _product(graph: torch.fx.Graph, node: Any, values: Values) -> torch.fx.Node:
     return call(aten.reshape.default, result, _sizes(node))
 
 
+def _laid_out(graph: torch.fx.Graph, node: Any, values: Values) -> Any:
+    """Give a value as the operations read it: contiguous, in a copy where it is not."""
+    if node.meta["val"].is_contiguous():
+        return values[node]
+    return graph.call_function(aten.clone.default, (values[node],), {"memory_format": torch.contiguous_format})
+
+
 def _sizes(node: Any) -> list[int]:
     return list(_shape(node))
 
@@ -159,28 +166,21 @@ def _attention(graph: torch.fx.Graph, node: Any, values: Values) -> torch.fx.Nod
     mask = _mask(node)
     rows, heads, _, size = _shape(node.args[0])
 
-    def call(target: Any, *args: Any, **kwargs: Any) -> torch.fx.Node:
-        return graph.call_function(target, args, kwargs)
+    def call(target: Any, *args: Any) -> torch.fx.Node:
+        return graph.call_function(target, args)
 
     query = call(aten.reshape.default, values[node.args[0]], [rows, heads, size])
     states, scales = _kept(node.args[1:3])
-    laid_out = [
-        values[state]
-        if state.meta["val"].is_contiguous()
-        else call(aten.clone.default, values[state], memory_format=torch.contiguous_format)
-        for state in states
-    ]
     added = None
     if mask is not None:
         of_rows, of_heads, _, places = _mask_sizes(mask)
-        added = call(aten.reshape.default, values[mask], [of_rows, of_heads, places])
+        added = call(aten.reshape.default, _laid_out(graph, mask, values), [of_rows, of_heads, places])
         if mask.meta["val"].dtype is torch.bool:
             added = call(aten.where.Scalar, added, 0.0, -math.inf)
-        else:
-            added = call(aten.to.dtype, added, torch.float32)
+        added = call(aten.to.dtype, added, torch.float32)
     scale = node.kwargs.get("scale") or size**-0.5
-    kept_scales = [None if each is None else values[each] for each in scales]
-    result = call(one_query_attention, query, *laid_out, *kept_scales, added, scale)
+    kept = [None if each is None else _laid_out(graph, each, values) for each in (*states, *scales)]
+    result = call(one_query_attention, query, *kept, added, scale)
     return call(aten.reshape.default, result, _sizes(node))
 
 
