@@ -62,20 +62,16 @@ class Group:
         last: the share of the batch before the next ones.
         scores: processed, of each step, where they are kept.
         logits: those they were made of.
+        is_all: whether there is no other group.
     """
 
     def __init__(self, model: Any, config: Any, model_kwargs: dict[str, Any], first: Fraction, last: Fraction) -> None:
         self.model, self.config, self.model_kwargs = model, config, model_kwargs
-        self.first, self.last = first, last
+        self.first, self.last, self.is_all = first, last, last - first == 1
         keeps = config.return_dict_in_generate
         self.scores: list[torch.Tensor] | None = [] if keeps and config.output_scores else None
         self.logits: list[torch.Tensor] | None = [] if keeps and config.output_logits else None
         self._is_first_step = True
-
-    @property
-    def is_all(self) -> bool:
-        """Whether there is no other group."""
-        return self.last - self.first == 1
 
     def next_logits(self, ids: torch.Tensor) -> Generator[None, None, torch.Tensor]:
         """Run the tokens [R, T] that were not yet, and give the float32 logits after the last, [R, V].
@@ -101,6 +97,8 @@ class Group:
 
     def of(self, tensor: torch.Tensor) -> torch.Tensor:
         """Give the part of a tensor, of rows or sequences of the whole batch, that is this group's."""
+        if self.is_all:
+            return tensor
         first, last = (int(share * len(tensor)) for share in (self.first, self.last))
         return tensor[first:last]
 

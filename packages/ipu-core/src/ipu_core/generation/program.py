@@ -226,7 +226,7 @@ def copy_tokens(bound: torch.Tensor, tokens: torch.Tensor, position: int) -> Non
 
 def show_place(bound: torch.Tensor, tokens: torch.Tensor, position: int) -> None:
     """Let a mask show one more place."""
-    bound[:, position] = 1
+    bound.select(1, position).fill_(1)
 
 
 def count_up(bound: torch.Tensor, tokens: torch.Tensor, position: int) -> None:
