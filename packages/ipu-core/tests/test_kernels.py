@@ -116,6 +116,16 @@ def test_attention_with_scores_that_differ_by_far():
     torch.testing.assert_close(found, wanted[:, :, 0])
 
 
+def test_attention_of_what_is_no_number():
+    query, keys, values = made(2, 2, 20), made(2, 2, 5, 20, seed=1), made(2, 2, 5, 3, seed=2)
+    query[0, 0, 7], keys[1, 1, 3, 4] = float("nan"), float("nan")
+    found = one_query_attention(query, keys, values, None, None, None, 0.3)
+    assert found.isnan().all(-1).tolist() == [[True, False], [False, True]]
+    hidden = torch.zeros(2, 1, 5).index_fill(2, torch.tensor([3]), -torch.inf)
+    found = one_query_attention(query, keys, values, None, None, hidden, 0.3)
+    assert found.isnan().all(-1).tolist() == [[True, False], [False, False]]
+
+
 OTHERS = {"-march=x86-64": "", "-march=x86-64-v3": "avx2", "-march=x86-64-v3 -mavxvnni": "avx_vnni"}
 
 

@@ -418,7 +418,7 @@ struct Attention {
         for (int64_t j = 0; j < of_values * int64_t(sizeof(State)); j += LINE) ask(value, int(j));  // for its time
         float found = score(query.data(), keys + (kept + p) * size);
         weights[p] += key_scales ? found * widened(key_scales[kept + p]) : found;
-        most = std::max(most, weights[p]);
+        if (!(weights[p] <= most)) most = weights[p];  // nor is what is no number below it
       }
       Floats sums = {};
       for (size_t p = 0; p < weights.size(); p += WIDTH) {

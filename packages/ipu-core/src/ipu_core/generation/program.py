@@ -25,6 +25,7 @@ from ..engine.weights import Tensors, Weights
 from ..errors import GenerationModeError
 from ..graph.capture import input_leaves
 from ..graph.few_rows import with_few_row_products, with_one_query_attention
+from ..graph.norms import with_norms
 from ..graph.packed_weights import Packing
 from ..graph.ranges import check_ranges, index_ranges
 from ..graph.sink import sunk
@@ -125,8 +126,10 @@ class Program:
         self._compilation: Compilation | None = None
         if config.compile:
             lowered = changed_once(with_few_row_products, pieces)
+            is_chosen = _are_worth_it(pieces, lowered) if moves else [False] * len(pieces)
+            with_fewer = changed_once(with_norms, lowered)
+            lowered = tuple(a if chosen else b for a, b, chosen in zip(lowered, with_fewer, is_chosen, strict=True))
             if moves:
-                is_chosen = _are_worth_it(pieces, lowered)
                 lowered = changed_once(with_one_query_attention, lowered)
                 lowered = sunk(captured, lowered, into=list(itertools.compress(lowered, is_chosen)))
                 self._compilation = Compilation(

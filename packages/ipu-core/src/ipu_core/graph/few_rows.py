@@ -10,12 +10,13 @@ and bfloat16, packed weights, and keys and values that are kept as integers of 8
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from .packed_weights import packed_linear
+from .passes import Values, rewritten
 
 aten = torch.ops.aten
 
@@ -57,15 +58,12 @@ few_rows_packed_linear = torch.ops.ipu_core.few_rows_packed_linear.default
 one_query_attention = torch.ops.ipu_core.one_query_attention.default
 
 
-Values = Mapping[torch.fx.Node, Any]
-
-
 def with_few_row_products(program: torch.fx.GraphModule) -> torch.fx.GraphModule:
     """Give the same function with its products of few rows as operations of their own.
 
     Without any of these it is `program` itself.
     """
-    return _rewritten(program, _is_product, _product)
+    return rewritten(program, _is_product, _product)
 
 
 def with_one_query_attention(program: torch.fx.GraphModule) -> torch.fx.GraphModule:
@@ -73,25 +71,7 @@ def with_one_query_attention(program: torch.fx.GraphModule) -> torch.fx.GraphMod
 
     Without any of these it is `program` itself.
     """
-    return _rewritten(program, _is_attention, _attention)
-
-
-def _rewritten(
-    program: torch.fx.GraphModule,
-    is_meant: Callable[[Any], bool],
-    write: Callable[[torch.fx.Graph, Any, Values], torch.fx.Node],
-) -> torch.fx.GraphModule:
-    if not any(map(is_meant, program.graph.nodes)):
-        return program
-    graph = torch.fx.Graph()
-    values: dict[torch.fx.Node, Any] = {}
-    for node in program.graph.nodes:
-        if is_meant(node):
-            values[node] = write(graph, node, values)
-            values[node].meta = dict(node.meta)
-        else:
-            values[node] = graph.node_copy(node, lambda source: values[source])
-    return torch.fx.GraphModule(program, graph)
+    return rewritten(program, _is_attention, _attention)
 
 
 def _shape(argument: Any) -> tuple[int, ...]:

@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+
+Values = Mapping[torch.fx.Node, Any]
 
 
 def on_device(program: torch.fx.GraphModule, device: torch.device) -> torch.fx.GraphModule:
@@ -36,3 +39,28 @@ def on_device(program: torch.fx.GraphModule, device: torch.device) -> torch.fx.G
         return program
     root = {node.target: getattr(program, node.target) for node in graph.nodes if node.op == "get_attr"}
     return torch.fx.GraphModule({**root, **called}, graph)
+
+
+def rewritten(
+    program: torch.fx.GraphModule,
+    is_meant: Callable[[Any], bool],
+    write: Callable[[torch.fx.Graph, Any, Values], torch.fx.Node],
+) -> torch.fx.GraphModule:
+    """Give the same graph with other nodes in the place of some; `program` itself where there are none of these.
+
+    Args:
+        program: the graph.
+        is_meant: says of a node whether another is to be in its place.
+        write: writes that into the new graph, given the values of nodes before it there.
+    """
+    if not any(map(is_meant, program.graph.nodes)):
+        return program
+    graph = torch.fx.Graph()
+    values: dict[torch.fx.Node, Any] = {}
+    for node in program.graph.nodes:
+        if is_meant(node):
+            values[node] = write(graph, node, values)
+            values[node].meta = dict(node.meta)
+        else:
+            values[node] = graph.node_copy(node, lambda source: values[source])
+    return torch.fx.GraphModule(program, graph)
