@@ -128,8 +128,8 @@ class Packing:
             span = most - least if below is None else -torch.where(most > -least, most, least)
             step = (span / parts).half().float()
             first = (least if below is None else -below * step).half().float()
-            integers = ((groups - first[..., None]) / torch.where(step == 0, 1, step)[..., None]).round()
-            is_same = (integers * step[..., None] + first[..., None] == groups).all(-1)
+            integers = (groups - first[..., None]).div_(torch.where(step == 0, 1, step)[..., None]).round_()
+            is_same = (integers * step[..., None]).add_(first[..., None]).eq(groups).all(-1)
             is_same &= integers.amax(-1) < 2**self.bits
             if is_same.all():
                 return step, first, integers
