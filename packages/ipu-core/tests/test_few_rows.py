@@ -152,6 +152,7 @@ def test_what_the_operations_do_not_know_is_for_a_library():
         (Attention(), (torch.randn(1, 4, 2, 6), *torch.randn(2, 1, 2, 5, 6))),
         (Attention(), tuple(states.half() for states in (torch.randn(1, 4, 1, 6), *torch.randn(2, 1, 2, 5, 6)))),
         (Attention(), (torch.randn(3, 4, 1, 6), *torch.randn(2, 1, 2, 5, 6))),
+        (Attention(), (torch.randn(1, 4, 1, 6), torch.randn(1, 2, 5, 6), torch.randn(1, 4, 5, 6))),
     ):
         program, changed = lowered(module, *inputs)
         assert changed is program

@@ -127,6 +127,8 @@ def _is_attention(node: Any) -> bool:
     for states in (keys, values):
         if states.dim() != 4 or len(states) != len(query) or states.dtype is not query.dtype:
             return False
+    if keys.shape[:3] != values.shape[:3] or query.shape[1] % keys.shape[1]:
+        return False
     mask = _mask(node)
     sizes = _mask_sizes(mask) if mask is not None else (1, 1, 1, keys.shape[2])
     wanted = zip(sizes, (len(query), query.shape[1]), strict=False)
@@ -186,8 +188,8 @@ def _before_repetition(state: Any) -> Any:
         source = source.args[0]
     _, expanded, single = steps
     rows, heads, *rest = _shape(source)
-    is_repeated = single.args[1] == 2 and _shape(expanded)[:2] == (rows, heads) and list(_shape(state)[2:]) == rest
-    return source if is_repeated else state
+    is_repeated = single.args[1] == 2 and _shape(expanded)[:2] == (rows, heads)
+    return source if is_repeated and _shape(state) == (rows, _shape(state)[1], *rest) else state
 
 
 def _before_scaling(state: Any) -> tuple[Any, Any] | None:
@@ -199,4 +201,5 @@ def _before_scaling(state: Any) -> tuple[Any, Any] | None:
         return None
     integers = widened.args[0]
     is_kept = integers.meta["val"].dtype is torch.int8 and _shape(scales) == (*_shape(integers)[:-1], 1)
-    return (integers, scales) if is_kept else None
+    is_same_type = scales.meta["val"].dtype is state.meta["val"].dtype
+    return (integers, scales) if is_kept and is_same_type else None
