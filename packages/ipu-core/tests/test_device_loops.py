@@ -7,6 +7,7 @@ import transformers
 from ipu_core import IPUConfig, generation_model, to_pipelined
 from ipu_core.errors import GenerationModeError
 from ipu_core.generation import loops
+from ipu_core.upstream import CACHE
 from test_generation import EOS, HEADS, SIZE, lively
 from transformers import BartConfig, BartForConditionalGeneration, LlamaConfig, LlamaForCausalLM
 
@@ -135,11 +136,11 @@ def test_a_second_turn_goes_on_in_the_cache(llama, ids, num_beams):
         for which in (llama, generator)
     ]
     assert torch.equal(first[0].sequences, first[1].sequences)
-    assert first[1].past_key_values.get_seq_length() == first[0].past_key_values.get_seq_length()
+    assert first[1][CACHE].get_seq_length() == first[0][CACHE].get_seq_length()
     if num_beams == 1:
         more = torch.cat([first[0].sequences, ids[1:]], dim=1)
         second = [
-            which.generate(more, past_key_values=result.past_key_values, **options)
+            which.generate(more, **{CACHE: result[CACHE]}, **options)
             for which, result in zip((llama, generator), first, strict=True)
         ]
         assert torch.equal(*second)

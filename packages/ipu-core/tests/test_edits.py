@@ -140,6 +140,19 @@ def test_an_expression_matches_anywhere_and_its_count_is_exact(upstream):
         edited_source([edit(("self", "self", 4))])
 
 
+def test_the_variant_for_the_installed_body_is_made(upstream, caplog):
+    model, x = upstream.Block(), torch.ones(1, 2)
+    other = edit(("y = y + 7", "y = y + 9"), method="Block.scaled", digest="0" * 16)
+    both = other.or_for(">=2", digest=digest_of(other.target), changes=(("y = y + 1", "y = y + 2"),))
+    expected = model.scaled(x) + 1
+    with edited(model, [both]):
+        torch.testing.assert_close(model.scaled(x), expected, rtol=0, atol=0)
+    assert not caplog.records
+    assert both.fitting().versions == ">=2"
+    with pytest.raises(EditError, match=r"y = y \+ 7\n.*it was written for >=1,<2"):
+        edited_source([other.or_for(">=2", digest="1" * 16)])
+
+
 def test_a_drifted_edit_names_function_source_count_and_version_before_anything_changes(upstream):
     model = upstream.Block()
     good = edit(("y = y + 1", "y = y + 2"), method="Block.scaled")

@@ -6,6 +6,7 @@ import torch
 import transformers
 from ipu_core import IPUConfig, generation_model, to_pipelined
 from ipu_core.errors import CacheError, GenerationModeError, IncompatibleIPUConfigError
+from ipu_core.upstream import CACHE
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 SIZE = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
@@ -158,9 +159,9 @@ def test_a_second_turn_goes_on_in_the_cache(model, generator, ids):
     first = generator.generate(ids, max_new_tokens=4, min_new_tokens=4, do_sample=False, return_dict_in_generate=True)
     said = torch.randint(8, 60, (2, 3), generator=torch.Generator().manual_seed(5))
     prompt = torch.cat([first.sequences, said], -1)
-    assert first.past_key_values.get_seq_length() == 8  # the last token is not in it yet
+    assert first[CACHE].get_seq_length() == 8  # the last token is not in it yet
     captures = generator.decoder.num_captures
-    found = generator.generate(prompt, past_key_values=first.past_key_values, max_new_tokens=5, do_sample=False)
+    found = generator.generate(prompt, **{CACHE: first[CACHE]}, max_new_tokens=5, do_sample=False)
     wanted = model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=5, do_sample=False)
     assert torch.equal(found, wanted)
     assert generator.decoder.num_captures == captures
@@ -219,9 +220,7 @@ def test_more_tokens_than_the_cache_has_places_for_are_refused(generator, ids):
     turn = generator.generate(ids, max_new_tokens=12, min_new_tokens=12, return_dict_in_generate=True, do_sample=False)
     more = torch.randint(8, 60, (2, 9))
     with pytest.raises(CacheError, match=r"10 tokens after 16 in the cache are 26, and there are places for 24"):
-        generator.decoder.step(
-            {"input_ids": torch.cat([more, more[:, :1]], -1), "past_key_values": turn.past_key_values}
-        )
+        generator.decoder.step({"input_ids": torch.cat([more, more[:, :1]], -1), CACHE: turn[CACHE]})
 
 
 def test_a_model_that_caches_nothing_runs_all_tokens_again(ids, caplog):
@@ -276,7 +275,7 @@ def test_another_batch_than_compiled_is_refused(generator, ids):
 def test_a_cache_of_somebody_elses_is_refused(generator, ids):
     cache = transformers.DynamicCache()
     with pytest.raises(CacheError, match="a DynamicCache that is not of this model's last generation"):
-        generator.generate(ids, max_new_tokens=4, past_key_values=cache)
+        generator.generate(ids, max_new_tokens=4, **{CACHE: cache})
 
 
 def test_a_cache_that_another_generation_has_overwritten_is_refused(generator, ids):
@@ -285,7 +284,7 @@ def test_a_cache_that_another_generation_has_overwritten_is_refused(generator, i
     generator.generate(ids.flip(1), **options)
     more = torch.cat([first.sequences, ids[:, :2]], -1)
     with pytest.raises(CacheError, match="not of this model's last generation"):
-        generator.generate(more, past_key_values=first.past_key_values, **options)
+        generator.generate(more, **{CACHE: first[CACHE]}, **options)
 
 
 def test_a_split_that_does_not_fit_is_named_as_such(model, ids):

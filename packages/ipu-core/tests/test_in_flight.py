@@ -10,6 +10,7 @@ from ipu_core import IPUConfig, generation_model, to_pipelined
 from ipu_core.engine.schedule import FORWARD, Action
 from ipu_core.engine.straight import StraightLine
 from ipu_core.errors import CacheError, GenerationModeError
+from ipu_core.upstream import CACHE
 from test_device_loops import BEAMS, KEPT, ROWS, bart, both, llama  # noqa: F401
 from test_generation import EOS, HEADS, SIZE, lively
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -84,10 +85,10 @@ def test_a_second_turn_goes_on_in_the_caches(llama, ids):  # noqa: F811
     first = [
         which.generate(ids, max_new_tokens=6, return_dict_in_generate=True, **options) for which in (llama, generator)
     ]
-    assert first[1].past_key_values.get_seq_length() == first[0].past_key_values.get_seq_length()
+    assert first[1][CACHE].get_seq_length() == first[0][CACHE].get_seq_length()
     more = torch.cat([first[0].sequences, ids], dim=1)
     wanted, found = (
-        which.generate(more, past_key_values=result.past_key_values, max_new_tokens=5, **options)
+        which.generate(more, **{CACHE: result[CACHE]}, max_new_tokens=5, **options)
         for which, result in zip((llama, generator), first, strict=True)
     )
     assert torch.equal(found, wanted)

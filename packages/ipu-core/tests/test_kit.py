@@ -8,6 +8,7 @@ import pytest
 import torch
 from ipu_core import Family, PipelineMixin, hookimpl
 from ipu_core.errors import LayoutError
+from ipu_core.generation.generator import Generator
 from ipu_core.plugins.manager import Plugin
 from ipu_core.plugins.registry import Registry
 from ipu_core.testing import conformance, kit, with_loss
@@ -53,7 +54,7 @@ def declare(monkeypatch):
 def test_every_case_passes_for_a_family_that_is_right(declare):
     family = declare(RIGHT)
     for name in family.models:
-        for check in kit.CLASS_CHECKS:
+        for check in (*kit.CLASS_CHECKS, *kit.MORE_CLASS_CHECKS):
             check(family, name)
 
 
@@ -62,7 +63,9 @@ def test_pytest_runs_every_check_of_every_class():
     ids = [case.id for case in mark.args[1]]
     assert ids[0] == "gpt2-light"
     assert len(ids) == 1 + 2 * len(kit.CLASS_CHECKS)
-    assert "GPT2LMHeadModel-equal_in_float64" in ids
+    assert "GPT2LMHeadModel-exact" in ids
+    (mark,) = conformance(RIGHT, everything=True).pytestmark
+    assert "GPT2LMHeadModel-equal_in_float64" in [case.id for case in mark.args[1]]
 
 
 def test_a_layout_in_another_order_than_modules_run_is_found(declare):
@@ -103,7 +106,27 @@ def test_a_heavy_plugin_is_found(declare, monkeypatch):
 def test_a_vocabulary_that_does_not_divide_is_found(declare):
     family = declare(replace(RIGHT, tiny={**RIGHT.tiny, "vocab_size": 101}))
     with pytest.raises(AssertionError, match="101 ids do not divide into 2 to 9 shards"):
-        kit.in_shards(family, "GPT2Model")
+        kit.exact(family, "GPT2Model")
+
+
+def test_other_tokens_are_found(declare, monkeypatch):
+    family = declare(RIGHT)
+    generate = Generator.generate
+    monkeypatch.setattr(Generator, "generate", lambda *args, **options: generate(*args, **options).flip(1))
+    with pytest.raises(AssertionError, match=r"tokens are \[\[.*, and the plain model's \[\["):
+        kit.generates(family, "GPT2LMHeadModel")
+
+
+def test_a_family_without_tiny_values_is_refused_before_it_is_built(declare):
+    family = declare(replace(RIGHT, tiny={"n_layer": 48, "n_embd": 1600, "n_head": 25}))
+    with pytest.raises(AssertionError, match=r"`GPT2Model` .* has 1,55\d million parameters, .* at most 50 million"):
+        kit.equal_in_float32(family, "GPT2Model")
+
+
+def test_a_long_comparison_says_how_long_it_takes(declare, monkeypatch):
+    monkeypatch.setattr(kit, "LONG_SECONDS", 0.0)
+    with pytest.warns(UserWarning, match="comparing `GPT2Model` on 2 splits will take some 0 minutes"):
+        kit.equal_in_float32(declare(RIGHT), "GPT2Model")
 
 
 def test_with_loss_reads_every_output_and_leaves_the_model_alone():

@@ -109,7 +109,9 @@ def test_a_disabled_or_incompatible_plugin_is_not_imported(plugin):
     points = [plugin("old", explodes, requires="ipu-core>=99"), plugin("off", explodes)]
     plugins = load_plugins(points, environ={"IPU_PLUGINS": "-off"})
     assert states(plugins) == {"off": "disabled", "old": "incompatible"}
-    assert plugins[1].reason == f"needs ipu-core>=99, and ipu-core {version('ipu-core')} is installed"
+    core = f"ipu-core {version('ipu-core')}"
+    advice = "install a version of third-party for it, or ipu-core>=99"
+    assert plugins[1].reason == f"needs ipu-core>=99, and {core} is installed: {advice}"
 
 
 def registry_of(*plugins) -> Registry:

@@ -136,3 +136,14 @@ def test_a_change_planted_in_a_copied_upstream_file_is_caught(copied, installed,
     assert "drifted" in printed
     assert f"`{MLP}` wants 1 of the source" in printed
     assert "has 0" in printed
+
+
+def test_doctor_names_the_families_an_upstream_change_puts_out_of_use(monkeypatch, capsys):
+    monkeypatch.setattr("ipu_core.cli.installed", lambda: Registry((plugin("RUNS", "DRIFTED", "CHANGED"),)))
+    assert cli.main(["doctor"]) == 1
+    printed = capsys.readouterr().out
+    assert "source edits  1 of 3 apply (`ipu edits` says more)" in printed
+    assert "gpt2: a model with it is refused: GPT2MLP.forward drifted, GPT2MLP.forward body changed" in printed
+    monkeypatch.setattr("ipu_core.cli.installed", lambda: Registry((plugin("RUNS", "CHANGED"),)))
+    assert cli.main(["doctor"]) == 0
+    assert "gpt2: works, and may differ from the plain model: GPT2MLP.forward body changed" in capsys.readouterr().out

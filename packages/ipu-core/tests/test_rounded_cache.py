@@ -5,6 +5,7 @@ import pytest
 import torch
 from ipu_core import IPUConfig, generation_model, to_pipelined
 from ipu_core.errors import GenerationModeError
+from ipu_core.upstream import CACHE
 from test_generation import HEADS, SIZE, lively
 from transformers import (
     BartConfig,
@@ -47,7 +48,7 @@ def test_tokens_are_those_of_a_rounding_cache(llama, ids, layers_per_ipu, option
     generator = generation_model(to_pipelined(llama, IPUConfig(layers_per_ipu=layers_per_ipu)), cache_dtype="int8")
     options = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None, **options}
     torch.manual_seed(5)
-    wanted = llama.generate(ids, past_key_values=RoundingCache(config=llama.config), **options)
+    wanted = llama.generate(ids, **{CACHE: RoundingCache(config=llama.config)}, **options)
     torch.manual_seed(5)
     assert torch.equal(generator.generate(ids, **options), wanted)
 
@@ -57,7 +58,7 @@ def test_what_an_encoder_gave_is_rounded_too(ids):
     generator = generation_model(to_pipelined(model, IPUConfig(layers_per_ipu=[-1, -1])), cache_dtype="int8")
     options = {"max_new_tokens": 10, "do_sample": False}
     cache = EncoderDecoderCache(RoundingCache(config=model.config), RoundingCache(config=model.config))
-    assert torch.equal(generator.generate(ids, **options), model.generate(ids, past_key_values=cache, **options))
+    assert torch.equal(generator.generate(ids, **options), model.generate(ids, **{CACHE: cache}, **options))
 
 
 def test_it_takes_about_a_quarter_of_the_memory(llama, ids):
@@ -78,7 +79,7 @@ def test_a_second_turn_goes_on_in_it(llama, ids):
     options = {"do_sample": False, "eos_token_id": None}
     first = generator.generate(ids, max_new_tokens=4, return_dict_in_generate=True, **options)
     more = torch.cat([first.sequences, ids], dim=1)
-    found = generator.generate(more, past_key_values=first.past_key_values, max_new_tokens=5, **options)
+    found = generator.generate(more, **{CACHE: first[CACHE]}, max_new_tokens=5, **options)
     assert torch.equal(found, generator.generate(more, max_new_tokens=5, **options))
 
 

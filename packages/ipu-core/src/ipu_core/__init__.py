@@ -9,13 +9,16 @@
     executor = training_model(model, torch.optim.AdamW(model.parameters()))
     loss = executor(**batch).loss
 
-Importing this package imports neither torch nor transformers: names are loaded when they are used.
+Importing this package imports neither torch nor transformers: names are loaded when they are used. Versions of them
+that are too old are refused here, from their metadata.
 """
 
 from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING, Any
+
+from .upstream import refuse_too_old
 
 if TYPE_CHECKING:
     from .config import ExecutionConfig, IPUConfig, split_encoder_decoder_ipu_config
@@ -71,6 +74,8 @@ __all__ = [
     "to_pipelined",
     "training_model",
 ]
+
+refuse_too_old()
 
 
 def __getattr__(name: str) -> Any:

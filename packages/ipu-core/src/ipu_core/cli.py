@@ -16,6 +16,7 @@ from .errors import IPUError, nearest
 from .plugins.family import Family, load
 from .plugins.registry import describe, installed
 from .report.models import models_table
+from .upstream import CORE, upstreams
 
 if TYPE_CHECKING:
     import torch
@@ -133,8 +134,13 @@ def _edits(options: argparse.Namespace) -> int:
 def _doctor(options: argparse.Namespace) -> int:
     from .engine.engines import engines
 
-    for package in ("ipu-core", "torch", "transformers", "optimum"):
-        print(f"{package:<14}{importlib.metadata.version(package)}")
+    found = {upstream.name: upstream for upstream in upstreams()}
+    for package in (CORE, "torch", "transformers", "optimum"):
+        tested = f"  (tested: {found[package].tested_range})" if package in found else ""
+        print(f"{package:<14}{importlib.metadata.version(package)}{tested}")
+    obstacles = [upstream.obstacle for upstream in found.values() if upstream.obstacle]
+    print(*obstacles, sep="\n", end="\n" if obstacles else "")
+    are_good = _print_edits()
     print()
     for engine in engines().values():
         print(f"{engine.name:<14}{'usable' if engine.is_usable else 'not usable'}: {engine.obstacle or engine.meaning}")
@@ -143,7 +149,28 @@ def _doctor(options: argparse.Namespace) -> int:
     if options.config is not None:
         print()
         print(_effects(options.config))
-    return 0
+    return 0 if are_good else 1
+
+
+def _print_edits() -> bool:
+    """Print which families' source edits do not match the installed upstream; say whether all do."""
+    from .rewrites.review import DRIFTED, matches
+
+    found = list(matches(installed().plugins))
+    if not found:
+        return True
+    wrong: dict[str, list[str]] = {}
+    for model_type, reviewed in found:
+        if reviewed.note:
+            method = reviewed.edit.target.partition(":")[2]
+            wrong.setdefault(model_type, []).append(f"{method} {reviewed.outcome}")
+    good = len(found) - sum(map(len, wrong.values()))
+    print(f"{'source edits':<14}{good} of {len(found)} apply{'' if good == len(found) else ' (`ipu edits` says more)'}")
+    for model_type, notes in wrong.items():
+        fails = any(note.endswith(DRIFTED) for note in notes)
+        what = "a model with it is refused" if fails else "works, and may differ from the plain model"
+        print(f"{'':<14}{model_type}: {what}: {', '.join(notes)}")
+    return not any(note.endswith(DRIFTED) for notes in wrong.values() for note in notes)
 
 
 def _effects(file: Path) -> str:

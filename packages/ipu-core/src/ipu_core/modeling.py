@@ -30,6 +30,7 @@ from .rewrites.configured import serialized_vocabulary
 from .rewrites.edits import edited, edits_of
 from .rewrites.masked import masked_token_head, refuse_more_labels
 from .rewrites.packed import packed_examples, refuse_misplaced
+from .upstream import warn_if_untested
 
 logger = logging.getLogger(__name__)
 ModuleT = TypeVar("ModuleT", bound=torch.nn.Module)
@@ -282,6 +283,7 @@ def to_pipelined(
     if isinstance(model, PipelineMixin):
         plain = model.to_transformers()
         return to_pipelined(plain, ipu_config, family=family or model._family, rewrites=(*model._rewrites, *rewrites))
+    warn_if_untested()
     pipelined = pipelined_class(type(model)).from_transformers(model, ipu_config)
     pipelined._family = family or pipelined._family
     pipelined._rewrites = tuple(rewrites)

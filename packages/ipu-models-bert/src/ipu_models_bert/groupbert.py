@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import transformers
 from ipu_core import PipelineMixin
+from ipu_core.upstream import CACHE
 from torch import nn
 from transformers.activations import ACT2FN
 from transformers.masking_utils import create_bidirectional_mask
@@ -167,13 +168,12 @@ class GroupBertEncoder(nn.Module):
         attention_mask: torch.Tensor | None = None,
         encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
-        past_key_values: None = None,
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPastAndCrossAttentions:
         """Run the layers; `attention_mask` is the batch's own, [B, L], 0 at padding."""
-        if encoder_hidden_states is not None or past_key_values is not None:
-            raise ValueError("GroupBERT is an encoder: it takes no `encoder_hidden_states` and no `past_key_values`")
+        if encoder_hidden_states is not None or kwargs.pop(CACHE, None) is not None:
+            raise ValueError(f"GroupBERT is an encoder: it takes no `encoder_hidden_states` and no `{CACHE}`")
         if attention_mask is not None and attention_mask.ndim != 2:
             raise ValueError(
                 f"`attention_mask` has shape {list(attention_mask.shape)}, and a convolution has to know which tokens "

@@ -49,6 +49,6 @@ EDITS = (
         ),
         digest="064c4c9cbf3153e4",
         reason="whether a range is the first is read off its values: both are computed, and one is picked",
-        versions=">=5.23,<5.24",
+        versions=">=5.23,<5.25",
     ),
 )

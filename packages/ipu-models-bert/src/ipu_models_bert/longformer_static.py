@@ -11,7 +11,7 @@ from ipu_core.config import ExecutionConfig
 from ipu_core.rewrites.edits import Edit
 from ipu_core.rewrites.global_attention import static_global_attention
 
-VERSIONS = ">=5.23,<5.24"
+VERSIONS = ">=5.23,<5.25"
 LONGFORMER = "transformers.models.longformer.modeling_longformer"
 SEPARATORS = 3
 SHORTEST_QUESTION = 5

@@ -38,7 +38,7 @@ LABELLED_ROWS = tuple(
         ),
         digest=digest,
         reason="rows without a label are left out of the loss, so that its shape depends on the labels",
-        versions=">=5.23,<5.24",
+        versions=">=5.23,<5.25",
     )
     for target, digest in (
         ("transformers.models.deberta.modeling_deberta:DebertaForSequenceClassification.forward", "e6c4428435318995"),
@@ -67,5 +67,5 @@ ATTENDED_TOKENS = Edit(
     ),
     digest="035d39c199d06c6d",
     reason="padded tokens are left out of the loss, so that its shape depends on the mask",
-    versions=">=5.23,<5.24",
+    versions=">=5.23,<5.25",
 )

@@ -26,7 +26,7 @@ EDITS = (
         ),
         digest="6209fa1d8797e931",
         reason="the mask has a row for each position, and landmarks are fewer: all rows are equal, and one is taken",
-        versions=">=5.23,<5.24",
+        versions=">=5.23,<5.25",
         probe={"num_landmarks": 4},
     ),
 )

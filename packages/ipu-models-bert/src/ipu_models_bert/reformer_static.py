@@ -14,7 +14,7 @@ import torch
 from ipu_core.rewrites.edits import Edit
 from torch.utils._python_dispatch import _disable_current_modes
 
-VERSIONS = ">=5.23,<5.24"
+VERSIONS = ">=5.23,<5.25"
 REFORMER = "transformers.models.reformer.modeling_reformer"
 
 

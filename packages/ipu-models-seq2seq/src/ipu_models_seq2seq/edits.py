@@ -6,7 +6,7 @@ from __future__ import annotations
 from ipu_core.rewrites.edits import Edit
 from ipu_core.rewrites.layerdrop import layerdrop
 
-VERSIONS = ">=5.23,<5.24"
+VERSIONS = ">=5.23,<5.25"
 
 MARKED = """
 to_drop = False
@@ -23,61 +23,69 @@ if self.training and self.layerdrop > 0.0:
 """
 
 
-def _encoder(target: str, digest: str, *, mask: str = "attention_mask") -> Edit:
+def _encoder(target: str, digest: str) -> Edit:
     return layerdrop(
         target,
         choice=MARKED,
         guard="not to_drop",
-        call=f"hidden_states = encoder_layer(hidden_states, {mask}, **kwargs)",
+        call="hidden_states = encoder_layer(hidden_states, attention_mask, **kwargs)",
         digest=digest,
         versions=VERSIONS,
         probe={"encoder_layerdrop": 0.5},
     )
 
 
-def _decoder(
-    target: str,
-    digest: str,
-    *,
-    mask: str = "attention_mask",
-    encoder_mask: str = "encoder_attention_mask",
-    cache: str = "past_key_values",
-) -> Edit:
-    call = (
-        f"hidden_states = decoder_layer(hidden_states, {mask}, encoder_hidden_states, "
-        f"encoder_attention_mask={encoder_mask}, past_key_values={cache}, use_cache=use_cache, **kwargs)"
-    )
-    return layerdrop(
-        target,
-        choice=CONTINUED,
-        call=call,
-        digest=digest,
-        versions=VERSIONS,
-        probe={"decoder_layerdrop": 0.5},
+def _decoder(target: str, digest: str, *, before_5_24: str, mask: str) -> Edit:
+    def made(cache: str) -> Edit:
+        call = (
+            f"hidden_states = decoder_layer(hidden_states, {mask}, encoder_hidden_states, "
+            f"encoder_attention_mask=encoder_attention_mask, {cache}={cache}, use_cache=use_cache, **kwargs)"
+        )
+        return layerdrop(
+            target,
+            choice=CONTINUED,
+            call=call,
+            digest=digest,
+            versions=">=5.24,<5.25",
+            probe={"decoder_layerdrop": 0.5},
+        )
+
+    return made("cache").or_for(">=5.23,<5.24", digest=before_5_24, changes=made("past_key_values").changes)
+
+
+def _edits(
+    name: str, encoder: str, decoder: str, *, before_5_24: str, mask: str = "attention_mask"
+) -> tuple[Edit, ...]:
+    """Return the edits of an encoder and a decoder, by the prefix of their classes and their digests."""
+    stem = f"transformers.models.{name}"
+    return (
+        _encoder(f"{stem}Encoder.forward", encoder),
+        _decoder(f"{stem}Decoder.forward", decoder, before_5_24=before_5_24, mask=mask),
     )
 
 
-BART = (
-    _encoder("transformers.models.bart.modeling_bart:BartEncoder.forward", "5b300fb1dd2ec275"),
-    _decoder("transformers.models.bart.modeling_bart:BartDecoder.forward", "ff94fc8dbb1968ef"),
+BART = _edits("bart.modeling_bart:Bart", "5b300fb1dd2ec275", "0cb6d2ed6224b1fa", before_5_24="ff94fc8dbb1968ef")
+MBART = _edits(
+    "mbart.modeling_mbart:MBart",
+    "e481912bcfb320a3",
+    "94df2254a86e7e74",
+    before_5_24="b1b18073d2444276",
+    mask="causal_mask",
 )
-MBART = (
-    _encoder("transformers.models.mbart.modeling_mbart:MBartEncoder.forward", "e481912bcfb320a3"),
-    _decoder("transformers.models.mbart.modeling_mbart:MBartDecoder.forward", "b1b18073d2444276", mask="causal_mask"),
+M2M_100 = _edits(
+    "m2m_100.modeling_m2m_100:M2M100", "e3ccf18d6e3754af", "d79bb9afffd8843e", before_5_24="e35f88269511fe11"
 )
-M2M_100 = (
-    _encoder("transformers.models.m2m_100.modeling_m2m_100:M2M100Encoder.forward", "e3ccf18d6e3754af"),
-    _decoder("transformers.models.m2m_100.modeling_m2m_100:M2M100Decoder.forward", "e35f88269511fe11"),
+PEGASUS = _edits(
+    "pegasus.modeling_pegasus:Pegasus",
+    "e88ce779ebd4bde0",
+    "33c0813e0b16f45b",
+    before_5_24="f5e9ebbd30a8a4ee",
+    mask="causal_mask",
 )
-PEGASUS = (
-    _encoder("transformers.models.pegasus.modeling_pegasus:PegasusEncoder.forward", "e88ce779ebd4bde0"),
-    _decoder(
-        "transformers.models.pegasus.modeling_pegasus:PegasusDecoder.forward", "f5e9ebbd30a8a4ee", mask="causal_mask"
-    ),
-)
-MARIAN = (
-    _encoder("transformers.models.marian.modeling_marian:MarianEncoder.forward", "d08af157b37ed009"),
-    _decoder(
-        "transformers.models.marian.modeling_marian:MarianDecoder.forward", "b8b0aa89864ec7e2", mask="causal_mask"
-    ),
+MARIAN = _edits(
+    "marian.modeling_marian:Marian",
+    "d08af157b37ed009",
+    "caee79d54b1d6dfd",
+    before_5_24="b8b0aa89864ec7e2",
+    mask="causal_mask",
 )

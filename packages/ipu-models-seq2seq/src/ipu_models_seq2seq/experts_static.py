@@ -13,7 +13,7 @@ from __future__ import annotations
 from ipu_core.rewrites.edits import Change, Edit
 from ipu_core.rewrites.layerdrop import layerdrop
 
-VERSIONS = ">=5.23,<5.24"
+VERSIONS = ">=5.23,<5.25"
 SWITCH = "transformers.models.switch_transformers.modeling_switch_transformers"
 NLLB_MOE = "transformers.models.nllb_moe.modeling_nllb_moe"
 DISPATCH = (
@@ -79,10 +79,10 @@ SWITCH_EDITS = (
     Edit(
         target=f"{SWITCH}:SwitchTransformersStack.forward",
         changes=(("attention_mask is None and not is_torchdynamo_compiling()", "attention_mask is None"),),
-        digest="fc4315a5532231b8",
+        digest="2d0d9f93a392522d",
         reason="a mask that is not given is not made while a graph is captured, and asked for all the same",
-        versions=VERSIONS,
-    ),
+        versions=">=5.24,<5.25",
+    ).or_for(">=5.23,<5.24", digest="fc4315a5532231b8"),
 )
 
 # Upstream makes a one-hot of a mask of zeros and ones, so that its tokens reach the first two experts alone.
@@ -102,24 +102,46 @@ if self.training and self.layerdrop > 0.0:
     dropout_probability = torch.rand([])
     skip_the_layer = dropout_probability < self.layerdrop
 """
+
+
 # The places of a step's own tokens: the last ones of a cache that grows, whose length counts them already, and those
 # from its length on of a static one.
-_OF_ITS_TOKENS = """
+def _of_its_tokens(cache: str) -> tuple[Change, ...]:
+    changed = f"""
 padding_mask = attention_mask
-if attention_mask is not None and past_key_values is not None:
+if attention_mask is not None and {cache} is not None:
     num_tokens, num_places = hidden_states.shape[1], attention_mask.shape[-1]
-    first = torch.as_tensor(past_key_values.get_seq_length()).clamp(max=num_places - num_tokens)
+    first = torch.as_tensor({cache}.get_seq_length()).clamp(max=num_places - num_tokens)
     padding_mask = attention_mask.index_select(-1, first + torch.arange(num_tokens, device=attention_mask.device))
 hidden_states = self.ffn(hidden_states, padding_mask)
 """
+    return (("hidden_states = self.ffn(hidden_states, attention_mask)", changed),)
+
+
+def _decoder(cache: str) -> Edit:
+    return layerdrop(
+        f"{NLLB_MOE}:NllbMoeDecoder.forward",
+        choice=_SKIPPED,
+        guard="not skip_the_layer or synced_gpus",
+        call=(
+            "hidden_states = decoder_layer(hidden_states, attention_mask, encoder_hidden_states, "
+            f"encoder_attention_mask=encoder_attention_mask, {cache}={cache}, use_cache=use_cache, **kwargs)"
+        ),
+        after="if skip_the_layer:\n    continue",
+        digest="9b545168891dd789",
+        versions=">=5.24,<5.25",
+        probe={"decoder_layerdrop": 0.5},
+    )
+
+
 NLLB_MOE_EDITS = (
     Edit(
         target=f"{NLLB_MOE}:NllbMoeDecoderLayer.forward",
-        changes=(("hidden_states = self.ffn(hidden_states, attention_mask)", _OF_ITS_TOKENS),),
-        digest="318dccb54c307cb7",
+        changes=_of_its_tokens("cache"),
+        digest="ed5a96a59759b4ac",
         reason="experts take what the end of a mask hides for padding, and the end of a static cache's mask is hidden",
-        versions=VERSIONS,
-    ),
+        versions=">=5.24,<5.25",
+    ).or_for(">=5.23,<5.24", digest="318dccb54c307cb7", changes=_of_its_tokens("past_key_values")),
     Edit(
         target=f"{NLLB_MOE}:NllbMoeTop2Router.forward",
         changes=(("self._cast_classifier()\nrouter_logits = self.classifier(hidden_states)", IN_ITS_TYPE),),
@@ -143,18 +165,5 @@ NLLB_MOE_EDITS = (
         versions=VERSIONS,
         probe={"encoder_layerdrop": 0.5},
     ),
-    layerdrop(
-        f"{NLLB_MOE}:NllbMoeDecoder.forward",
-        choice=_SKIPPED,
-        guard="not skip_the_layer or synced_gpus",
-        call=(
-            "hidden_states = decoder_layer(hidden_states, attention_mask, encoder_hidden_states, "
-            "encoder_attention_mask=encoder_attention_mask, past_key_values=past_key_values, use_cache=use_cache, "
-            "**kwargs)"
-        ),
-        after="if skip_the_layer:\n    continue",
-        digest="6f9e821c0d1a18d8",
-        versions=VERSIONS,
-        probe={"decoder_layerdrop": 0.5},
-    ),
+    _decoder("cache").or_for(">=5.23,<5.24", digest="6f9e821c0d1a18d8", changes=_decoder("past_key_values").changes),
 )

@@ -12,8 +12,9 @@ from ipu_core.rewrites.edits import Edit
 from ipu_core.rewrites.global_attention import static_global_attention
 from ipu_core.rewrites.layerdrop import REASON
 
-VERSIONS = ">=5.23,<5.24"
+VERSIONS = ">=5.23,<5.25"
 LED = "transformers.models.led.modeling_led"
+DECODER, DECODER_BEFORE_5_24 = "67e3ac5352eea70c", "f8f6a5750397d398"
 CHOSEN = "layer_input = hidden_states\n" + (
     "is_dropped = torch.rand([]) < self.layerdrop if self.training and self.layerdrop > 0.0 else None"
 )
@@ -88,17 +89,21 @@ EDITS = (
             ),
             ("hidden_states = layer_outputs[0]", "hidden_states = layer_outputs[0]\n" + PICKED),
         ),
-        digest="f8f6a5750397d398",
+        digest=DECODER,
         reason=REASON,
-        versions=VERSIONS,
+        versions=">=5.24,<5.25",
         probe={"decoder_layerdrop": 0.5},
-    ),
+    ).or_for(">=5.23,<5.24", digest=DECODER_BEFORE_5_24),
     Edit(
         target=f"{LED}:LEDDecoder.forward",
-        changes=(("input_shape[-1] > 1", "input_shape[-1] > 1 or past_key_values is not None"),),
-        digest="f8f6a5750397d398",
+        changes=(("input_shape[-1] > 1", "input_shape[-1] > 1 or cache is not None"),),
+        digest=DECODER,
         reason="a single token sees all of a cache, and places of a static one are empty: the mask hides them",
-        versions=VERSIONS,
+        versions=">=5.24,<5.25",
+    ).or_for(
+        ">=5.23,<5.24",
+        digest=DECODER_BEFORE_5_24,
+        changes=(("input_shape[-1] > 1", "input_shape[-1] > 1 or past_key_values is not None"),),
     ),
 )
 

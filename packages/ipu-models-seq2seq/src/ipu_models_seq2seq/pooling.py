@@ -36,21 +36,22 @@ _BART = {
 _T5 = {"hidden": "sequence_output", "counted": "batch_size", "rows": "batch_size", "size": "hidden_size"}
 
 
-def _edit(target: str, names: Mapping[str, str], digest: str) -> Edit:
-    return Edit(
+def _edit(target: str, names: Mapping[str, str], digest: str, *, before_5_24: str) -> Edit:
+    edit = Edit(
         target=f"transformers.models.{target}ForSequenceClassification.forward",
         changes=((_EQUAL_ENDS, ""), (_ENDED.format(**names), _LAST_END.format(**names))),
         digest=digest,
         reason="hidden states are picked by where the end-of-sequence tokens are, so that shapes depend on the ids",
-        versions=">=5.23,<5.24",
+        versions=">=5.24,<5.25",
     )
+    return edit.or_for(">=5.23,<5.24", digest=before_5_24)
 
 
 LAST_END = (
-    _edit("bart.modeling_bart:Bart", _BART, "e856f81dffd73b56"),
-    _edit("mbart.modeling_mbart:MBart", _BART, "e856f81dffd73b56"),
-    _edit("t5.modeling_t5:T5", _T5, "d4352c82ec72fed4"),
-    _edit("mt5.modeling_mt5:MT5", _T5, "d4352c82ec72fed4"),
+    _edit("bart.modeling_bart:Bart", _BART, "846d3288d71d2a8f", before_5_24="e856f81dffd73b56"),
+    _edit("mbart.modeling_mbart:MBart", _BART, "846d3288d71d2a8f", before_5_24="e856f81dffd73b56"),
+    _edit("t5.modeling_t5:T5", _T5, "3caad92729eb893a", before_5_24="d4352c82ec72fed4"),
+    _edit("mt5.modeling_mt5:MT5", _T5, "3caad92729eb893a", before_5_24="d4352c82ec72fed4"),
 )
 
 

@@ -20,7 +20,7 @@ LABELS_ASKED_BEFORE = Edit(
     ),
     digest="dd9f9414b943e0af",
     reason="whether labels are ids is read off their values; `positive_labels` asks before a batch runs",
-    versions=">=5.23,<5.24",
+    versions=">=5.23,<5.25",
 )
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from ipu_core.rewrites.edits import Edit
 from ipu_core.rewrites.layerdrop import layerdrop
 
-VERSIONS = ">=5.23,<5.24"
+VERSIONS = ">=5.23,<5.25"
 
 SKIPPED = """
 skip_the_layer = False
@@ -60,6 +60,20 @@ def _adapter(target: str, digest: str) -> Edit:
     )
 
 
+def _whisper_decoder(cache: str) -> Edit:
+    return layerdrop(
+        "transformers.models.whisper.modeling_whisper:WhisperDecoder.forward",
+        choice=CONTINUED,
+        call=(
+            "hidden_states = decoder_layer(hidden_states, causal_mask, encoder_hidden_states, "
+            f"encoder_attention_mask=None, {cache}={cache} if use_cache else None, use_cache=use_cache, **kwargs)"
+        ),
+        digest="41ae38caa117a38f",
+        versions=">=5.24,<5.25",
+        probe={"decoder_layerdrop": 0.5},
+    )
+
+
 WAV2VEC2 = (
     _of_waves(
         "transformers.models.wav2vec2.modeling_wav2vec2:Wav2Vec2Encoder.forward", "bf6efe9a5e6fc182", stable=False
@@ -89,16 +103,7 @@ WHISPER = (
         versions=VERSIONS,
         probe={"encoder_layerdrop": 0.5},
     ),
-    layerdrop(
-        "transformers.models.whisper.modeling_whisper:WhisperDecoder.forward",
-        choice=CONTINUED,
-        call=(
-            "hidden_states = decoder_layer(hidden_states, causal_mask, encoder_hidden_states, "
-            "encoder_attention_mask=None, past_key_values=past_key_values if use_cache else None, "
-            "use_cache=use_cache, **kwargs)"
-        ),
-        digest="cdd66d31447faf76",
-        versions=VERSIONS,
-        probe={"decoder_layerdrop": 0.5},
+    _whisper_decoder("cache").or_for(
+        ">=5.23,<5.24", digest="cdd66d31447faf76", changes=_whisper_decoder("past_key_values").changes
     ),
 )

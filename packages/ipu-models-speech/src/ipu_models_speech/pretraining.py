@@ -35,7 +35,7 @@ NEGATIVES = Edit(
     ),
     digest="37a678b6b2f71176",
     reason="whether a negative equals its positive is read off values, and indices count rows of a whole batch",
-    versions=">=5.23,<5.24",
+    versions=">=5.23,<5.25",
 )
 
 

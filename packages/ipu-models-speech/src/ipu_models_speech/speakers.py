@@ -30,5 +30,5 @@ STATISTICS_OF_FRAMES = Edit(
     ),
     digest="05a63dca128e8593",
     reason="the frames of each recording are sliced by their number",
-    versions=">=5.23,<5.24",
+    versions=">=5.23,<5.25",
 )

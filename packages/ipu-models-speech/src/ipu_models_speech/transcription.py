@@ -121,7 +121,7 @@ RANGE_ASKED_BEFORE = tuple(
         ),
         digest=digest,
         reason="whether labels are ids is read off their values; `labels_in_range` asks before a batch runs",
-        versions=">=5.23,<5.24",
+        versions=">=5.23,<5.25",
     )
     for target, digest in (
         ("transformers.models.wav2vec2.modeling_wav2vec2:Wav2Vec2ForCTC.forward", "f1d758a28d51b89b"),

@@ -19,5 +19,5 @@ SOFT_ANSWERS = Edit(
     ),
     digest="e10dd4d98b32737d",
     reason="upstream takes one answer a row, [B]; of scores, [B, answers], it makes a loss that fails",
-    versions=">=5.23,<5.24",
+    versions=">=5.23,<5.25",
 )

@@ -263,7 +263,8 @@ pytree.register_pytree_node(
 class StaticKV(Cache):
     """The static caches of a decoder as upstream's decode loop holds them.
 
-    It is what `generate` returns as `past_key_values`, and takes back for a second turn.
+    It is what `generate` returns as `cache`, `past_key_values` before transformers 5.24, and takes back for a second
+    turn.
 
     Attributes:
         attentions: what each attention caches.
@@ -304,6 +305,11 @@ class StaticKV(Cache):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.length} of {self.capacity} tokens, {self.num_bytes} bytes)"
+
+    @property
+    def is_linear(self) -> list[bool]:
+        """No attention in it is a linear one."""
+        return [False] * len(self)
 
     @property
     def is_compileable(self) -> bool:
@@ -358,6 +364,11 @@ class GroupedKV(Cache):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(map(repr, self.groups))})"
+
+    @property
+    def is_linear(self) -> list[bool]:
+        """No attention in it is a linear one."""
+        return [False] * len(self)
 
     @property
     def is_compileable(self) -> bool:

@@ -28,6 +28,7 @@ from ..engine.residence import on_one_device
 from ..engine.straight import result_of
 from ..errors import CacheError, CaptureError, CompileError, GenerationModeError, IncompatibleIPUConfigError, IPUError
 from ..graph.capture import in_mode
+from ..upstream import CACHE
 from .cache import Attention, StaticKV, attentions_of
 from .program import POSITION, ROUNDED, BoundProgram, Kind, Move, Parts, Program, copy_tokens, count_up, show_place
 from .views import AT, StepView, part
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 _HOW = frozenset(("return_dict", "use_cache", "logits_to_keep", "is_first_iteration"))
 _MORE = ("output_attentions", "output_hidden_states")
 # What a step gives that the next one does not go on from.
-_OF_EACH_STEP = frozenset(("logits", "past_key_values", "encoder_last_hidden_state"))
+_OF_EACH_STEP = frozenset(("logits", CACHE, "encoder_last_hidden_state"))
 WIDEST_PROMPT = 128
 
 
@@ -162,14 +163,14 @@ class Decoder:
             if inputs.get(name):
                 raise GenerationModeError(f"`{name}=True`: steps give logits alone: leave it out")
         given = {n: v for n, v in inputs.items() if v is not None and n not in _HOW and n not in _MORE}
-        cache = given.pop("past_key_values", None)
+        cache = given.pop(CACHE, None)
         rows = len(given[self._ids])
         given = pytree.tree_map_only(torch.Tensor, self._filled, given)
         tokens = given[self._ids]
         self._refuse_other_rows(tokens)
         if cache is not None and cache is not self._cache:
             raise CacheError(
-                f"`past_key_values` is a {type(cache).__name__} that is not of this model's last generation: pass what "
+                f"`{CACHE}` is a {type(cache).__name__} that is not of this model's last generation: pass what "
                 "its last `generate(..., return_dict_in_generate=True)` returned, or leave it out"
             )
         start = 0 if cache is None else cache.length
@@ -306,7 +307,7 @@ class Decoder:
             self._parts.programs[kind] = Program(self._parts, batch, moves)
         except Exception as error:
             is_named = isinstance(error, IPUError) and not isinstance(error, CaptureError)
-            if is_named or "past_key_values" not in batch:
+            if is_named or CACHE not in batch:
                 raise
             name = self._model.plain_class().__name__
             raise CacheError(
@@ -336,7 +337,7 @@ class Decoder:
         if self._mask in inspect.signature(self._model.plain_class().forward).parameters:
             yield self._mask, self._padded_mask(given.get(self._mask), known + last - first)
         if cache is not None:
-            yield "past_key_values", cache.slots(torch.tensor(known))
+            yield CACHE, cache.slots(torch.tensor(known))
         yield AT, torch.tensor([last - first - 1])
         yield "use_cache", cache is not None
 
@@ -372,7 +373,7 @@ class Decoder:
             cache = EncoderDecoderCache(cache, DynamicCache(config=config))
             inputs["encoder_outputs"] = type(encoder_outputs)(last_hidden_state=encoder_outputs[0][:1])
         with torch.no_grad(), in_mode(plain, training=False), on_one_device(plain, inputs) as inputs:
-            outputs = plain(**inputs, past_key_values=cache, use_cache=True)
+            outputs = plain(**inputs, **{CACHE: cache}, use_cache=True)
         sizes = {"rows": self.sizes.rows, "places": self.sizes.max_length}
         attentions = attentions_of(cache, **sizes, is_rounded=self._rounds_cache)
         if kept := sorted(outputs.keys() - _OF_EACH_STEP) if not attentions else ():

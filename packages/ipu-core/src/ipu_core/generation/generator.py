@@ -24,6 +24,7 @@ from ..engine.executor import Executor
 from ..engine.schedule import Schedule, decode_schedule
 from ..errors import CacheError, GenerationModeError, IPUError, NotCompiledError, nearest
 from ..modeling import PipelineMixin, view
+from ..upstream import CACHE
 from .cache import GroupedKV, StaticKV
 from .decoder import WIDEST_PROMPT, Decoder, Sizes
 from .loops import DeviceLoop
@@ -309,11 +310,11 @@ class _Loop(_LoopBase):
             raise GenerationModeError(
                 "`use_cache=False` keeps no keys and values, and `cache_dtype='int8'` says how: leave one of them out"
             )
-        if not generation_config.use_cache or model_kwargs.get("past_key_values") is not None:
+        if not generation_config.use_cache or model_kwargs.get(CACHE) is not None:
             return
         cache = generator.new_cache(model_kwargs.get("encoder_outputs"))
         if cache is not None:
-            model_kwargs["past_key_values"] = cache
+            model_kwargs[CACHE] = cache
             return
         name = generator.model.plain_class().__name__
         if generator.rounds_cache:
@@ -325,9 +326,9 @@ class _Loop(_LoopBase):
 
     def prepare_inputs_for_generation(self, input_ids: torch.Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Give what the model is called with; once steps are regular, the last tokens are enough."""
-        cache = kwargs.get("past_key_values")
+        cache = kwargs.get(CACHE)
         if kwargs.get("next_sequence_length") == 1 and self._decoder.can_advance(cache):
-            return {_ADVANCE: input_ids[:, -1:], "past_key_values": cache}
+            return {_ADVANCE: input_ids[:, -1:], CACHE: cache}
         prepared: dict[str, Any] = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
         return prepared
 
@@ -339,9 +340,9 @@ class _Loop(_LoopBase):
         loop = self._generator.device_loop
         return loop.beam_search(self, *args, **kwargs) if loop else super()._beam_search(*args, **kwargs)
 
-    def _reorder_cache(self, past_key_values: StaticKV, beam_idx: torch.Tensor) -> StaticKV:
-        past_key_values.reorder_cache(beam_idx)
-        return past_key_values
+    def _reorder_cache(self, cache: StaticKV, beam_idx: torch.Tensor) -> StaticKV:
+        cache.reorder_cache(beam_idx)
+        return cache
 
 
 class _Encoder:
@@ -377,7 +378,7 @@ def _loop_class(plain: Hashable) -> type[Any]:
         decoder = self._decoder
         logits = decoder.advance(kwargs[_ADVANCE]) if _ADVANCE in kwargs else decoder.step(kwargs)
         made = Seq2SeqLMOutput if self.config.is_encoder_decoder else CausalLMOutputWithPast
-        return made(logits=logits, past_key_values=kwargs.get("past_key_values"))
+        return made(logits=logits, **{CACHE: kwargs.get(CACHE)})
 
     return type(f"Generating{plain.__name__}", (_Loop, plain), {"__module__": plain.__module__, "forward": forward})
 

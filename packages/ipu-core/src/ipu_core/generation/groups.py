@@ -32,10 +32,10 @@ from transformers.generation.utils import (
 from ..engine.host import generator_states, set_generator_states
 from ..engine.straight import one_behind_the_other
 from ..errors import GenerationModeError
+from ..upstream import CACHE
 from .cache import GroupedKV
 
 Value = TypeVar("Value", bound=tuple[torch.Tensor, ...])
-CACHE = "past_key_values"
 
 
 class Loop(Protocol[Value]):
@@ -236,7 +236,7 @@ class Run:
             sequences=sequences,
             scores=_of_each_step([group.scores for group in self.groups]),
             logits=_of_each_step([group.logits for group in self.groups]),
-            past_key_values=self.cache,
+            **{CACHE: self.cache},
             **of_beams,
         )
 

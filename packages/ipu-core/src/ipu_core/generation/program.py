@@ -30,6 +30,7 @@ from ..graph.packed_weights import Packing
 from ..graph.ranges import check_ranges, index_ranges
 from ..graph.sink import sunk
 from ..graph.split import StageGraph
+from ..upstream import CACHE
 from .cache import StaticKV
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ WEIGHTS = {"int8": 8, "int4": 4, "exact": None}  # and the bits that weights are
 ROUNDED = frozenset(name for name, bits in WEIGHTS.items() if bits is not None)
 HEAD_BITS = 8  # at least: nearly all that 4 bits cost in perplexity, they cost in the head
 Move = Callable[[torch.Tensor, torch.Tensor, int], Any]
-POSITION = "past_key_values[0]"
+POSITION = f"{CACHE}[0]"
 # Of the operations of the program that has most. What has fewer takes longer to compile than it would ever save.
 SMALLEST_PART = 0.05
 # Steps that are seen to follow from one another before the ones after them are taken to do so.
@@ -166,7 +167,7 @@ class Program:
         home = homes(self.lowered.programs)
         paths = {source.name: value for value, source in self.lowered.captured.sources.items()}
         # The first leaf is the position.
-        cache.move([home.get(paths.get(f"past_key_values[{i + 1}]", "")) for i in range(len(cache.tensors))])
+        cache.move([home.get(paths.get(f"{CACHE}[{i + 1}]", "")) for i in range(len(cache.tensors))])
 
 
 class BoundProgram:
@@ -256,4 +257,4 @@ def _are_worth_it(pieces: Sequence[StageGraph], lowered: Sequence[StageGraph]) -
 
 
 def _is_cached(name: str) -> bool:
-    return name.startswith("past_key_values[") and name != POSITION
+    return name.startswith(f"{CACHE}[") and name != POSITION

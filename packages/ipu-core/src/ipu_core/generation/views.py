@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..modeling import PipelineMixin, view
+from ..upstream import CACHE
 from .cache import Slots
 from .positions import Positions
 
@@ -34,13 +35,13 @@ class StepView(_ViewBase):
     """A model whose forward gives the logits of one position, [R, 1, V], and writes its caches."""
 
     def forward(self, **inputs: Any) -> dict[str, torch.Tensor]:
-        """Run the model's own forward; `past_key_values` are `Slots`, `logits_at` [1] is the position."""
+        """Run the model's own forward; the model's cache is `Slots`, `logits_at` [1] is the position."""
         plain = self.plain_class()
         at = inputs.pop(AT)
-        slots = inputs.get("past_key_values")
+        slots = inputs.get(CACHE)
         counting: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
         if isinstance(slots, Slots):
-            inputs["past_key_values"] = slots.as_upstream()
+            inputs[CACHE] = slots.as_upstream()
             least, most = slots.lengths
             counting = Positions(slots.position, least=least, most=most)
         if "logits_to_keep" in inspect.signature(plain.forward).parameters:

@@ -14,12 +14,12 @@ import pluggy
 from packaging.requirements import InvalidRequirement, Requirement
 
 from ..errors import BrokenPluginError
+from ..upstream import CORE
 from . import hookspecs
 from .family import Family
 
 logger = logging.getLogger(__name__)
 
-CORE = "ipu-core"
 OK, DISABLED, INCOMPATIBLE, BROKEN = "ok", "disabled", "incompatible", "broken"
 
 
@@ -95,13 +95,18 @@ def _load(point: importlib.metadata.EntryPoint, selection: Selection, *, strict:
 def _unmet_requirements(point: importlib.metadata.EntryPoint) -> Iterator[str]:
     """Say which requirement on ipu-core the plugin's distribution has and this one does not meet."""
     core = importlib.metadata.version(CORE)
-    for text in (point.dist.requires or ()) if point.dist else ():
+    if point.dist is None:
+        return
+    for text in point.dist.requires or ():
         try:
             requirement = Requirement(text)
         except InvalidRequirement:
             continue
         if requirement.name == CORE and not requirement.specifier.contains(core, prereleases=True):
-            yield f"needs {requirement}, and {CORE} {core} is installed"
+            yield (
+                f"needs {requirement}, and {CORE} {core} is installed: install a version of {point.dist.name} "
+                f"for it, or {requirement}"
+            )
 
 
 def _call_hook(point: importlib.metadata.EntryPoint) -> tuple[Family, ...]:

@@ -23,7 +23,7 @@ import operator
 import textwrap
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import CellType, CodeType, FunctionType, MethodType
 from typing import Any
 
@@ -48,7 +48,7 @@ class Edit:
             changes=(("is_index_global_attn.flatten().any().item()", "global_attention_mask is not None"),),
             digest="0123456789abcdef",
             reason="whether attention is global is read off the values of the mask",
-            versions=">=5.23,<5.24",
+            versions=">=5.23,<5.25",
         )
 
     Attributes:
@@ -60,6 +60,8 @@ class Edit:
         reason: what upstream does that one static graph cannot.
         versions: the versions of upstream's distribution it was written for, as in a requirement.
         probe: values of the model's configuration with which its code runs, where a family's `tiny` ones do not.
+        variants: the same edit for other bodies of the method; the one whose digest is that of the installed body is
+            made, and this one where there is none.
     """
 
     target: str
@@ -68,6 +70,33 @@ class Edit:
     reason: str
     versions: str
     probe: Mapping[str, Any] = field(default_factory=dict)
+    variants: tuple[Edit, ...] = ()
+
+    def or_for(self, versions: str, *, digest: str, changes: tuple[Change, ...] | None = None) -> Edit:
+        """Return this edit with a variant for the body of the method that other versions of upstream have.
+
+        ::
+
+            EDIT.or_for(">=5.23,<5.24", digest="fedcba9876543210")
+
+        Args:
+            versions: those that have it.
+            digest: of that body.
+            changes: what is changed there; by default the same.
+        """
+        other = replace(self, versions=versions, digest=digest, changes=changes or self.changes, variants=())
+        return replace(self, variants=(*self.variants, other))
+
+    def fitting(self) -> Edit:
+        """Return the variant for the installed body of the method, or this edit where none was written for it.
+
+        Raises:
+            EditError: upstream has no such method.
+        """
+        if not self.variants:
+            return self
+        installed = digest_of(self.target)
+        return next((variant for variant in self.variants if variant.digest == installed), self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +166,7 @@ def edited_source(edits: Sequence[Edit]) -> EditedSource:
     """
     method = _Method.find(edits[0].target)
     tree = method.tree()
-    for number, edit in enumerate(edits):
+    for number, edit in enumerate(edit.fitting() for edit in edits):
         for change in edit.changes:
             _make(tree, edit, change, mark=number)
     text = ast.unparse(tree) + "\n"
@@ -165,7 +194,7 @@ def digest_of(target: str) -> str:
 
 def is_as_written_for(edit: Edit) -> bool:
     """Say whether the installed method is the one the edit was written for."""
-    return digest_of(edit.target) == edit.digest
+    return digest_of(edit.target) in {edit.digest, *(variant.digest for variant in edit.variants)}
 
 
 def upstream_version(edit: Edit) -> str:

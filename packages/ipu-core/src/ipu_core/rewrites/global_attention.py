@@ -67,7 +67,7 @@ def static_global_attention(attention: str, *, digests: tuple[str, str, str], ve
         static_global_attention(
             "transformers.models.led.modeling_led:LEDEncoderSelfAttention",
             digests=("0123456789abcdef", "123456789abcdef0", "23456789abcdef01"),
-            versions=">=5.23,<5.24",
+            versions=">=5.23,<5.25",
         )
 
     Args:

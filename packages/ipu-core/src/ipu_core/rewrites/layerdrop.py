@@ -39,7 +39,7 @@ def layerdrop(
             choice="if self.training and self.layerdrop > 0.0: ...",
             call="hidden_states = decoder_layer(hidden_states, **kwargs)",
             digest="0123456789abcdef",
-            versions=">=5.23,<5.24",
+            versions=">=5.23,<5.25",
             probe={"decoder_layerdrop": 0.5},
         )
 

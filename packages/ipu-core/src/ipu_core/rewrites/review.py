@@ -69,6 +69,14 @@ def review(plugins: Iterable[Plugin]) -> Iterator[Review]:
         yield from _reviews(plugin.name, families)
 
 
+def matches(plugins: Iterable[Plugin]) -> Iterator[tuple[str, Review]]:
+    """Say of every edit of every family, by its model type, whether it matches; unlike `review`, nothing runs."""
+    for plugin in plugins:
+        for family in plugin.families:
+            for edit in edits_of(family.edits):
+                yield family.model_type, _matched(edit, plugin.name)
+
+
 def _reviews(plugin: str, families: list[tuple[Family, tuple[Edit, ...]]]) -> Iterator[Review]:
     edits = _without_duplicates(edit for _, family_edits in families for edit in family_edits)
     matching = [_matched(edit, plugin) for edit in edits]

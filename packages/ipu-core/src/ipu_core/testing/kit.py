@@ -1,16 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """`conformance`: one test that asks of every class of a plugin's families all that a user relies on.
 
-It builds each class with the family's `tiny` configuration, and random batches of the class's inputs.
+It builds each class with the family's `tiny` configuration, and random batches of the class's inputs. What tells faults
+apart is asked always: every split in float32, and in float64 a cut at every boundary. The whole table, every split in
+float64 too, is asked with ``IPU_CONFORMANCE=everything``.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib.metadata
+import os
 import subprocess
 import sys
 import tempfile
+import time
+import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
@@ -19,6 +24,8 @@ from torch.utils import _pytree as pytree
 
 from ..config import IPUConfig
 from ..engine.executor import Executor, inference_model
+from ..errors import CacheError, GenerationModeError
+from ..generation.generator import generation_model
 from ..graph.capture import module_of
 from ..layout import count_layers, module_entries
 from ..modeling import PipelineMixin, to_pipelined
@@ -39,9 +46,15 @@ SINGLE_PRECISION = 1e-8
 ROWS, LENGTH = 3, 16
 # Up to so many layers a class is compared on every split; with more on those into two, and on one layer an IPU.
 MOST_LAYERS = 4
+MOST_PARAMETERS = 50_000_000
+# A comparison that takes longer says so before it begins.
+LONG_SECONDS = 60.0
+NEW_TOKENS = 4
 
 
-def conformance(*families: Family, single_precision: Collection[str] = ()) -> Callable[..., None]:
+def conformance(
+    *families: Family, single_precision: Collection[str] = (), everything: bool | None = None
+) -> Callable[..., None]:
     """Make a test that pytest runs once for every class of the families and everything asked of it.
 
     ::
@@ -50,16 +63,21 @@ def conformance(*families: Family, single_precision: Collection[str] = ()) -> Ca
 
     Of each family: declaring it imports neither torch nor transformers. Of each class: the pipelined class exists and
     is mixed into it; its layout leaves no parameter out and is in the order modules run; outputs, loss and every
-    gradient equal the plain model's on every split, in float32 and float64, padded and unpadded, dropout on; its
-    vocabulary works in shards; `parallelize` can be taken back; checkpoints are plain and load again.
+    gradient equal the plain model's, padded and unpadded, dropout on: on every split in float32, and in float64 with a
+    cut at every boundary and the vocabulary in shards; `parallelize` can be taken back; checkpoints are plain and load
+    again; a class that generates gives the plain model's tokens.
 
     Args:
         families: what a plugin declares.
         single_precision: model types, or classes, that compute a part in float32 whatever their weights are; in
             float64 they equal the plain model to 1e-8, others to 1e-10.
+        everything: whether to compare on every split in float64 too, and with shards on two IPUs in float32, in about
+            twice the time; by default whether the environment has ``IPU_CONFORMANCE=everything``.
     """
     import pytest
 
+    if everything is None:
+        everything = os.environ.get("IPU_CONFORMANCE") == "everything"
     cases = [
         pytest.param(check, (family,), id=f"{family.model_type}-{check.__name__}")
         for family in families
@@ -70,7 +88,7 @@ def conformance(*families: Family, single_precision: Collection[str] = ()) -> Ca
         )
         for family in families
         for name in family.models
-        for check in CLASS_CHECKS
+        for check in (*CLASS_CHECKS, *(MORE_CLASS_CHECKS if everything else ()))
     ]
 
     @pytest.mark.parametrize(("check", "subject"), cases)
@@ -84,10 +102,24 @@ def tiny_model(family: Family, name: str, **options: Any) -> Any:
     """Make a plain model of one class of a family in its tiny size, with the same weights every time.
 
     `options` are values of its configuration.
+
+    Raises:
+        AssertionError: it has more than 50 million parameters, and a test makes many of them.
     """
     cls = declared_class(family, name).plain_class()
+    config = cls.config_class(**{**family.tiny_values(name), **options})
+    _refuse_large(cls, config)
     torch.manual_seed(0)
-    return cls(cls.config_class(**{**family.tiny_values(name), **options}))
+    return cls(config)
+
+
+def _refuse_large(cls: type[Any], config: Any) -> None:
+    with torch.device("meta"):
+        num_parameters = sum(parameter.numel() for parameter in cls(config).parameters())
+    assert num_parameters <= MOST_PARAMETERS, (
+        f"`{cls.__name__}` with the values of `Family.tiny` has {num_parameters / 1e6:,.0f} million parameters, and "
+        f"the kit builds at most {MOST_PARAMETERS / 1e6:.0f} million: give `tiny` values that make it smaller"
+    )
 
 
 def declared_class(family: Family, name: str) -> type[PipelineMixin]:
@@ -121,22 +153,58 @@ def equal_in_float32(family: Family, name: str) -> None:
     _assert_equal(family, name, torch.float32, atol=ATOL[torch.float32])
 
 
+def exact(family: Family, name: str, *, atol: float = ATOL[torch.float64]) -> None:
+    """Ask for equality of training in float64, cut at every boundary, the vocabulary in shards where there is one."""
+    model = tiny_model(family, name).to(torch.float64)
+    batches = _batches(model, torch.float64)
+    _skip_if_not_finite(model, batches[0], torch.float64)
+    *_, apart = _splits(model, family, batches[0])
+    shards = _shards(model)
+    config = apart if shards is None else apart.replace(embedding_serialization_factor=shards)
+    _assert_training(model, [config], batches, name, atol=atol)
+
+
 def equal_in_float64(family: Family, name: str, *, atol: float = ATOL[torch.float64]) -> None:
-    """Ask for equality with the plain model, to the last digits."""
+    """Ask for equality with the plain model on every split, to the last digits."""
     _assert_equal(family, name, torch.float64, atol=atol)
 
 
 def in_shards(family: Family, name: str) -> None:
     """Ask that training equals plain when the vocabulary works in shards, where there is a vocabulary."""
     model = tiny_model(family, name)
-    embedding = _embedding(model)
-    if embedding is None:
+    shards = _shards(model)
+    if shards is None:
         return
-    shards = next((n for n in range(2, 10) if embedding.num_embeddings % n == 0), None)
-    assert shards, f"{embedding.num_embeddings} ids do not divide into 2 to 9 shards: choose another tiny vocabulary"
     config = IPUConfig(layers_per_ipu=[-1, -1], embedding_serialization_factor=shards)
     batches = _batches(model, torch.float32)
     assert_training_equals_plain(_trainable(model, batches[0]), config, batches, atol=ATOL[torch.float32])
+
+
+def generates(family: Family, name: str) -> None:
+    """Ask for the plain model's tokens of a class that can generate, with caches, on two IPUs."""
+    import pytest
+
+    model = tiny_model(family, name).eval()
+    if not model.can_generate():
+        return
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        for parameter in model.parameters():
+            if parameter.dim() > 1:  # weights that are all but zero say one token for ever
+                torch.nn.init.normal_(parameter, std=0.2)
+    model.generation_config.update(pad_token_id=0, eos_token_id=None, bos_token_id=1)
+    if model.config.is_encoder_decoder:
+        model.generation_config.update(decoder_start_token_id=2)
+    batch = sample_batch(model, batch_size=ROWS, length=LENGTH // 2, labels=False)
+    inputs = {given: value for given, value in batch.items() if not given.startswith("decoder_")}
+    asked: dict[str, Any] = {"max_new_tokens": NEW_TOKENS, "do_sample": False}
+    wanted = model.generate(**inputs, **asked)
+    pipelined = to_pipelined(model, IPUConfig(layers_per_ipu=[-1, -1]), family=family)
+    try:
+        found = generation_model(pipelined).generate(**inputs, **asked)
+    except (CacheError, GenerationModeError) as error:
+        pytest.skip(f"{name} is refused: {error}")
+    assert torch.equal(found, wanted), f"tokens are {found.tolist()}, and the plain model's {wanted.tolist()}"
 
 
 def reversible(family: Family, name: str) -> None:
@@ -156,12 +224,13 @@ def reversible(family: Family, name: str) -> None:
 
 
 FAMILY_CHECKS = (light,)
-CLASS_CHECKS = (declared, equal_in_float32, equal_in_float64, in_shards, reversible)
+CLASS_CHECKS = (declared, equal_in_float32, exact, reversible, generates)
+MORE_CLASS_CHECKS = (equal_in_float64, in_shards)
 
 
 def _rounded(check: Callable[..., None], names: Collection[str]) -> Callable[..., None]:
     """Give a check for a class that rounds to single precision, where its names are among those that do."""
-    return functools.partial(check, atol=SINGLE_PRECISION) if names and check is equal_in_float64 else check
+    return functools.partial(check, atol=SINGLE_PRECISION) if names and check in (exact, equal_in_float64) else check
 
 
 def _id(check: Callable[..., None], name: str) -> str:
@@ -173,14 +242,37 @@ def _assert_equal(family: Family, name: str, dtype: torch.dtype, *, atol: float)
     batches = _batches(model, dtype)
     _skip_if_not_finite(model, batches[0], dtype)
     splits = list(_splits(model, family, batches[0]))
+    _warn_if_long(model, batches, splits)
     used = assert_inference_equals_plain(model, splits, batches, atol=atol)
     if dtype is torch.float32:
         _assert_run_order(model, family, used[0])
+    _assert_training(model, splits, batches, name, atol=atol)
+
+
+def _assert_training(
+    model: torch.nn.Module, splits: Sequence[IPUConfig], batches: Sequence[dict[str, Any]], name: str, *, atol: float
+) -> None:
+    """Assert equality of training for the batches whose plain gradients are numbers."""
     trainable = _trainable(model, batches[0])
     comparable = [batch for batch in batches if _has_gradients(trainable, batch)]
     if comparable:
         assert_training_equals_plain(trainable, splits, comparable, atol=atol)
-    _skip_if_fewer(comparable, batches, name, dtype)
+    _skip_if_fewer(comparable, batches, name, next(model.parameters()).dtype)
+
+
+def _warn_if_long(model: torch.nn.Module, batches: Sequence[dict[str, Any]], splits: Sequence[IPUConfig]) -> None:
+    """Warn before a comparison that will take longer than a minute, by the time of one forward of the plain model."""
+    with torch.no_grad():
+        started = time.perf_counter()
+        model.eval()(**batches[0])
+        # A training pass is some three forwards, and the plain model runs too.
+        seconds = (time.perf_counter() - started) * 4 * len(batches) * (len(splits) + 1)
+    if seconds > LONG_SECONDS:
+        warnings.warn(
+            f"comparing `{type(model).__name__}` on {len(splits)} splits will take some {seconds / 60:.0f} minutes: "
+            "smaller `tiny` values make it faster",
+            stacklevel=2,
+        )
 
 
 def _splits(model: torch.nn.Module, family: Family, batch: dict[str, Any]) -> Iterator[IPUConfig]:
@@ -252,6 +344,16 @@ def _trainable(model: torch.nn.Module, batch: dict[str, Any]) -> torch.nn.Module
     with torch.no_grad():
         outputs = model.eval()(**batch)
     return model if outputs.get("loss") is not None else with_loss(model)
+
+
+def _shards(model: Any) -> int | None:
+    """Return a number of equal shards of a model's vocabulary; None where there is no vocabulary."""
+    embedding = _embedding(model)
+    if embedding is None:
+        return None
+    shards = next((n for n in range(2, 10) if embedding.num_embeddings % n == 0), None)
+    assert shards, f"{embedding.num_embeddings} ids do not divide into 2 to 9 shards: choose another tiny vocabulary"
+    return shards
 
 
 def _embedding(model: Any) -> torch.nn.Embedding | None:
