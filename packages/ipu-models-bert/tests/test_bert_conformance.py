@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every class this package declares does what a user relies on: equality with the plain model, and all the kit asks."""
 
-from ipu_core.testing import conformance
+import pytest
+from ipu_core.testing import conformance, exhaustive
 from ipu_models_bert.plugin import FAMILIES
 
 # Longformer's softmax is in float32 upstream, and so is the loss of ELECTRA's discriminator.
-test_families = conformance(*FAMILIES, single_precision=("longformer", "ElectraForPreTraining"))
+SINGLE_PRECISION = ("longformer", "ElectraForPreTraining")
+
+test_families = conformance(*FAMILIES, single_precision=SINGLE_PRECISION)
+test_every_split = pytest.mark.by_turns(9)(exhaustive(*FAMILIES, single_precision=SINGLE_PRECISION))

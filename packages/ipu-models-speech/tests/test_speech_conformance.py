@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every class this package declares does what a user relies on: equality with the plain model, and all the kit asks."""
 
-from ipu_core.testing import conformance
+import pytest
+from ipu_core.testing import conformance, exhaustive
 from ipu_models_speech.plugin import FAMILIES
 
 test_families = conformance(*FAMILIES)
+test_every_split = pytest.mark.by_turns(9)(exhaustive(*FAMILIES))

@@ -96,6 +96,7 @@ def test_accumulation_is_that_of_transformers_where_that_counts_items(tmp_path):
     assert_equal(trained(tmp_path, name, IPUTrainer, CONFIG, **options), trained(tmp_path, name, Trainer, **options))
 
 
+@pytest.mark.by_turns(4)
 @pytest.mark.parametrize("name", ["BertForTokenClassification", "BertForMaskedLM", "GPT2LMHeadModel"])
 def test_labels_are_smoothed_as_by_transformers(name, tmp_path):
     options = {"per_device_train_batch_size": 8, "label_smoothing_factor": 0.1, **SGD}

@@ -68,5 +68,6 @@ def test_it_trains_and_resumes_exactly(tmp_path):
 def test_where_it_is_missing_it_is_said_how_to_install_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pytorch_optimizer", None)
     _, of = made(tmp_path)
-    with pytest.raises(ImportError, match=r"`lamb=True` needs pytorch-optimizer: pip install ipu-trainer\[lamb\]"):
+    advice = "`lamb=True` needs pytorch-optimizer: pip install 'pytorch-optimizer>=4.1,<5'"
+    with pytest.raises(ImportError, match=advice):
         of.create_optimizer()

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from ipu_core import Executor, PipelineMixin
 from ipu_core.engine.batch import rows_of
+from ipu_core.engine.cache import ExecutableCache
 from ipu_core.engine.engines import usable_engine
 from ipu_core.engine.lowering import capture_model
 from ipu_core.graph.capture import Capture
@@ -73,7 +74,8 @@ class Evaluator:
                 config = dataclasses.replace(config, replication_factor=1, device_iterations=count)
             shapes = _shapes(micro_size, piece)
             if shapes not in self._captures:
-                self._captures[shapes] = capture_model(self._model, config, rows_of(piece, 0, micro_size))
+                cache = ExecutableCache(config.executable_cache_dir)
+                self._captures[shapes] = capture_model(self._model, config, rows_of(piece, 0, micro_size), cache)
             executor = Executor(self._model, config, usable_engine(None), captured=self._captures[shapes])
             self._executors[key] = executor.compile(**piece)
             self.seconds_compiling += time.perf_counter() - started

@@ -30,7 +30,7 @@ def lamb(model: torch.nn.Module, decaying: Collection[str], args: TrainingArgume
     try:
         library = importlib.import_module("pytorch_optimizer")
     except ImportError as error:
-        raise ImportError("`lamb=True` needs pytorch-optimizer: pip install ipu-trainer[lamb]") from error
+        raise ImportError("`lamb=True` needs pytorch-optimizer: pip install 'pytorch-optimizer>=4.1,<5'") from error
     groups = {kind: [p for n, p in _trainable(model) if _kind(n, decaying) == kind] for kind in _KINDS}
     options: dict[str, Any] = {
         "decaying": {"weight_decay": args.weight_decay},

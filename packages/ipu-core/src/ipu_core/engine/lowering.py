@@ -207,9 +207,26 @@ def _key(model: PipelineMixin, config: ExecutionConfig, micro_batch: Mapping[str
     spec = BatchSpec.of(micro_batch)
     # What a view has of its own, and what only `generate` reads.
     ignored = {*model.own_attributes(), "generation_config"}
-    # The plan counts too: a rewrite may read any option. Not where the cache is.
-    told = replace(config, executable_cache_dir="", seed=None)
+    # Other options count, for a rewrite may read any of them; what it did of these is seen in the model.
+    told = replace(config, executable_cache_dir="", seed=None, **CUTS)
     return fingerprint(model, repr(told), dict(spec.tensors), dict(spec.constants), ignored=ignored)
+
+
+# Options that say where a captured graph is cut and in what order its parts run, none of which the graph shows.
+CUTS: dict[str, Any] = {
+    "layers_per_ipu": AUTO,
+    "ipus_per_replica": 1,
+    "matmul_proportion": (),
+    "stages_per_ipu": 1,
+    "schedule": "sequential",
+    "recompute_checkpoint_every_layer": False,
+    "gradient_accumulation_steps": 1,
+    "device_iterations": 1,
+    "replication_factor": 1,
+    "output_mode": "all",
+    "output_return_period": None,
+    "cost_source": ESTIMATED,
+}
 
 
 def _layer_starts(model_layout: Layout) -> frozenset[str]:

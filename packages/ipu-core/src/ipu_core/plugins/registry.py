@@ -94,4 +94,4 @@ def describe(plugins: Iterable[Plugin]) -> str:
         for family in plugin.families:
             lines.append(f"  {family.model_type}")
             lines += [f"    {name}  {target}" for name, target in family.models.items()]
-    return "\n".join(lines) or "no plugin is installed: pip install ipu-models-bert"
+    return "\n".join(lines) or "no plugin is installed: install one, such as ipu-models-bert"

@@ -26,7 +26,7 @@ from .equality import (
     assert_training_equals_plain,
     compositions,
 )
-from .kit import conformance, tiny_model
+from .kit import conformance, exhaustive, tiny_model
 from .losses import with_loss
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "assert_training_equals_plain",
     "compositions",
     "conformance",
+    "exhaustive",
     "sample_batch",
     "tiny_model",
     "with_loss",

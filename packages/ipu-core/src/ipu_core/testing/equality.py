@@ -15,10 +15,9 @@ from ..config import ExecutionConfig, IPUConfig
 from ..engine.batch import micro_batches
 from ..engine.engines import usable_engine
 from ..engine.executor import Executor
-from ..engine.lowering import capture_model
+from ..engine.lowering import CUTS, capture_model
 from ..graph.capture import Capture, without_cache
 from ..modeling import PipelineMixin, to_pipelined
-from ..partition import AUTO
 
 T = TypeVar("T")
 OneOrMany: TypeAlias = T | Sequence[T]
@@ -42,13 +41,19 @@ def compositions(total: int) -> list[list[int]]:
 
 
 def assert_inference_equals_plain(
-    model: torch.nn.Module, ipu_configs: OneOrMany[IPUConfig], batch: OneOrMany[Mapping[str, Any]], *, atol: float
+    model: torch.nn.Module,
+    ipu_configs: OneOrMany[IPUConfig],
+    batch: OneOrMany[Mapping[str, Any]],
+    *,
+    atol: float,
+    last: Sequence[Mapping[str, Any]] = (),
 ) -> list[Executor]:
     """Assert that every output of the pipelined model is the plain model's, to `atol`, for each configuration.
 
-    Several batches are run by the same executor, so they have the same shapes. Returns the executors.
+    Several batches are run by the same executor, so they have the same shapes; those of `last` are run with the last
+    configuration alone. Returns the executors.
     """
-    batches = _many(batch)
+    batches = [*_many(batch), *last]
     was_training = model.training
     model.eval()
     with torch.no_grad():
@@ -57,7 +62,7 @@ def assert_inference_equals_plain(
     used = []
     for ipu_config, executor in executors(model, ipu_configs, batches[0], inference=True):
         with _naming(ipu_config):
-            for b, outputs in zip(batches, expected, strict=True):
+            for b, outputs in _runs(batches, expected, last, is_last=ipu_config is _many(ipu_configs)[-1]):
                 _assert_same_outputs(executor(**b), outputs, atol=atol)
         used.append(executor)
     return used
@@ -70,17 +75,20 @@ def assert_training_equals_plain(
     *,
     atol: float,
     seed: int = 0,
+    last: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Assert that outputs, loss and every gradient are the plain model's, to `atol`, for each configuration.
 
     Dropout stays on: with one micro-batch the pipelined model draws the same random numbers as the plain one. Several
-    batches are run by the same executor, so they have the same shapes.
+    batches are run by the same executor, so they have the same shapes; those of `last` are run with the last
+    configuration alone.
     """
-    batches = _many(batch)
+    batches = [*_many(batch), *last]
     model.train()
     expected = [_outputs_and_gradients(model, b, seed) for b in batches]
     for ipu_config, executor in executors(model, ipu_configs, batches[0], inference=False):
-        for b, (outputs, gradients) in zip(batches, expected, strict=True):
+        is_last = ipu_config is _many(ipu_configs)[-1]
+        for b, (outputs, gradients) in _runs(batches, expected, last, is_last=is_last):
             model.zero_grad()
             torch.manual_seed(seed)
             with _naming(ipu_config):
@@ -100,8 +108,16 @@ def _outputs_and_gradients(
     return outputs, {name: p.grad for name, p in model.named_parameters()}
 
 
-def _many(batch: OneOrMany[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
-    return [batch] if isinstance(batch, Mapping) else batch
+def _many(values: OneOrMany[T]) -> Sequence[T]:
+    return values if isinstance(values, Sequence) else [values]
+
+
+def _runs(
+    batches: Sequence[Mapping[str, Any]], expected: Sequence[T], last: Sequence[Any], *, is_last: bool
+) -> Iterator[tuple[Mapping[str, Any], T]]:
+    """Give the batches of one configuration, with what the plain model gives for them."""
+    num_batches = len(batches) if is_last else len(batches) - len(last)
+    return zip(batches[:num_batches], expected[:num_batches], strict=True)
 
 
 def executors(
@@ -109,24 +125,13 @@ def executors(
 ) -> Iterator[tuple[IPUConfig, Executor]]:
     """Make a compiled executor for each configuration; those that differ in where the graph is cut share a capture."""
     captures: dict[ExecutionConfig, Capture] = {}
-    for ipu_config in [ipu_configs] if isinstance(ipu_configs, IPUConfig) else ipu_configs:
+    for ipu_config in _many(ipu_configs):
         pipelined = to_pipelined(model, ipu_config)
         config = ipu_config.for_inference() if inference else ipu_config.for_training()
-        uncut = dataclasses.replace(config, **_CUTS)
+        uncut = dataclasses.replace(config, **CUTS)
         if uncut not in captures:
             captures[uncut] = capture_model(pipelined, config, next(micro_batches(batch, config)))
         yield ipu_config, Executor(pipelined, config, usable_engine(None), captured=captures[uncut]).compile(**batch)
-
-
-# Options that say where a captured graph is cut and in what order it runs, none of which the graph shows.
-_CUTS: dict[str, Any] = {
-    "layers_per_ipu": AUTO,
-    "ipus_per_replica": 1,
-    "matmul_proportion": (),
-    "stages_per_ipu": 1,
-    "schedule": "sequential",
-    "recompute_checkpoint_every_layer": False,
-}
 
 
 @contextlib.contextmanager

@@ -1,16 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """`conformance`: one test that asks of every class of a plugin's families all that a user relies on.
 
-It builds each class with the family's `tiny` configuration, and random batches of the class's inputs. What tells faults
-apart is asked always: every split in float32, and in float64 a cut at every boundary. The whole table, every split in
-float64 too, is asked with ``IPU_CONFORMANCE=everything``.
+It builds each class with the family's `tiny` configuration, and random batches of the class's inputs. `exhaustive` asks
+for the same equality once more: on every split in float64, where `conformance` cuts once at every boundary.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib.metadata
-import os
 import subprocess
 import sys
 import tempfile
@@ -52,9 +50,7 @@ LONG_SECONDS = 60.0
 NEW_TOKENS = 4
 
 
-def conformance(
-    *families: Family, single_precision: Collection[str] = (), everything: bool | None = None
-) -> Callable[..., None]:
+def conformance(*families: Family, single_precision: Collection[str] = ()) -> Callable[..., None]:
     """Make a test that pytest runs once for every class of the families and everything asked of it.
 
     ::
@@ -71,24 +67,43 @@ def conformance(
         families: what a plugin declares.
         single_precision: model types, or classes, that compute a part in float32 whatever their weights are; in
             float64 they equal the plain model to 1e-8, others to 1e-10.
-        everything: whether to compare on every split in float64 too, and with shards on two IPUs in float32, in about
-            twice the time; by default whether the environment has ``IPU_CONFORMANCE=everything``.
     """
+    return _test(families, single_precision, FAMILY_CHECKS, CLASS_CHECKS)
+
+
+def exhaustive(*families: Family, single_precision: Collection[str] = ()) -> Callable[..., None]:
+    """Make a test of equality on every split in float64, and of vocabularies in shards in float32.
+
+    ::
+
+        test_every_split = exhaustive(MY_FAMILY)
+
+    It takes as long as `conformance`, and finds what a cut or a type alone brings about: run it before a release. Its
+    arguments are those of `conformance`.
+    """
+    return _test(families, single_precision, (), EXHAUSTIVE_CHECKS)
+
+
+def _test(
+    families: Sequence[Family],
+    single_precision: Collection[str],
+    family_checks: Sequence[Callable[..., None]],
+    class_checks: Sequence[Callable[..., None]],
+) -> Callable[..., None]:
+    """Make a test with a case for every check of every family, and of every class."""
     import pytest
 
-    if everything is None:
-        everything = os.environ.get("IPU_CONFORMANCE") == "everything"
     cases = [
         pytest.param(check, (family,), id=f"{family.model_type}-{check.__name__}")
         for family in families
-        for check in FAMILY_CHECKS
+        for check in family_checks
     ] + [
         pytest.param(
             _rounded(check, {family.model_type, name} & {*single_precision}), (family, name), id=_id(check, name)
         )
         for family in families
         for name in family.models
-        for check in (*CLASS_CHECKS, *(MORE_CLASS_CHECKS if everything else ()))
+        for check in class_checks
     ]
 
     @pytest.mark.parametrize(("check", "subject"), cases)
@@ -149,8 +164,8 @@ def declared(family: Family, name: str) -> None:
 
 
 def equal_in_float32(family: Family, name: str) -> None:
-    """Ask for equality with the plain model, and for a layout in the order modules run."""
-    _assert_equal(family, name, torch.float32, atol=ATOL[torch.float32])
+    """Ask for equality with the plain model, padded on every split, and for a layout in the order modules run."""
+    _assert_equal(family, name, torch.float32, atol=ATOL[torch.float32], unpadded_last=True)
 
 
 def exact(family: Family, name: str, *, atol: float = ATOL[torch.float64]) -> None:
@@ -225,7 +240,7 @@ def reversible(family: Family, name: str) -> None:
 
 FAMILY_CHECKS = (light,)
 CLASS_CHECKS = (declared, equal_in_float32, exact, reversible, generates)
-MORE_CLASS_CHECKS = (equal_in_float64, in_shards)
+EXHAUSTIVE_CHECKS = (equal_in_float64, in_shards)
 
 
 def _rounded(check: Callable[..., None], names: Collection[str]) -> Callable[..., None]:
@@ -237,26 +252,35 @@ def _id(check: Callable[..., None], name: str) -> str:
     return f"{name}-{check.__name__}"
 
 
-def _assert_equal(family: Family, name: str, dtype: torch.dtype, *, atol: float) -> None:
+def _assert_equal(family: Family, name: str, dtype: torch.dtype, *, atol: float, unpadded_last: bool = False) -> None:
     model = tiny_model(family, name).to(dtype)
     batches = _batches(model, dtype)
     _skip_if_not_finite(model, batches[0], dtype)
     splits = list(_splits(model, family, batches[0]))
     _warn_if_long(model, batches, splits)
-    used = assert_inference_equals_plain(model, splits, batches, atol=atol)
+    # The same graph runs them, so that a split that is wrong for one of them is for both.
+    on_each, last = (batches[-1:], batches[:-1]) if unpadded_last else (batches, [])
+    used = assert_inference_equals_plain(model, splits, on_each, atol=atol, last=last)
     if dtype is torch.float32:
         _assert_run_order(model, family, used[0])
-    _assert_training(model, splits, batches, name, atol=atol)
+    _assert_training(model, splits, batches, name, atol=atol, unpadded_last=unpadded_last)
 
 
 def _assert_training(
-    model: torch.nn.Module, splits: Sequence[IPUConfig], batches: Sequence[dict[str, Any]], name: str, *, atol: float
+    model: torch.nn.Module,
+    splits: Sequence[IPUConfig],
+    batches: Sequence[dict[str, Any]],
+    name: str,
+    *,
+    atol: float,
+    unpadded_last: bool = False,
 ) -> None:
     """Assert equality of training for the batches whose plain gradients are numbers."""
     trainable = _trainable(model, batches[0])
     comparable = [batch for batch in batches if _has_gradients(trainable, batch)]
     if comparable:
-        assert_training_equals_plain(trainable, splits, comparable, atol=atol)
+        on_each, last = (comparable[-1:], comparable[:-1]) if unpadded_last else (comparable, [])
+        assert_training_equals_plain(trainable, splits, on_each, atol=atol, last=last)
     _skip_if_fewer(comparable, batches, name, next(model.parameters()).dtype)
 
 

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ask of one class of every installed family whether it works on the versions that are installed here.
+
+Of each: a plan, the conformance kit's equality and its generation. What breaks is printed by its name in transformers.
+`nox -s lowest` and `nox -s newest` run it; it needs nothing but the packages and pytest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import logging
+import sys
+import warnings
+
+import pytest
+import torch
+import transformers
+from ipu_core import IPUConfig, plan, to_pipelined
+from ipu_core.plugins.registry import installed
+from ipu_core.samples import sample_batch
+from ipu_core.testing import kit
+
+
+def planned(family, name: str) -> None:
+    """Ask for a plan of training, or of inference where the class has no loss."""
+    model = kit.tiny_model(family, name)
+    batch = sample_batch(model, batch_size=2, length=16)
+    plan(to_pipelined(model, IPUConfig(layers_per_ipu=[-1, -1])), batch, "labels" not in batch)
+
+
+CHECKS = (kit.declared, planned, kit.equal_in_float32, kit.exact, kit.generates)
+
+
+def class_to_ask(family) -> str:
+    """Return the class of a family that says most: one that generates, or the first with a loss of its own."""
+    classes = {name: kit.declared_class(family, name).plain_class() for name in family.models}
+    generating = [name for name, cls in classes.items() if cls.can_generate()]
+    return next(iter([*generating, *(name for name in classes if "For" in name), *classes]))
+
+
+def main() -> int:
+    """Print a line for each family, and what broke; returns 1 where something did."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("types", nargs="*", help="model types; all by default")
+    parser.add_argument("--first", action="store_true", help="one family of each plugin alone")
+    options = parser.parse_args()
+    logging.disable(logging.WARNING)
+    warnings.filterwarnings("ignore")
+    transformers.utils.logging.disable_progress_bar()
+    torch.set_num_threads(1)
+    print(*(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers")), sep=", ", flush=True)
+    failures = []
+    families = [f for p in installed().plugins for f in (p.families[:1] if options.first else p.families)]
+    for family in families:
+        if options.types and family.model_type not in options.types:
+            continue
+        name, notes = class_to_ask(family), []
+        for check in CHECKS:
+            try:
+                check(family, name)
+            except pytest.skip.Exception as skipped:
+                notes.append(f"{check.__name__}: {skipped}")
+            except Exception as error:
+                text = " ".join(f"{type(error).__name__}: {error}".split())
+                failures.append(f"{family.model_type} (transformers.{name}), {check.__name__}: {text[:600]}")
+                notes.append(f"{check.__name__} FAILED")
+        print(f"{family.model_type:20} {name:40} {'; '.join(notes) or 'equal'}", flush=True)
+    print(*(f"FAILED: {failure}" for failure in failures), sep="\n", end="\n" if failures else "")
+    print(f"{len(families)} families, {len(failures)} failures")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
