@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What keeps a run of all tests short: tests by turns, and one cache of captured and compiled graphs a run.
 
-What takes too long for every run is run a share a day, so that some days cover all of it.
-
-A test marked `by_turns(n)` runs an n-th of its cases, those whose turn it is by the date. `--all-turns` runs all,
-and so does a choice of one's own (`-k`, or a test named with `::`).
+`tests/times.json` has the seconds that the cases of a long test take together. Such a test takes turns: a share of its
+cases is run a day, so that ten days cover all of them. `--all-turns` runs all, and so does a choice of one's own (`-k`,
+or a test named with `::`); `--all-turns --save-times` writes the file anew. A test marked `each_run` takes no turns.
 
 Executors that name no cache use one that begins empty and that the processes of a run share: what one test has captured
 another does not capture again. Tests that count captures or watch them are marked `captures`, and have none.
@@ -12,28 +11,48 @@ another does not capture again. Tests that count captures or watch them are mark
 
 from __future__ import annotations
 
+import collections
 import datetime
 import gc
+import json
 import os
-from itertools import groupby
+import zlib
+from pathlib import Path
 
 import pytest
 
 TURN = "IPU_TURN"
+TIMES = Path(__file__).parent / "tests" / "times.json"
+# Tests whose cases take fewer seconds together run whole; others in so many shares at least, and at most in TURNS.
+SHORT, SHARES, TURNS = 1.5, 5, 10
+SECONDS_A_SHARE = 12.0
 
 
 def pytest_addoption(parser):
     """Add the options about turns."""
     group = parser.getgroup("tests by turns")
     group.addoption("--turn", type=int, help=f"run the shares of this turn (default: {TURN}, or the days of the date)")
-    group.addoption("--all-turns", action="store_true", help="run every case of the tests that run by turns")
+    group.addoption("--all-turns", action="store_true", help="run every case of the tests that take turns")
+    group.addoption("--save-times", action="store_true", help="write which tests are long to tests/times.json")
 
 
 def turn_of(config) -> int:
     """Return the number of the turn; processes of one run agree on it, also around midnight."""
     if config.option.turn is not None:
         return config.option.turn
-    return int(os.environ.setdefault(TURN, str(datetime.date.today().toordinal())))
+    if TURN not in os.environ:
+        os.environ[TURN] = str(datetime.date.today().toordinal())
+    return int(os.environ[TURN])
+
+
+def shares_of(seconds: float) -> int:
+    """Return in how many shares a test is run whose cases take so long together."""
+    return 1 if seconds < SHORT else min(TURNS, SHARES + int(seconds // SECONDS_A_SHARE))
+
+
+def test_of(nodeid: str) -> str:
+    """Return the test that a case is of."""
+    return nodeid.partition("[")[0]
 
 
 def pytest_report_header(config):
@@ -43,19 +62,23 @@ def pytest_report_header(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave out the cases of tests by turns whose turn it is not."""
+    """Leave out the cases of long tests whose turn it is not."""
     is_chosen = config.option.keyword or any("::" in argument for argument in config.args)
     if config.option.all_turns or is_chosen:
         return
-    turn, left_out = turn_of(config), set()
-    marked = [item for item in items if item.get_closest_marker("by_turns")]
-    for _, group in groupby(marked, key=lambda item: (item.path, getattr(item, "originalname", None) or item.name)):
-        cases = list(group)
-        (shares,) = cases[0].get_closest_marker("by_turns").args
-        left_out.update(item for index, item in enumerate(cases) if index % shares != turn % shares)
+    times, turn = json.loads(TIMES.read_text(encoding="utf-8")), turn_of(config)
+    seen: collections.Counter[str] = collections.Counter()
+    kept, left_out = [], []
+    for item in items:
+        test = test_of(item.nodeid)
+        shares = 1 if item.get_closest_marker("each_run") else shares_of(times.get(test, 0.0))
+        # Tests of one case run on different days.
+        is_its_turn = (seen[test] + zlib.crc32(test.encode()) - turn) % shares == 0
+        seen[test] += 1
+        (kept if is_its_turn else left_out).append(item)
     if left_out:
-        config.hook.pytest_deselected(items=[item for item in items if item in left_out])
-        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = kept
 
 
 def pytest_collection_finish():
@@ -64,12 +87,23 @@ def pytest_collection_finish():
     gc.freeze()
 
 
-def pytest_terminal_summary(terminalreporter):
-    """Say how much of the tests by turns this run left to others."""
-    left = len(terminalreporter.stats.get("deselected", []))
-    if left and not terminalreporter.config.option.keyword:
-        turn = turn_of(terminalreporter.config)
-        terminalreporter.write_line(f"turn {turn}: {left} cases are left to other turns; `--all-turns` runs them")
+def pytest_terminal_summary(terminalreporter, config):
+    """Say that this run left cases to others, and write which tests are long where that is asked for."""
+    if not config.option.all_turns and not config.option.keyword:
+        terminalreporter.write_line(f"turn {turn_of(config)} of the long tests; `--all-turns` runs every case")
+    if config.option.save_times:
+        reports = [report for kind in terminalreporter.stats.values() for report in kind]
+        _save_times(report for report in reports if isinstance(report, pytest.TestReport))
+
+
+def _save_times(reports):
+    """Write the seconds of the long tests among some, and keep those of tests that did not run."""
+    found: collections.Counter[str] = collections.Counter()
+    for report in reports:
+        found[test_of(report.nodeid)] += report.duration
+    times = {**json.loads(TIMES.read_text(encoding="utf-8")), **found}
+    long = {test: round(seconds, 1) for test, seconds in sorted(times.items()) if seconds >= SHORT}
+    TIMES.write_text(json.dumps(long, indent=1) + "\n", encoding="utf-8")
 
 
 @pytest.fixture(autouse=True, scope="session")

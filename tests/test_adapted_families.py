@@ -43,7 +43,6 @@ CASES = [
 ]
 
 
-@pytest.mark.by_turns(4)
 @pytest.mark.parametrize(("name", "model_type", "options"), CASES, ids=lambda value: value if "For" in value else "")
 def test_training_and_inference_equal_plain_on_every_split(name, model_type, options):
     net = model(name, model_type, **options)

@@ -83,7 +83,6 @@ LEARNS = [
 ]
 
 
-@pytest.mark.by_turns(4)
 @pytest.mark.parametrize(("script", "arguments", "metric", "before", "after"), LEARNS)
 def test_it_learns_its_sample_and_saves_what_plain_transformers_loads(
     script, arguments, metric, before, after, tmp_path, capsys
@@ -110,7 +109,6 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return transformers.AutoModelForSequenceClassification.from_pretrained(folder).state_dict()
 
 
-@pytest.mark.by_turns(2)
 @pytest.mark.parametrize("resume", ["checkpoint-3", "last"])
 def test_it_resumes_as_if_it_had_not_stopped(resume, tmp_path):
     steps = ("--do_train", "--save_steps", 3, "--rows", 48, "--num_train_epochs", 1)
@@ -159,7 +157,6 @@ def write_lines(path: Path, rows: list[dict]) -> None:
 ONE_STEP = ("--max_steps", 1)
 
 
-@pytest.mark.by_turns(4)
 @pytest.mark.parametrize(
     ("script", "row"),
     [
@@ -211,7 +208,6 @@ def write_waves(folder: Path, names: list[str]) -> None:
         wavfile.write(folder / name, 8000, np.stack([samples, samples], -1).astype(np.int16))
 
 
-@pytest.mark.by_turns(2)
 @pytest.mark.parametrize("script", ["speech_recognition_ctc", "speech_recognition_whisper"])
 def test_recordings_that_a_table_lists_are_read(script, tmp_path):
     names = [f"{i}.wav" for i in range(24)]
@@ -286,7 +282,6 @@ FAMILIES = [
 ]
 
 
-@pytest.mark.by_turns(3)
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: f"{family[0]}-{family[1].model_type}")
 def test_a_checkpoint_of_another_family_is_trained(family, tmp_path):
     """The tokenizer, or the processor, of a first run serves a checkpoint of another architecture."""

@@ -64,7 +64,6 @@ def generated(model, inputs, **options):
     return model.generate(**inputs, max_new_tokens=NEW_TOKENS, **options)
 
 
-@pytest.mark.by_turns(6)
 @pytest.mark.parametrize("use_cache", [True, False], ids=["cache", "no cache"])
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_tokens_are_the_plain_models(model_type, use_cache):

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tests by turns cover every case in as many turns as a test says, and a choice of one's own runs all it names."""
+"""Tests by turns cover every case in ten turns, and a choice of one's own runs all it names."""
 
 import importlib.util
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,22 +11,24 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.fixture(scope="module")
-def turns():
+@pytest.fixture
+def turns(monkeypatch, tmp_path):
     spec = importlib.util.spec_from_file_location("root_conftest", ROOT / "conftest.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "TIMES", tmp_path / "times.json")
+    module.TIMES.write_text(json.dumps({"t.py::long": 40.0, "t.py::lone": 2.0, "t.py::kept": 90.0}))
     return module
 
 
 class Item:
-    """A case of a test, with or without the marker."""
+    """A case of a test."""
 
-    def __init__(self, test: str, shares: int | None = None) -> None:
-        self.path, self.originalname, self._shares = "test_it.py", test, shares
+    def __init__(self, nodeid: str, *, marker: str = "") -> None:
+        self.nodeid, self._marker = nodeid, marker
 
     def get_closest_marker(self, name):
-        return SimpleNamespace(args=(self._shares,)) if self._shares else None
+        return self._marker == name or None
 
 
 def chosen(turns, items, **options):
@@ -40,22 +43,25 @@ def chosen(turns, items, **options):
     return kept
 
 
-def test_every_case_has_its_turn_and_what_is_not_marked_runs_always(turns):
-    always = [Item("always") for _ in range(2)]
-    thirds, halves = [Item("thirds", 3) for _ in range(7)], [Item("halves", 2) for _ in range(3)]
-    runs = [chosen(turns, [*always, *thirds, *halves], turn=turn) for turn in range(100, 106)]
-    for run in runs:
-        assert [item for item in run if item in always] == always
-    for case in thirds:
-        assert sum(case in run for run in runs) == 2
-    for case in halves:
-        assert sum(case in run for run in runs) == 3
+CASES = [
+    *(Item(f"t.py::long[{i}]") for i in range(11)),
+    Item("t.py::lone"),
+    Item("t.py::short"),
+    *(Item(f"t.py::kept[{i}]", marker="each_run") for i in range(3)),
+]
 
 
-@pytest.mark.parametrize("options", [{"all_turns": True}, {"keyword": "it"}, {"args": ["tests/test_it.py::thirds"]}])
+def test_ten_turns_cover_every_case_and_what_is_short_or_kept_runs_always(turns):
+    runs = [chosen(turns, CASES, turn=turn) for turn in range(739_000, 739_000 + turns.TURNS)]
+    for case in CASES:
+        times = sum(case in run for run in runs)
+        assert times == len(runs) if "short" in case.nodeid or "kept" in case.nodeid else 1 <= times <= 3
+    assert all(len(run) < len(CASES) for run in runs)
+
+
+@pytest.mark.parametrize("options", [{"all_turns": True}, {"keyword": "it"}, {"args": ["t.py::long"]}])
 def test_all_turns_and_a_choice_of_ones_own_run_every_case(turns, options):
-    cases = [Item("thirds", 3) for _ in range(7)]
-    assert chosen(turns, cases, turn=1, **options) == cases
+    assert chosen(turns, CASES, turn=1, **options) == CASES
 
 
 def test_processes_of_one_run_agree_on_the_turn(turns, monkeypatch):
@@ -64,3 +70,16 @@ def test_processes_of_one_run_agree_on_the_turn(turns, monkeypatch):
     first = turns.turn_of(config)
     monkeypatch.setattr(turns, "datetime", None)  # the day is not asked for again
     assert turns.turn_of(config) == first
+
+
+def test_times_are_those_of_all_cases_of_long_tests(turns):
+    ran = [("t.py::long[0]", 20.0), ("t.py::long[1]", 5.0), ("t.py::short", 1.0), ("t.py::lone", 0.1)]
+    turns._save_times(SimpleNamespace(nodeid=nodeid, duration=seconds) for nodeid, seconds in ran)
+    assert json.loads(turns.TIMES.read_text()) == {"t.py::kept": 90.0, "t.py::long": 25.0}
+
+
+def test_every_long_test_is_there():
+    """A test that was renamed is long under its new name too."""
+    for test in json.loads((ROOT / "tests" / "times.json").read_text()):
+        file, _, name = test.partition("::")
+        assert f"def {name}(" in (ROOT / file).read_text() or f"{name} = " in (ROOT / file).read_text(), test

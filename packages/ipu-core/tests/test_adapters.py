@@ -69,7 +69,6 @@ OF_KIND = {
 }
 
 
-@pytest.mark.by_turns(3)
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_that_is_taken_trains_and_predicts_as_plain(kind):
     model = with_adapters(OF_KIND[kind]())
@@ -77,7 +76,6 @@ def test_every_kind_that_is_taken_trains_and_predicts_as_plain(kind):
     assert_inference_equals_plain(model, CONFIG, batch(model), atol=1e-6)
 
 
-@pytest.mark.by_turns(3)
 @pytest.mark.parametrize(
     "options",
     [

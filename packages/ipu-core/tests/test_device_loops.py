@@ -76,7 +76,6 @@ BEAMS = [
 ]
 
 
-@pytest.mark.by_turns(3)
 @pytest.mark.parametrize("options", ROWS, ids=",".join)
 def test_rows_are_upstreams(models, ids, options):
     model, rows, _ = models
@@ -85,7 +84,6 @@ def test_rows_are_upstreams(models, ids, options):
         assert torch.equal(found, wanted)
 
 
-@pytest.mark.by_turns(2)
 @pytest.mark.parametrize("options", BEAMS, ids=",".join)
 def test_beams_are_upstreams(models, ids, options):
     model, _, beams = models

@@ -75,7 +75,6 @@ def assert_as_plain(setting, name, ipus, rounds, count, *, recompute=False):
         torch.testing.assert_close(gradient, wanted[parameter], atol=1e-12, rtol=0, msg=f"{parameter}, {count}")
 
 
-@pytest.mark.by_turns(3)
 @pytest.mark.parametrize(("name", "ipus", "rounds"), MATRIX)
 def test_every_schedule_gives_the_plain_models_outputs_and_gradients(setting, name, ipus, rounds):
     for count in MICRO_BATCHES:

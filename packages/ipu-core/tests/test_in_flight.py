@@ -33,7 +33,6 @@ def ids():
     return torch.randint(8, 60, (4, 5), generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.by_turns(3)
 @pytest.mark.parametrize("options", [row for row in ROWS if "prefix_allowed_tokens_fn" not in row], ids=",".join)
 def test_rows_are_upstreams(models, ids, options):
     model, rows, _ = models
@@ -41,7 +40,6 @@ def test_rows_are_upstreams(models, ids, options):
     assert torch.equal(found, wanted)
 
 
-@pytest.mark.by_turns(2)
 @pytest.mark.parametrize("options", BEAMS, ids=",".join)
 def test_beams_are_upstreams(models, ids, options):
     model, _, beams = models

@@ -71,13 +71,13 @@ def test_pytest_runs_every_check_of_every_class():
 def test_a_layout_in_another_order_than_modules_run_is_found(declare):
     family = declare(replace(RIGHT, layout=("wpe", "ln_f", "h.*", "wte")))
     with pytest.raises(AssertionError, match=r"is declared as \['wpe', 'ln_f', .* and runs as \['wte', 'wpe'"):
-        kit.equal_in_float32(family, "GPT2Model")
+        kit.infers(family, "GPT2Model")
 
 
 def test_a_layout_with_a_gap_is_found(declare):
     family = declare(replace(RIGHT, layout=("wte", "h.*")))
     with pytest.raises(LayoutError, match="leaves 2 modules with parameters out"):
-        kit.equal_in_float32(family, "GPT2LMHeadModel")
+        kit.infers(family, "GPT2LMHeadModel")
 
 
 def test_a_class_for_another_than_it_is_declared_for_is_found(declare):
@@ -120,13 +120,13 @@ def test_other_tokens_are_found(declare, monkeypatch):
 def test_a_family_without_tiny_values_is_refused_before_it_is_built(declare):
     family = declare(replace(RIGHT, tiny={"n_layer": 48, "n_embd": 1600, "n_head": 25}))
     with pytest.raises(AssertionError, match=r"`GPT2Model` .* has 1,55\d million parameters, .* at most 50 million"):
-        kit.equal_in_float32(family, "GPT2Model")
+        kit.infers(family, "GPT2Model")
 
 
 def test_a_long_comparison_says_how_long_it_takes(declare, monkeypatch):
     monkeypatch.setattr(kit, "LONG_SECONDS", 0.0)
     with pytest.warns(UserWarning, match="comparing `GPT2Model` on 2 splits will take some 0 minutes"):
-        kit.equal_in_float32(declare(RIGHT), "GPT2Model")
+        kit.infers(declare(RIGHT), "GPT2Model")
 
 
 def test_with_loss_reads_every_output_and_leaves_the_model_alone():

@@ -64,7 +64,6 @@ def a_batch(model):
     return batch | ({"decoder_input_ids": batch["input_ids"].flip(1)} if model.config.is_encoder_decoder else {})
 
 
-@pytest.mark.by_turns(4)
 @pytest.mark.parametrize("model_type", ODD)
 def test_an_odd_layout_is_cut_in_run_order_and_trains_as_the_plain_model(model_type):
     options, ipus = ODD[model_type]

@@ -187,7 +187,6 @@ def assert_training_equals_unpacked(name, task, dtype, tolerance, splits, **opti
             torch.testing.assert_close(ours.expand_as(theirs), theirs, atol=tolerance, rtol=tolerance, msg=path)
 
 
-@pytest.mark.by_turns(4)
 @pytest.mark.parametrize(("name", "task"), CASES, ids=str)
 def test_loss_gradients_and_predictions_equal_those_of_the_unpacked_batch(name, task):
     exact = 1e-6 if (name, task) in ROUNDED else 1e-10
@@ -195,7 +194,6 @@ def test_loss_gradients_and_predictions_equal_those_of_the_unpacked_batch(name, 
     assert_training_equals_unpacked(name, task, torch.float32, 1e-5, [[1, 1]])
 
 
-@pytest.mark.by_turns(4)
 @pytest.mark.parametrize(("name", "task"), OTHERS, ids=str)
 def test_other_architectures_equal_the_unpacked_batch(name, task):
     exact = 1e-6 if (name, task) in ROUNDED else 1e-10

@@ -256,7 +256,6 @@ def test_other_kinds_of_weights_are_refused():
         generation_model(to_pipelined(model, IPUConfig(layers_per_ipu=[2])), weights="int9")
 
 
-@pytest.mark.by_turns(3)
 @pytest.mark.parametrize(("weights", "rows"), [(None, 1), ("int8", 3), ("int4", 1)])
 def test_compiled_steps_give_the_same_tokens(weights, rows):
     """With packed weights keys and values are rounded too."""

@@ -74,7 +74,6 @@ def test_outputs_loss_and_gradients_are_the_plain_models(split, options):
             torch.testing.assert_close(parameter.grad, gradients[path], atol=1e-12, rtol=0, msg=path)
 
 
-@pytest.mark.by_turns(4)
 @pytest.mark.parametrize("name", ["DistilBert", "Electra", "MPNet", "ModernBert", "Albert", "Roberta"])
 def test_every_architecture_equals_the_unpacked_batch(name):
     assert_training_equals_unpacked(name, "ForSequenceClassification", torch.float64, 1e-10, [[1, 1]])

@@ -81,14 +81,12 @@ def configurations(is_tied):
     return [IPUConfig(layers_per_ipu=[1, 2], **options) for options in given]
 
 
-@pytest.mark.by_turns(4)
 @pytest.mark.parametrize("name", MODELS)
 def test_training_equals_plain(name):
     model, inputs = model_and_batch(name)
     assert_training_equals_plain(model, configurations(MODELS[name][1]), inputs, atol=1e-5)
 
 
-@pytest.mark.by_turns(3)
 @pytest.mark.parametrize("name", MODELS)
 def test_inference_equals_plain(name):
     model, inputs = model_and_batch(name)

@@ -8,5 +8,5 @@ from ipu_models_bert.plugin import FAMILIES
 # Longformer's softmax is in float32 upstream, and so is the loss of ELECTRA's discriminator.
 SINGLE_PRECISION = ("longformer", "ElectraForPreTraining")
 
-test_families = conformance(*FAMILIES, single_precision=SINGLE_PRECISION)
-test_every_split = pytest.mark.by_turns(9)(exhaustive(*FAMILIES, single_precision=SINGLE_PRECISION))
+test_families = pytest.mark.each_run(conformance(*FAMILIES, single_precision=SINGLE_PRECISION))
+test_every_split = exhaustive(*FAMILIES, single_precision=SINGLE_PRECISION)

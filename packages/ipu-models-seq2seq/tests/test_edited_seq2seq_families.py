@@ -47,7 +47,6 @@ def test_the_edits_are_neutral_when_run_eagerly_and_leave_another_model_alone(na
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
 
 
-@pytest.mark.by_turns(3)
 @pytest.mark.parametrize("name", [name for name in CLASSES if name.endswith("ForConditionalGeneration")])
 def test_tokens_are_the_plain_models_with_static_caches(name):
     model = plain(name).eval()

@@ -8,5 +8,5 @@ from ipu_models_seq2seq.plugin import FAMILIES
 # LED's softmax is in float32 upstream.
 SINGLE_PRECISION = ("led",)
 
-test_families = conformance(*FAMILIES, single_precision=SINGLE_PRECISION)
-test_every_split = pytest.mark.by_turns(9)(exhaustive(*FAMILIES, single_precision=SINGLE_PRECISION))
+test_families = pytest.mark.each_run(conformance(*FAMILIES, single_precision=SINGLE_PRECISION))
+test_every_split = exhaustive(*FAMILIES, single_precision=SINGLE_PRECISION)

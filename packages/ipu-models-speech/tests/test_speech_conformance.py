@@ -5,5 +5,5 @@ import pytest
 from ipu_core.testing import conformance, exhaustive
 from ipu_models_speech.plugin import FAMILIES
 
-test_families = conformance(*FAMILIES)
-test_every_split = pytest.mark.by_turns(9)(exhaustive(*FAMILIES))
+test_families = pytest.mark.each_run(conformance(*FAMILIES))
+test_every_split = exhaustive(*FAMILIES)

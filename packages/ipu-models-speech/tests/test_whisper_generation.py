@@ -98,14 +98,12 @@ def both(model, generator, features, **options):
     return results
 
 
-@pytest.mark.by_turns(2)
 @pytest.mark.parametrize("case", SHORT)
 def test_short_recordings(model, generator, case):
     wanted, found = both(model, generator, recording(1)[0], **SHORT[case])
     assert found == wanted
 
 
-@pytest.mark.by_turns(3)
 @pytest.mark.parametrize("case", LONG)
 def test_long_recordings(model, generator, case):
     features, mask = recording(3)
@@ -127,7 +125,6 @@ def test_beams_and_fewer_of_them_at_a_higher_temperature(model):
     assert found == wanted
 
 
-@pytest.mark.by_turns(3)
 @pytest.mark.parametrize("tokens_per_call", [1, 3])
 @pytest.mark.parametrize("case", ["a task", "timestamps", "a prompt"])
 def test_recordings_one_behind_the_other(model, tokens_per_call, case):
@@ -137,7 +134,6 @@ def test_recordings_one_behind_the_other(model, tokens_per_call, case):
     assert found == wanted
 
 
-@pytest.mark.by_turns(2)
 @pytest.mark.parametrize("weights", ["int8", "int4"])
 def test_weights_of_the_decoder_are_rounded(model, weights):
     rounded = copy.deepcopy(model)

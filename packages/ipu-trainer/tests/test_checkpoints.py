@@ -148,7 +148,6 @@ def restored(directory, backup):
     shutil.copytree(backup, directory)
 
 
-@pytest.mark.by_turns(2)
 @pytest.mark.parametrize("limit", [None, 1], ids=["keeping all", "keeping one"])
 def test_a_run_killed_at_any_write_of_a_save_leaves_the_old_or_the_new_checkpoint(limit, tmp_path):
     out, backup = tmp_path / "out", tmp_path / "backup"
@@ -178,7 +177,6 @@ def test_a_run_killed_at_any_write_of_a_save_leaves_the_old_or_the_new_checkpoin
     assert outcomes.count("checkpoint-2") > 20
 
 
-@pytest.mark.by_turns(3)
 @pytest.mark.parametrize("number", [5, 25, 0], ids=["early", "late", "after"])
 def test_what_was_left_resumes_exactly(number, tmp_path, caplog):
     whole = trainer(tmp_path / "whole")
@@ -315,7 +313,6 @@ class Payload:
         return Path.touch, (self.path,)
 
 
-@pytest.mark.by_turns(4)
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"])
 @pytest.mark.parametrize("save", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))])
 def test_resuming_runs_no_code_of_a_checkpoint(name, save, tmp_path):

@@ -83,6 +83,7 @@ def assert_equal(ours, theirs):
 SGD = {"optim": "sgd", "learning_rate": 0.5}  # whose steps show a gradient that is too small
 
 
+@pytest.mark.each_run
 @pytest.mark.parametrize("name", MODELS)
 def test_accumulation_does_not_change_the_result(name, tmp_path):
     one = trained(tmp_path, name, Trainer, per_device_train_batch_size=8, **SGD)
@@ -96,7 +97,6 @@ def test_accumulation_is_that_of_transformers_where_that_counts_items(tmp_path):
     assert_equal(trained(tmp_path, name, IPUTrainer, CONFIG, **options), trained(tmp_path, name, Trainer, **options))
 
 
-@pytest.mark.by_turns(4)
 @pytest.mark.parametrize("name", ["BertForTokenClassification", "BertForMaskedLM", "GPT2LMHeadModel"])
 def test_labels_are_smoothed_as_by_transformers(name, tmp_path):
     options = {"per_device_train_batch_size": 8, "label_smoothing_factor": 0.1, **SGD}

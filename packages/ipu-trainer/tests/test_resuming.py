@@ -69,7 +69,6 @@ def refused(checkpoint, message, net=None, **options):
         torch.testing.assert_close(tensor, before[name], **EXACT)
 
 
-@pytest.mark.by_turns(2)
 @pytest.mark.parametrize("name", ["ViTForImageClassification", "GPTNeoXForCausalLM"])
 def test_weights_that_are_saved_under_other_names_resume_exactly(name, tmp_path):
     options = {"name": name, "eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True}

@@ -137,7 +137,6 @@ def test_an_incomplete_last_batch_is_dropped_in_training(tmp_path):
     assert ours.args.train_batch_size == 8
 
 
-@pytest.mark.by_turns(4)
 @pytest.mark.parametrize("count", range(1, 14))
 @pytest.mark.parametrize("factor", [1, 2])
 def test_evaluation_is_exact_for_every_number_of_rows(count, factor, tmp_path):

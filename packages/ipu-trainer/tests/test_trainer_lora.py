@@ -69,7 +69,6 @@ def assert_same_weights(ours, theirs, **tolerance):
         torch.testing.assert_close(tensor, theirs[name], msg=lambda m, name=name: f"{name}: {m}", **tolerance)
 
 
-@pytest.mark.by_turns(4)
 @pytest.mark.parametrize("name", OF_CLASS)
 def test_it_trains_as_transformers_trainer_does_dropout_on(name, tmp_path):
     args = TrainingArguments(str(tmp_path), per_device_train_batch_size=4, learning_rate=1e-3, **QUIET)
@@ -97,7 +96,6 @@ def test_training_changes_the_users_adapters_alone(tmp_path):
     assert any("lora_B" in name for name in changed) and any("classifier" in name for name in changed)
 
 
-@pytest.mark.by_turns(2)
 @pytest.mark.parametrize("config", [CONFIG, IPUConfig(layers_per_ipu=[1, 1, 1])], ids=["same", "more IPUs"])
 def test_stopped_and_resumed_it_equals_an_uninterrupted_run(config, tmp_path):
     options = {"num_train_epochs": 2, "save_steps": 4, "save_strategy": "steps", "gradient_accumulation_steps": 2}
