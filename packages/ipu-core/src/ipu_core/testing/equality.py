@@ -125,7 +125,8 @@ def executors(
 ) -> Iterator[tuple[IPUConfig, Executor]]:
     """Make a compiled executor for each configuration; those that differ in where the graph is cut share a capture."""
     captures: dict[ExecutionConfig, Capture] = {}
-    for ipu_config in _many(ipu_configs):
+    configs: Sequence[IPUConfig] = _many(ipu_configs)
+    for ipu_config in configs:
         pipelined = to_pipelined(model, ipu_config)
         config = ipu_config.for_inference() if inference else ipu_config.for_training()
         uncut = dataclasses.replace(config, **CUTS)
