@@ -157,7 +157,7 @@ slow.register_autograd(lambda ctx, gradient: (gradient, None))
 
 def uneven():
     model = make(Chain, num_layers=6)
-    model.layers = nn.ModuleList(Slow(1000 if i == 0 else 0) for i in range(6))
+    model.layers = nn.ModuleList(Slow(5000 if i == 0 else 0) for i in range(6))
     return model
 
 
