@@ -3,7 +3,8 @@
 
 `tests/times.json` has the seconds that the cases of a long test take together. Such a test takes turns: a share of its
 cases is run a day, so that ten days cover all of them. `--all-turns` runs all, and so does a choice of one's own (`-k`,
-or a test named with `::`); `--all-turns --save-times` writes the file anew. A test marked `each_run` takes no turns.
+or a test named with `::`); `--all-turns --save-times` writes the file anew. A test marked `turns(n)` takes n, or none
+with 1.
 
 Executors that name no cache use one that begins empty and that the processes of a run share: what one test has captured
 another does not capture again. Tests that count captures or watch them are marked `captures`, and have none.
@@ -71,7 +72,8 @@ def pytest_collection_modifyitems(config, items):
     kept, left_out = [], []
     for item in items:
         test = test_of(item.nodeid)
-        shares = 1 if item.get_closest_marker("each_run") else shares_of(times.get(test, 0.0))
+        marker = item.get_closest_marker("turns")
+        shares = marker.args[0] if marker else shares_of(times.get(test, 0.0))
         # Tests of one case run on different days.
         is_its_turn = (seen[test] + zlib.crc32(test.encode()) - turn) % shares == 0
         seen[test] += 1

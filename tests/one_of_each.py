@@ -10,8 +10,10 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import logging
+import multiprocessing
 import sys
 import warnings
+from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 import torch
@@ -39,35 +41,48 @@ def class_to_ask(family) -> str:
     return next(iter([*generating, *(name for name in classes if "For" in name), *classes]))
 
 
+def ask(model_type: str) -> tuple[str, list[str]]:
+    """Make every check of one family; returns the line to print, and what broke."""
+    (family,) = (f for plugin in installed().plugins for f in plugin.families if f.model_type == model_type)
+    name, notes, failures = class_to_ask(family), [], []
+    for check in CHECKS:
+        try:
+            check(family, name)
+        except pytest.skip.Exception as skipped:
+            notes.append(f"{check.__name__}: {skipped}")
+        except Exception as error:
+            text = " ".join(f"{type(error).__name__}: {error}".split())
+            failures.append(f"{model_type} (transformers.{name}), {check.__name__}: {text[:600]}")
+            notes.append(f"{check.__name__} FAILED")
+    return f"{model_type:20} {name:40} {'; '.join(notes) or 'equal'}", failures
+
+
+def quiet() -> None:
+    """Leave the output to the table, and a core to each process."""
+    logging.disable(logging.WARNING)
+    warnings.filterwarnings("ignore")
+    transformers.utils.logging.disable_progress_bar()
+    torch.set_num_threads(1)
+
+
 def main() -> int:
     """Print a line for each family, and what broke; returns 1 where something did."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("types", nargs="*", help="model types; all by default")
     parser.add_argument("--first", action="store_true", help="one family of each plugin alone")
     options = parser.parse_args()
-    logging.disable(logging.WARNING)
-    warnings.filterwarnings("ignore")
-    transformers.utils.logging.disable_progress_bar()
-    torch.set_num_threads(1)
     print(*(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers")), sep=", ", flush=True)
-    failures = []
     families = [f for p in installed().plugins for f in (p.families[:1] if options.first else p.families)]
-    for family in families:
-        if options.types and family.model_type not in options.types:
-            continue
-        name, notes = class_to_ask(family), []
-        for check in CHECKS:
-            try:
-                check(family, name)
-            except pytest.skip.Exception as skipped:
-                notes.append(f"{check.__name__}: {skipped}")
-            except Exception as error:
-                text = " ".join(f"{type(error).__name__}: {error}".split())
-                failures.append(f"{family.model_type} (transformers.{name}), {check.__name__}: {text[:600]}")
-                notes.append(f"{check.__name__} FAILED")
-        print(f"{family.model_type:20} {name:40} {'; '.join(notes) or 'equal'}", flush=True)
+    types = options.types or [family.model_type for family in families]
+    failures = []
+    # Processes of their own: a fork of a process with threads may hang.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(2, mp_context=context, initializer=quiet) as pool:
+        for line, failed in pool.map(ask, types):
+            print(line, flush=True)
+            failures += failed
     print(*(f"FAILED: {failure}" for failure in failures), sep="\n", end="\n" if failures else "")
-    print(f"{len(families)} families, {len(failures)} failures")
+    print(f"{len(types)} families, {len(failures)} failures")
     return 1 if failures else 0
 
 

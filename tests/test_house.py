@@ -31,7 +31,7 @@ def test_poptorch_is_never_imported():
         assert not re.search(r"^\s*(import|from) poptorch", source.read_text(), re.MULTILINE), source
 
 
-@pytest.mark.each_run
+@pytest.mark.turns(1)
 def test_importing_every_package_imports_no_poptorch_and_reaches_no_network():
     code = """
 import socket, sys

@@ -6,7 +6,7 @@ from ipu_core.plugins.registry import installed
 from ipu_core.rewrites.review import APPLIES, review
 
 
-@pytest.mark.each_run
+@pytest.mark.turns(1)
 def test_every_declared_edit_applies_and_runs():
     reviews = list(review(installed().plugins))
     assert reviews

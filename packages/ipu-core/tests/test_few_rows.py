@@ -47,7 +47,7 @@ def equal(module, *inputs):
     torch.testing.assert_close(changed(*parameters, *inputs)[0], module(*inputs), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.each_run
+@pytest.mark.turns(1)
 @pytest.mark.parametrize("with_bias", [True, False])
 @pytest.mark.parametrize("shape", [(1, 1, 24), (3, 1, 24), (2, 3, 24), (1, 24)], ids=str)
 def test_products(shape, with_bias):
@@ -126,7 +126,7 @@ class Sliced(torch.nn.Module):
         return self.out(first), self.out(second), once, again
 
 
-@pytest.mark.each_run
+@pytest.mark.turns(1)
 def test_compiled_operations_read_parts_of_larger_tensors(tmp_path):
     module = Sliced()
     shown = torch.tensor([True, False, True, True, False]).expand(3, 1, 1, 5)

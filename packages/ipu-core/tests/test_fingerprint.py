@@ -18,7 +18,7 @@ key = fingerprint(transformers.GPT2LMHeadModel(config), {"a": {"b", "c"}}, ignor
 """
 
 
-@pytest.mark.each_run
+@pytest.mark.turns(1)
 def test_the_key_is_the_same_in_every_process():
     here = {"transformers": transformers, "fingerprint": fingerprint}
     exec(KEY, here)

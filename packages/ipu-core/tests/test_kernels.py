@@ -60,7 +60,7 @@ def test_rows_of_a_larger_tensor():
     torch.testing.assert_close(few_rows_linear(x, weight), x @ weight.T, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.each_run
+@pytest.mark.turns(1)
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rows", [1, 2, 3, 6, 8, 33])

@@ -68,6 +68,15 @@ def test_pytest_runs_every_check_of_every_class():
     assert "GPT2LMHeadModel-equal_in_float64" in [case.id for case in mark.args[1]]
 
 
+def test_checks_are_chosen_by_name():
+    (mark,) = conformance(RIGHT, checks=["infers", "light"]).pytestmark
+    assert [case.id for case in mark.args[1]] == ["gpt2-light", "GPT2Model-infers", "GPT2LMHeadModel-infers"]
+    with pytest.raises(
+        ValueError, match="there is no check `infer`, did you mean `infers`.*; there are light, declared"
+    ):
+        conformance(RIGHT, checks=["infer"])
+
+
 def test_a_layout_in_another_order_than_modules_run_is_found(declare):
     family = declare(replace(RIGHT, layout=("wpe", "ln_f", "h.*", "wte")))
     with pytest.raises(AssertionError, match=r"is declared as \['wpe', 'ln_f', .* and runs as \['wte', 'wpe'"):

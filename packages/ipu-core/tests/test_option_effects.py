@@ -52,7 +52,7 @@ def test_what_only_hardware_reads_has_no_effect_on_the_host():
     assert set(HARDWARE_HINTS) <= set(HOST_INERT) <= set(OPTIONS)
 
 
-@pytest.mark.each_run
+@pytest.mark.turns(1)
 def test_doctor_says_of_every_option_whether_it_has_an_effect(capsys, tmp_path):
     IPUConfig().save_pretrained(tmp_path)
     assert main(["doctor", "--config", str(tmp_path)]) == 0

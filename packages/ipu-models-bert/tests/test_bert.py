@@ -25,7 +25,7 @@ def plain(name: str, dtype: torch.dtype = torch.float32, **options: object) -> t
     return getattr(transformers, name)(transformers.BertConfig(**tiny)).to(dtype)
 
 
-@pytest.mark.each_run
+@pytest.mark.turns(1)
 @each_class_with_a_loss
 def test_four_micro_batches_of_two_equal_one_batch_of_eight(name):
     # Unpadded rows: the mean over a batch is then the mean of its micro-batches' means.

@@ -5,8 +5,10 @@ import pytest
 from ipu_core.testing import conformance, exhaustive
 from ipu_models_bert.plugin import FAMILIES
 
+ALWAYS = ("light", "declared", "exact", "reversible", "generates")
 # Longformer's softmax is in float32 upstream, and so is the loss of ELECTRA's discriminator.
 SINGLE_PRECISION = ("longformer", "ElectraForPreTraining")
 
-test_families = pytest.mark.each_run(conformance(*FAMILIES, single_precision=SINGLE_PRECISION))
+test_families = pytest.mark.turns(1)(conformance(*FAMILIES, single_precision=SINGLE_PRECISION, checks=ALWAYS))
+test_inference = pytest.mark.turns(2)(conformance(*FAMILIES, checks=["infers"]))
 test_every_split = exhaustive(*FAMILIES, single_precision=SINGLE_PRECISION)

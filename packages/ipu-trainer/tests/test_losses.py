@@ -83,7 +83,7 @@ def assert_equal(ours, theirs):
 SGD = {"optim": "sgd", "learning_rate": 0.5}  # whose steps show a gradient that is too small
 
 
-@pytest.mark.each_run
+@pytest.mark.turns(1)
 @pytest.mark.parametrize("name", MODELS)
 def test_accumulation_does_not_change_the_result(name, tmp_path):
     one = trained(tmp_path, name, Trainer, per_device_train_batch_size=8, **SGD)

@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 
 from ..config import IPUConfig
 from ..engine.executor import Executor, inference_model
-from ..errors import CacheError, GenerationModeError
+from ..errors import CacheError, GenerationModeError, nearest
 from ..generation.generator import generation_model
 from ..graph.capture import module_of
 from ..layout import count_layers, module_entries
@@ -50,7 +50,9 @@ LONG_SECONDS = 60.0
 NEW_TOKENS = 4
 
 
-def conformance(*families: Family, single_precision: Collection[str] = ()) -> Callable[..., None]:
+def conformance(
+    *families: Family, single_precision: Collection[str] = (), checks: Collection[str] | None = None
+) -> Callable[..., None]:
     """Make a test that pytest runs once for every class of the families and everything asked of it.
 
     ::
@@ -67,8 +69,20 @@ def conformance(*families: Family, single_precision: Collection[str] = ()) -> Ca
         families: what a plugin declares.
         single_precision: model types, or classes, that compute a part in float32 whatever their weights are; in
             float64 they equal the plain model to 1e-8, others to 1e-10.
+        checks: names of what is asked, such as "infers", to make several tests of it; by default all.
+
+    Raises:
+        ValueError: there is no such check.
     """
-    return _test(families, single_precision, FAMILY_CHECKS, CLASS_CHECKS)
+    known = [check.__name__ for check in (*FAMILY_CHECKS, *CLASS_CHECKS)]
+    for name in checks or ():
+        if name not in known:
+            raise ValueError(f"there is no check `{name}`{nearest(name, known)}; there are {', '.join(known)}")
+    of_family, of_class = (
+        [check for check in each if checks is None or check.__name__ in checks]
+        for each in (FAMILY_CHECKS, CLASS_CHECKS)
+    )
+    return _test(families, single_precision, of_family, of_class)
 
 
 def exhaustive(*families: Family, single_precision: Collection[str] = ()) -> Callable[..., None]:
