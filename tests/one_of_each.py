@@ -69,11 +69,9 @@ def main() -> int:
     """Print a line for each family, and what broke; returns 1 where something did."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("types", nargs="*", help="model types; all by default")
-    parser.add_argument("--first", action="store_true", help="one family of each plugin alone")
     options = parser.parse_args()
     print(*(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers")), sep=", ", flush=True)
-    families = [f for p in installed().plugins for f in (p.families[:1] if options.first else p.families)]
-    types = options.types or [family.model_type for family in families]
+    types = options.types or [family.model_type for plugin in installed().plugins for family in plugin.families]
     failures = []
     # Processes of their own: a fork of a process with threads may hang.
     context = multiprocessing.get_context("spawn")
