@@ -200,7 +200,7 @@ def lowest(session: nox.Session) -> None:
     tools = [*TEST_TOOLS, *OPTIONAL, *EXAMPLES]
     session.install("--no-compile", "-c", str(pins), *editable(), *tools)
     session.install("--no-compile", "--no-deps", *QUICKSTART)
-    check(session)
+    check(session, *session.posargs)
 
 
 def lowest_versions() -> list[str]:
@@ -242,6 +242,9 @@ def check(session: nox.Session, *chosen: str) -> None:
     """Run the checks that are named, all without a name, and say at the end which failed."""
     session.run("ipu", "doctor", success_codes=[0, 1])
     failed = []
+    for name in chosen:
+        if name not in CHECKS:
+            session.error(f"there is no check {name}: there are {', '.join(CHECKS)}")
     for name in chosen or CHECKS:
         try:
             session.run(*CHECKS[name], env=ONE_THREAD)
