@@ -40,7 +40,7 @@ def functions_as_operators(model_name: str) -> Iterator[None]:
     def apply_operator(cls: type[Function], *args: Any, **kwargs: Any) -> Any:
         is_differentiated = torch.is_grad_enabled() and any(isinstance(argument, torch.Tensor) for argument in args)
         if cls.__module__.startswith("torch.") or not is_differentiated:
-            return apply.__func__(cls, *args, **kwargs)
+            return apply.__get__(None, cls)(*args, **kwargs)  # written in Python, and since torch 2.14 in C
         try:
             return _apply(cls, args, kwargs)
         except _UnsupportedError as error:
