@@ -231,8 +231,7 @@ def newest(session: nox.Session) -> None:
 CHECKS = {
     "edits": ["ipu", "edits"],
     "families": ["python", "tests/one_of_each.py"],
-    "core-1": ["python", *PYTEST, *CORE[: len(CORE) // 2]],
-    "core-2": ["python", *PYTEST, *CORE[len(CORE) // 2 :]],
+    **{f"core-{part}": ["python", *PYTEST, *CORE[part - 1 :: 4]] for part in (1, 2, 3, 4)},
     "trainer": ["python", *PYTEST, "packages/ipu-trainer"],
     "rest": ["python", *PYTEST, "tests", *(f"packages/{name}" for name in PACKAGES[1:-1]), *LEFT_OUT],
     "conformance": ["python", *PYTEST, *CONFORMANCE],
@@ -278,7 +277,9 @@ TURNS = [
     ("real_weights", "packages/ipu-models-speech"),
     ("lowest", "core-2"),
     ("lowest", "trainer"),
+    ("lowest", "core-3"),
     ("lowest", "rest"),
+    ("lowest", "core-4"),
 ]
 
 
