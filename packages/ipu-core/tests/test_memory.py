@@ -35,7 +35,9 @@ def measured(model, config, inputs):
 
         parts = list(micro_batches(inputs, config.for_training()))
         weights = [1.0] * len(parts)
-        for leaves in compiled.program.train(parts, compiled.order, loss=compiled.loss, weights=weights, watch=watch):
+        for leaves in compiled.program.train(
+            parts, compiled.order, starts=[{compiled.loss: w} for w in weights], watch=watch
+        ):
             del leaves
         storages.settle()
         for action in compiled.order:

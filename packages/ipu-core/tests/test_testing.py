@@ -51,8 +51,9 @@ def test_a_wrong_output_is_found_and_the_split_named():
 def test_a_wrong_gradient_is_found(monkeypatch):
     train = HostProgram.train
 
-    def twice(self, *arguments, weights, **options):
-        return train(self, *arguments, weights=[2 * weight for weight in weights], **options)
+    def twice(self, *arguments, starts, **options):
+        doubled = [{name: 2 * weight for name, weight in each.items()} for each in starts]
+        return train(self, *arguments, starts=doubled, **options)
 
     monkeypatch.setattr(HostProgram, "train", twice)  # gradients twice as large, outputs right
     with pytest.raises(AssertionError, match="the gradient of .* differs"):

@@ -79,7 +79,7 @@ def test_the_defaults_are_upstreams(tmp_path):
         ({"torch_empty_cache_steps": 4}, "keeps no cache of memory"),
         ({"train_sampling_strategy": "batch_rebalance"}, "gives batches of any number of rows"),
         ({"lamb": True, "optim": "sgd"}, "`lamb=True` and `optim='sgd'` name two optimizers"),
-        ({"loss_scaling": 0.0}, "`loss_scaling=0.0` would turn the gradients round"),
+        ({"loss_scaling": 0.0}, "`loss_scaling=0.0` is no factor that a gradient"),
     ],
 )
 def test_an_argument_without_effect_is_refused(options, message, tmp_path):

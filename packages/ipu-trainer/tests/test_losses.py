@@ -5,9 +5,10 @@ import pytest
 import torch
 import transformers
 from ipu_core import IPUConfig
+from ipu_core.errors import CaptureError
 from ipu_core.samples import sample_batch
 from ipu_trainer import IPUTrainer, IPUTrainingArguments
-from ipu_trainer.losses import is_mean_over_labels, item_weights, updates
+from ipu_trainer.losses import updates
 from transformers import Trainer, TrainingArguments
 
 QUIET = {
@@ -76,7 +77,7 @@ def assert_equal(ours, theirs):
         torch.testing.assert_close(tensor, others[key], atol=2e-6, rtol=0, msg=lambda m, key=key: f"{key}: {m}")
     for mine, other in zip(ours.state.log_history, theirs.state.log_history, strict=True):
         for key in ("loss", "grad_norm", "train_loss"):
-            assert mine.get(key) == pytest.approx(other.get(key), abs=1e-5), key
+            assert mine.get(key, 0.0) == pytest.approx(other.get(key, 0.0), abs=1e-5, rel=1e-5), key
     assert ours.evaluate()["eval_loss"] == pytest.approx(theirs.evaluate()["eval_loss"], abs=1e-5)
 
 
@@ -151,25 +152,192 @@ def test_noise_on_embeddings_is_that_of_transformers(tmp_path):
 # Weights, as numbers.
 
 
-def test_micro_batches_share_by_their_labels():
-    labels = torch.tensor([[1, 2, 3], [1, -100, -100], [-100, -100, -100], [4, 5, -100]])
-    assert item_weights({"labels": labels}, 2, shifted=False).tolist() == [4 / 6, 2 / 6]
-    assert item_weights({"labels": labels}, 4, shifted=True).tolist() == [2 / 3, 0, 0, 1 / 3]
+class OtherHeads:
+    """Losses that are means over something else than labels, and their rows."""
+
+    @staticmethod
+    def answers(i):
+        at = 10 if i % 8 < 3 else i % 8  # past the end of a row there is no answer
+        return {"start_positions": at, "end_positions": 10 if i % 5 == 0 else i % 8}
+
+    @staticmethod
+    def two(i):
+        labels = [3 + j if j % (1 + i % 7) == 0 else -100 for j in range(10)]
+        return {"labels": labels, "next_sentence_label": i % 2 if i % 3 else -100}
+
+    @staticmethod
+    def classes(i):
+        return {"labels": i * i % 5 % 3}
+
+    @staticmethod
+    def numbers(i):
+        return {"labels": [float(i % 3 == j) for j in range(3)]}
 
 
-@pytest.mark.parametrize("labels", [None, torch.rand(4, 3), torch.full((4, 3), -100), torch.tensor(3)])
-def test_what_has_no_items_to_count_is_shared_evenly(labels):
-    assert item_weights({"labels": labels}, 4, shifted=False).tolist() == [0.25] * 4
+def weighted(outputs, labels, num_items_in_batch=None):
+    return torch.nn.functional.cross_entropy(outputs["logits"], labels, weight=torch.tensor([0.2, 3.0, 1.0]))
 
 
-def test_the_loss_of_transcription_is_a_mean_over_rows():
-    config = transformers.Wav2Vec2Config(
-        **{"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16},
-        **{"conv_dim": (8,), "conv_stride": (5,), "conv_kernel": (10,)},
-        **{"num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2},
-    )
-    assert not is_mean_over_labels(transformers.Wav2Vec2ForCTC(config))
-    assert is_mean_over_labels(model_of("BertForMaskedLM"))
+def documented(outputs, labels, num_items_in_batch=None):
+    return torch.nn.functional.cross_entropy(outputs["logits"], labels, reduction="sum") / num_items_in_batch
+
+
+def conditional(outputs, labels, num_items_in_batch=None):
+    reduction = "sum" if num_items_in_batch is not None else "mean"
+    loss = torch.nn.functional.cross_entropy(outputs["logits"], labels, reduction=reduction)
+    return loss / num_items_in_batch if reduction == "sum" else loss
+
+
+HEADS = {
+    "answers": ("BertForQuestionAnswering", {}, None),
+    "two": ("BertForPreTraining", {}, None),
+    "classes": ("BertForSequenceClassification", {"num_labels": 3}, None),
+    "numbers": (
+        "BertForSequenceClassification",
+        {"num_labels": 3, "problem_type": "multi_label_classification"},
+        None,
+    ),
+    "class weights": ("BertForSequenceClassification", {"num_labels": 3}, weighted),
+    "a sum by the number of items": ("BertForSequenceClassification", {"num_labels": 3}, documented),
+    "a sum where there is a number": ("BertForSequenceClassification", {"num_labels": 3}, conditional),
+}
+SMALL_STEPS = {"optim": "sgd", "learning_rate": 0.2, "train_sampling_strategy": "sequential"}
+
+
+def with_head(path, kind, cls, *config, mixin=object, **options):
+    name, more, own = HEADS[kind]
+    torch.manual_seed(0)
+    model = getattr(transformers, name)(transformers.BertConfig(**BERT, initializer_range=0.5, **more))
+    make = getattr(OtherHeads, kind, OtherHeads.classes)
+    rows = [{"input_ids": [3 + (i * j) % 40 for j in range(10)], **make(i)} for i in range(24)]
+    args = IPUTrainingArguments if cls is IPUTrainer else TrainingArguments
+    kwargs = {"compute_loss_func": own} if own else {}
+    args = args(str(path), **{**QUIET, **SMALL_STEPS, **options})
+    trainer = type("Mine", (mixin, cls), {}) if mixin is not object else cls
+    made = trainer(model, *config, args, train_dataset=rows, eval_dataset=rows[:11], **kwargs)
+    made.train()
+    return made
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_micro_batches_of_every_mean_train_as_one_batch(kind, tmp_path):
+    one = with_head(tmp_path, kind, Trainer, per_device_train_batch_size=8)
+    config = CONFIG.replace(gradient_accumulation_steps=4)
+    cut = with_head(tmp_path, kind, IPUTrainer, config, per_device_train_batch_size=2)
+    assert_equal(cut, one)
+
+
+class Scaled:
+    """A hundredth of the model's own loss."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        return (loss * 0.01, outputs) if return_outputs else loss * 0.01
+
+
+class OfLogits:
+    """A loss of its own, of the logits, as scripts of older versions write it."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        labels = inputs.pop("labels")
+        outputs = model(**inputs)
+        losses = torch.nn.functional.cross_entropy(outputs.logits, labels, weight=torch.tensor([1.0, 2.0, 0.5]))
+        return (losses, outputs) if return_outputs else losses
+
+
+class Everything(Scaled):
+    """The other methods that subclasses override, called in both."""
+
+    def __init__(self, *args, **kwargs):
+        self.called = set()
+        super().__init__(*args, **kwargs)
+
+    def training_step(self, *args, **kwargs):
+        self.called.add("training_step")
+        return super().training_step(*args, **kwargs) * 1
+
+    def prediction_step(self, *args, **kwargs):
+        self.called.add("prediction_step")
+        return super().prediction_step(*args, **kwargs)
+
+    def create_optimizer(self, *args, **kwargs):
+        self.called.add("create_optimizer")
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1)
+        return self.optimizer
+
+    def get_train_dataloader(self):
+        self.called.add("get_train_dataloader")
+        rows = [self.data_collator([dict(row) for row in self.train_dataset[i : i + 8]]) for i in (16, 8, 0)]
+        return torch.utils.data.DataLoader(rows, batch_size=None)
+
+    def _prepare_inputs(self, inputs):
+        self.called.add("_prepare_inputs")
+        return {**super()._prepare_inputs(inputs), "position_ids": torch.zeros_like(inputs["input_ids"])}
+
+    def log(self, logs, *args, **kwargs):
+        self.called.add("log")
+        super().log({**logs, "mine": 1.0}, *args, **kwargs)
+
+
+@pytest.mark.parametrize("mixin", [Scaled, OfLogits, Everything])
+@pytest.mark.parametrize("micro", [8, 2])
+def test_overridden_methods_mean_what_they_do_upstream(mixin, micro, tmp_path):
+    one = with_head(tmp_path, "classes", Trainer, mixin=mixin, per_device_train_batch_size=8)
+    config = CONFIG.replace(gradient_accumulation_steps=8 // micro)
+    cut = with_head(tmp_path, "classes", IPUTrainer, config, mixin=mixin, per_device_train_batch_size=micro)
+    assert_equal(cut, one)
+    if mixin is Everything:
+        assert cut.called == one.called and len(cut.called) == 6
+
+
+def test_an_own_loss_and_smoothing_are_upstreams_together(tmp_path):
+    options = {"label_smoothing_factor": 0.2, "per_device_train_batch_size": 8}
+    one = with_head(tmp_path, "classes", Trainer, mixin=Scaled, **options)
+    assert_equal(with_head(tmp_path, "classes", IPUTrainer, CONFIG, mixin=Scaled, **options), one)
+
+
+def test_an_unknown_mean_is_shared_as_upstream_does_and_said_once(tmp_path, caplog):
+    class Squared(Scaled):
+        loss_is_scaled_for_ga = False
+
+        def compute_loss(self, *args, **kwargs):
+            loss, outputs = super().compute_loss(*args, **{**kwargs, "return_outputs": True})
+            return (loss.square(), outputs) if kwargs.get("return_outputs") else loss.square()
+
+    options = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
+    one = with_head(tmp_path, "classes", Trainer, mixin=Squared, **options)
+    cut = with_head(tmp_path, "classes", IPUTrainer, CONFIG, mixin=Squared, **options)
+    for key, tensor in cut.model.state_dict().items():
+        torch.testing.assert_close(tensor, one.model.state_dict()[key], atol=2e-6, rtol=0)
+    assert caplog.text.count("is a mean over cannot be told: its 4 micro-batches are averaged") == 1
+
+
+def test_a_loss_that_looks_at_values_is_refused_with_its_line(tmp_path):
+    class Looks(Scaled):
+        def compute_loss(self, *args, **kwargs):
+            loss, outputs = super().compute_loss(*args, **{**kwargs, "return_outputs": True})
+            return (loss if loss.item() > 0 else -loss), outputs
+
+    with pytest.raises(CaptureError, match=r"test_losses.py:\d+, in compute_loss: `return \(loss if loss.item"):
+        with_head(tmp_path, "classes", IPUTrainer, CONFIG, mixin=Looks, per_device_train_batch_size=8)
+
+
+@pytest.mark.parametrize("name", ["compute_loss_context_manager", "autocast_smart_context_manager"])
+def test_a_method_that_no_step_calls_is_refused(name, tmp_path):
+    mixin = type("Mixin", (), {name: lambda self: None})
+    with pytest.raises(TypeError, match=f"`Mine.{name}` would not be called by a step of a pipelined model: "):
+        with_head(tmp_path, "classes", IPUTrainer, CONFIG, mixin=mixin)
+
+
+def test_rows_without_a_label_move_nothing_and_are_said(tmp_path, caplog):
+    name = "BertForTokenClassification"
+    rows = [{**row, "labels": torch.full_like(row["labels"], -100)} for row in rows_of(name)]
+    args = IPUTrainingArguments(str(tmp_path), **{**QUIET, **SGD, "max_steps": 1})
+    made = IPUTrainer(model_of(name), CONFIG, args, train_dataset=rows)
+    made.train()
+    assert "none of its labels counts (all are -100): its gradient is zero" in caplog.text
+    for key, tensor in model_of(name).state_dict().items():
+        assert torch.equal(made.model.state_dict()[key], tensor), key
 
 
 def test_updates_are_views_in_order():

@@ -11,7 +11,7 @@ import torch
 
 from .adapters import adapted, adapted_path, refuse_other_kinds
 from .config import IPU_CONFIG_NAME, IPUConfig
-from .modeling import PipelineMixin, pipelined_class, to_pipelined, view
+from .modeling import Origin, PipelineMixin, pipelined_class, to_pipelined, view
 
 
 class AdaptedMixin(PipelineMixin):
@@ -38,11 +38,22 @@ class AdaptedMixin(PipelineMixin):
             inner = inner.to_transformers()
         pipelined = _around(model, cls, pipelined_class(type(inner)).from_transformers(inner, ipu_config))
         pipelined.ipu_config = ipu_config
+        pipelined._origin = Origin(model)
         return pipelined
+
+    @property
+    def origins(self) -> tuple[torch.nn.Module, ...]:
+        """The models that `follow` looks at."""
+        return (*super().origins, *adapted(self).origins)
+
+    def follow(self) -> None:
+        """Take over what was set on the user's model since, and on the one within."""
+        super().follow()
+        adapted(self).follow()
 
     def to_transformers(self) -> Any:
         """Give a view of the PEFT class over the same modules and tensors, without any rewrite."""
-        with self._plain():
+        with self.plain():
             return _around(self, self.plain_class(), adapted(self).to_transformers())
 
     @classmethod

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,9 +17,11 @@ from .hardware import HOST, memory_limit
 from .options import (
     ATTRIBUTES,
     DEFAULT_MATMUL_PROPORTION,
+    DISABLED,
     ESTIMATED,
     EVERY_N,
     KINDS,
+    LOCAL,
     OPTIONS,
     attribute_option,
     known_options,
@@ -224,8 +227,26 @@ class IPUConfig(BaseConfig):
         return {**copy.deepcopy(self._options()), **versions}
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """Give the same as `to_dict`: a saved configuration keeps its meaning when a default changes."""
-        return self.to_dict()
+        """Give what a file keeps: every option, so that its meaning stays when a default changes.
+
+        Those of a machine, `executable_cache_dir` and `devices`, are their defaults: whoever loads it has another one.
+        """
+        return {**self.to_dict(), **{name: OPTIONS[name.removeprefix("inference_")].default for name in LOCAL}}
+
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Read a file, but for options of a machine; `from_pretrained` takes those as arguments."""
+        found, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        for name in LOCAL:
+            value = found.pop(name, None)
+            if value not in (None, "", DISABLED) and name not in kwargs:
+                logger.warning(
+                    "`%s=%r` of `%s` is not used, for it is of another machine: pass `%s=` to `from_pretrained`",
+                    *(name, value, pretrained_model_name_or_path, name),
+                )
+        return found, kwargs
 
     def _options(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ATTRIBUTES}

@@ -9,6 +9,7 @@
     ├── BatchError (ValueError)                   a batch the executor cannot take
     │   ├── BatchSizeError                        rows that do not divide into micro-batches
     │   ├── BatchMismatchError                    other names, shapes or dtypes than compiled
+    │   │   └── ModelChangedError                 a model that is not as it was when it was compiled
     │   ├── MaskedTokensError                     a row with more labels than `max_masked_tokens`
     │   ├── PackingError                          examples that do not fit their packed rows
     │   ├── CacheError                            tokens, rows or beams other than a static cache is for
@@ -57,6 +58,10 @@ class BatchSizeError(BatchError):
 
 class BatchMismatchError(BatchError):
     """Names, shapes, dtypes or constants that differ from the compiled ones."""
+
+
+class ModelChangedError(BatchMismatchError):
+    """A model whose modules, hooks, modes or attributes differ from those of the compiled graph."""
 
 
 class MaskedTokensError(BatchError):

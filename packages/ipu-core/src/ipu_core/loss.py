@@ -53,8 +53,8 @@ def _identity_loss(value: torch.Tensor) -> torch.Tensor:
 
 _identity_loss.register_fake(torch.empty_like)
 _identity_loss.register_autograd(lambda _, gradient: gradient)
-_MARK = torch.ops.ipu_core.identity_loss.default
-torch.fx.node.has_side_effect(_MARK)  # Or a mark that nothing reads would be cleared away as dead code.
+MARK = torch.ops.ipu_core.identity_loss.default
+torch.fx.node.has_side_effect(MARK)  # Or a mark that nothing reads would be cleared away as dead code.
 
 
 def marked_values(graph: torch.fx.Graph) -> tuple[str, ...]:
@@ -63,11 +63,11 @@ def marked_values(graph: torch.fx.Graph) -> tuple[str, ...]:
     inner: set[torch.fx.Node] = set()
     for node in graph.nodes:
         behind = frozenset[torch.fx.Node]().union(*(marks[source] for source in node.all_input_nodes))
-        if node.target is _MARK:
+        if node.target is MARK:
             inner |= behind
             behind |= {node}
         marks[node] = behind
-    return tuple(node.name for node in marks if node.target is _MARK and node not in inner)
+    return tuple(node.name for node in marks if node.target is MARK and node not in inner)
 
 
 def loss_value(captured: Capture, chosen: str | None = None) -> str:

@@ -2,7 +2,8 @@
 """`to_pipelined` and `PipelineMixin`: a transformers model that knows its layout and its `IPUConfig`.
 
 A pipelined model is a *view* of the user's model: another object of another class over the same modules and the same
-tensors. The user's model is not touched, and the view back to the plain class is made the same way.
+tensors. The user's model is not touched; what is set on it afterwards is taken over before anything is captured or
+saved. The view back to the plain class is made the same way.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 from .adapters import adapted, has_adapters
 from .config import IPU_CONFIG_NAME, ExecutionConfig, IPUConfig
 from .errors import LayoutError
+from .graph.capture import CAPTURING
+from .graph.guards import OF_TORCH, TABLES
 from .layout import count_layers
 from .partition import layer_ipus
 from .plugins.family import Family, load
@@ -62,6 +65,7 @@ class PipelineMixin(_MixinBase):
     _changes: contextlib.ExitStack | None = None
     _parallelized_as: ExecutionConfig | None = None
     _generator: Any = None
+    _origin: Origin | None = None
 
     @classmethod
     def from_transformers(cls, model: torch.nn.Module, ipu_config: IPUConfig) -> Self:
@@ -69,6 +73,7 @@ class PipelineMixin(_MixinBase):
         pipelined = view(model, cls)
         pipelined.ipu_config = ipu_config
         pipelined._family = _family_of(model)
+        pipelined._origin = Origin(model)
         return pipelined
 
     @classmethod
@@ -134,6 +139,29 @@ class PipelineMixin(_MixinBase):
         for check in (refuse_misplaced, refuse_more_labels, *map(load, targets)):
             check(adapted(self), config, batch)
 
+    @staticmethod
+    def own_attributes() -> frozenset[str]:
+        """Give the names of what a pipelined model has and its plain one does not; no forward reads them."""
+        return frozenset(vars(PipelineMixin))
+
+    @property
+    def origins(self) -> tuple[torch.nn.Module, ...]:
+        """The models that `follow` looks at."""
+        return (self._origin.model,) if self._origin is not None else ()
+
+    def follow(self) -> None:
+        """Take over what was set on the user's model since: a head, a hook, a mode, any other attribute.
+
+        What is captured, saved or made a plain model follows by itself.
+        """
+        if self._origin is not None:
+            self._origin.follow(self)
+
+    @property
+    def changes(self) -> object:
+        """What takes back the changes that are in place, another object for others; None where there are none."""
+        return self._changes
+
     @property
     def is_parallelized(self) -> bool:
         """Whether the changes of `parallelize` are in place."""
@@ -150,6 +178,7 @@ class PipelineMixin(_MixinBase):
             EditError: a source edit of the family does not fit the installed upstream.
         """
         self.deparallelize()
+        self.follow()
         config = self._execution_config(for_inference=for_inference)
         num_layers = count_layers(self, self.layout_patterns)
         # Where only the graph tells how many there are, a run that captures it checks them.
@@ -157,9 +186,11 @@ class PipelineMixin(_MixinBase):
         with contextlib.ExitStack() as changes:
             targets = self.family.rewrites if self.family else ()
             own = (serialized_vocabulary, packed_examples, masked_token_head)
-            for rewrite in (*own, *map(load, targets), *self._rewrites):
+            for rewrite in (*own, *map(load, targets)):
                 changes.enter_context(rewrite(adapted(self), config))
             changes.enter_context(edited(self, edits_of(self.family.edits if self.family else ())))
+            for rewrite in self._rewrites:  # around what is the model by then
+                changes.enter_context(rewrite(adapted(self), config))
             self._changes = changes.pop_all()
         self._parallelized_as = config
         if layers is not None:
@@ -181,13 +212,14 @@ class PipelineMixin(_MixinBase):
         if before is not None and before == self._execution_config(for_inference=for_inference):
             yield self
             return
-        self.parallelize(for_inference=for_inference)
-        try:
-            yield self
-        finally:
-            self.deparallelize()
-            if before is not None:
-                self.parallelize(for_inference=before.inference)
+        with CAPTURING:
+            self.parallelize(for_inference=for_inference)
+            try:
+                yield self
+            finally:
+                self.deparallelize()
+                if before is not None:
+                    self.parallelize(for_inference=before.inference)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Generate as upstream's `generate` does, in steps of static shapes.
@@ -207,19 +239,14 @@ class PipelineMixin(_MixinBase):
             self._generator = generation_model(self)
         return self._generator.generate(*args, **kwargs)
 
-    @staticmethod
-    def own_attributes() -> frozenset[str]:
-        """Give the names of what a pipelined model has and its plain one does not; no forward reads them."""
-        return frozenset(vars(PipelineMixin))
-
     def to_transformers(self) -> Any:
         """Give a view of the plain transformers class over the same modules and tensors, without any rewrite."""
-        with self._plain():
+        with self.plain():
             return view(self, self.plain_class())
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Write a plain transformers checkpoint, and `ipu_config.json` beside it; `kwargs` are upstream's."""
-        with self._plain():
+        with self.plain():
             self.to_transformers().save_pretrained(save_directory, **kwargs)
         if kwargs.get("is_main_process", True) and self._ipu_config is not None:
             self._ipu_config.save_pretrained(save_directory)
@@ -241,15 +268,21 @@ class PipelineMixin(_MixinBase):
         return (pipelined, *info) if info else pipelined
 
     @contextlib.contextmanager
-    def _plain(self) -> Iterator[None]:
+    def plain(self) -> Iterator[None]:
         """Be deparallelized inside the block, and afterwards as before."""
-        before = self._parallelized_as
-        self.deparallelize()
-        try:
+        if self._changes is None:
+            self.follow()
             yield
-        finally:
-            if before is not None:
-                self.parallelize(for_inference=before.inference)
+            return
+        before = self._parallelized_as
+        with CAPTURING:
+            self.deparallelize()
+            self.follow()
+            try:
+                yield
+            finally:
+                if before is not None:
+                    self.parallelize(for_inference=before.inference)
 
     def _execution_config(self, *, for_inference: bool) -> ExecutionConfig:
         return self.ipu_config.for_inference() if for_inference else self.ipu_config.for_training()
@@ -282,7 +315,10 @@ def to_pipelined(
         raise TypeError(f"`model` is a {type(model).__name__}: give a transformers model or another torch module")
     if isinstance(model, PipelineMixin):
         plain = model.to_transformers()
-        return to_pipelined(plain, ipu_config, family=family or model._family, rewrites=(*model._rewrites, *rewrites))
+        family, rewrites = family or model._family, (*model._rewrites, *rewrites)
+        made = to_pipelined(plain, ipu_config, family=family, rewrites=rewrites)
+        made._origin = model._origin and Origin(model._origin.model)
+        return made
     warn_if_untested()
     pipelined = pipelined_class(type(model)).from_transformers(model, ipu_config)
     pipelined._family = family or pipelined._family
@@ -337,3 +373,36 @@ def view(model: torch.nn.Module, cls: type[Any]) -> Any:
         # The constructor did this for the original class; it makes `output_hidden_states` work.
         _CAN_RECORD_REGISTRY[made] = made._can_record_outputs
     return made
+
+
+class Origin:
+    """The model that a view was made of, and how it was when the view last followed it."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.model = model
+        self._seen: dict[str, dict[str, Any]] = self._now()
+
+    def follow(self, made: torch.nn.Module) -> None:
+        """Make the changes to a view that were made to the model: attributes, and entries of torch's tables."""
+        now = self._now()
+        for table, entries in now.items():
+            before, own = self._seen.get(table, {}), vars(made)[table] if table else vars(made)
+            for name in [n for n in {**entries, **before} if entries.get(n, _MISSING) is not before.get(n, _MISSING)]:
+                if name in entries:
+                    own[name] = entries[name]
+                else:
+                    own.pop(name, None)
+        self._seen = now
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Be nothing in a copy: it has tensors of its own, and follows nobody."""
+        return type(None), ()
+
+    def _now(self) -> dict[str, dict[str, Any]]:
+        state = vars(self.model)
+        tables = {name: dict(value) for name, value in state.items() if name in TABLES}
+        others = {n: v for n, v in state.items() if n not in OF_TORCH and n not in vars(PipelineMixin)}
+        return {**tables, "": others}
+
+
+_MISSING = object()

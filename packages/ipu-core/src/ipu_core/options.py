@@ -20,6 +20,8 @@ EVERY_N = "every_n"
 OUTPUT_MODES = ("all", "sum", "final", EVERY_N, "default")
 ESTIMATED, MEASURED = COST_SOURCES = ("estimated", "measured")
 DEFAULT_MATMUL_PROPORTION = 0.2
+CACHE_DIRECTORY = "executable_cache_dir"
+DISABLED = "disabled"  # what files of optimum-graphcore say of a cache directory that is none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +29,7 @@ class Option:
     """One option of `IPUConfig`: its name, its default, what it accepts, and which modes read it.
 
     A `managed` option has a value of its own for inference, `inference_<name>`; inference reads no `training_only` one.
+    One that is `local` is about the machine at hand: files neither keep it nor bring it.
     """
 
     name: str
@@ -36,6 +39,7 @@ class Option:
     optional: bool = False
     managed: bool = False
     training_only: bool = False
+    local: bool = False
     meaning: str
 
     def check(self, name: str, value: Any) -> Any:
@@ -54,6 +58,8 @@ class Option:
             raise ValueError(f"`{name}={value!r}` is not one of {choices}{nearest(value, choices)}")
         if self.name.endswith("splits_per_ipu"):
             _check_splits(name, value)
+        if self.name == CACHE_DIRECTORY and value == DISABLED:
+            return self.default
         return list(value) if isinstance(value, tuple) else value
 
 
@@ -250,6 +256,7 @@ OPTIONS: dict[str, Option] = {
             kind=NAMES,
             optional=True,
             managed=True,
+            local=True,
             meaning='a torch device for each IPU, such as "cuda:0"; by default stages run where the model is',
         ),
         Option(
@@ -340,9 +347,10 @@ OPTIONS: dict[str, Option] = {
             meaning="run stages as code compiled for this processor, equal layers compiled once",
         ),
         Option(
-            name="executable_cache_dir",
+            name=CACHE_DIRECTORY,
             default="",
             kind=_STR,
+            local=True,
             meaning='directory of captured graphs and compiled code, which the next process uses; "" is none',
         ),
         Option(
@@ -382,6 +390,9 @@ def attribute_option(name: str) -> Option | None:
 
 
 ATTRIBUTES = tuple(n for name, o in OPTIONS.items() for n in ((name, f"inference_{name}") if o.managed else (name,)))
+
+# What a file neither keeps nor brings: whoever loads one has another machine, and trusts other directories.
+LOCAL = tuple(name for name in ATTRIBUTES if OPTIONS[name.removeprefix("inference_")].local)
 
 # Options that only hardware reads.
 HARDWARE_HINTS = (

@@ -11,6 +11,8 @@ from typing import Any, Self
 from ipu_core import IncompatibleIPUConfigError, IPUConfig
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
+from .loss_scale import LARGEST, SMALLEST
+
 _ONE_PROCESS = "there is one process: the engine distributes the model"
 _NO_AUTOCAST = "autocasting does not reach a captured graph: convert the model with"
 _IN_BACKWARD = "it updates each parameter inside the backward pass, before the micro-batches have added up"
@@ -114,9 +116,10 @@ class IPUTrainingArguments(TrainingArguments):
             )
         if self.lamb and self.optim != _default("optim"):
             raise ValueError(f"`lamb=True` and `optim={self.optim.value!r}` name two optimizers: give one of them")
-        if self.loss_scaling is not None and self.loss_scaling <= 0:
+        if self.loss_scaling is not None and not SMALLEST <= self.loss_scaling <= LARGEST:
             raise ValueError(
-                f"`loss_scaling={self.loss_scaling}` would turn the gradients round: give a factor above 0"
+                f"`loss_scaling={self.loss_scaling}` is no factor that a gradient can be multiplied with and divided "
+                f"by: give one from {SMALLEST} to {LARGEST}"
             )
 
     @property
@@ -153,7 +156,13 @@ class IPUTrainingArguments(TrainingArguments):
         if self.n_ipu is not None:
             for prefix in ("", "inference_"):
                 per_replica = getattr(ipu_config, f"{prefix}ipus_per_replica")
-                changes[f"{prefix}replication_factor"] = _replicas(self.n_ipu, per_replica, f"{prefix}ipus_per_replica")
+                name, replicas = f"{prefix}replication_factor", getattr(ipu_config, f"{prefix}replication_factor")
+                changes[name] = _replicas(self.n_ipu, per_replica, f"{prefix}ipus_per_replica")
+                if replicas != changes[name] and _is_named(name, self.ipu_config_overrides):
+                    raise IncompatibleIPUConfigError(
+                        f"`n_ipu={self.n_ipu}` is {changes[name]} replicas of {per_replica} IPUs, and "
+                        f"`ipu_config_overrides` has `{name}={replicas}`: give one of them"
+                    )
         return ipu_config.replace(**changes)
 
     def for_pipeline(self, ipu_config: IPUConfig) -> Self:
@@ -183,6 +192,10 @@ class IPUSeq2SeqTrainingArguments(IPUTrainingArguments, Seq2SeqTrainingArguments
 
 def _default(name: str) -> Any:
     return next(f.default for f in dataclasses.fields(TrainingArguments) if f.name == name)
+
+
+def _is_named(option: str, overrides: str | None) -> bool:
+    return any(pair.partition("=")[0].strip() == option for pair in (overrides or "").split(","))
 
 
 def _replicas(n_ipu: int, per_replica: int, name: str) -> int:

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -17,15 +18,29 @@ from ipu_core.engine.lowering import capture_model
 from ipu_core.graph.capture import Capture
 from torch.utils import _pytree as pytree
 
+Prepare = Callable[[dict[str, Any]], dict[str, Any]]
+
 
 class Evaluator:
     """A pipelined model as a function of a batch with any number of rows, for evaluation and prediction.
 
     The loss it returns, as every scalar, is the mean, over rows, of the losses of their micro-batches.
+
+    Args:
+        model: the model.
+        micro_batch_size: rows of a micro-batch.
+        prepare: adds to each micro-batch what the loss needs besides; None for nothing.
     """
 
-    def __init__(self, model: PipelineMixin, *, micro_batch_size: int) -> None:
+    # What upstream asks, with the name below, of whatever it calls as a model.
+    _modules: Mapping[str, Any] = MappingProxyType({})
+
+    def _get_name(self) -> str:
+        return str(self._model.plain_class().__name__)
+
+    def __init__(self, model: PipelineMixin, *, micro_batch_size: int, prepare: Prepare | None = None) -> None:
         self._model = model
+        self._prepare = prepare
         self._config = model.ipu_config.for_inference()
         self._micro_batch_size = micro_batch_size
         self._executors: dict[tuple[Any, ...], Executor] = {}
@@ -37,8 +52,7 @@ class Evaluator:
         start = 0
         for micro_size, count in self._pieces(_num_rows(batch)):
             stop = start + micro_size * count
-            piece = rows_of(batch, start, stop)
-            self._executor(micro_size, count, piece)
+            self._executor(micro_size, count, self._piece(batch, start, stop, micro_size))
             start = stop
 
     def __call__(self, **batch: Any) -> Any:
@@ -47,12 +61,24 @@ class Evaluator:
         start = 0
         for micro_size, count in self._pieces(_num_rows(batch)):
             stop = start + micro_size * count
-            piece = rows_of(batch, start, stop)
+            piece = self._piece(batch, start, stop, micro_size)
             outputs.append(self._executor(micro_size, count, piece)(**piece))
             micro_sizes += [micro_size] * count
             start = stop
-        scalars = _scalars(self._captures[_shapes(micro_sizes[0], batch)])
+        scalars = _scalars(
+            self._captures[_shapes(micro_sizes[0], self._piece(batch, 0, micro_sizes[0], micro_sizes[0]))]
+        )
         return _joined(outputs, torch.tensor(micro_sizes), scalars)
+
+    def _piece(self, batch: Mapping[str, Any], start: int, stop: int, micro_size: int) -> dict[str, Any]:
+        """Give some rows, with what each of their micro-batches needs besides."""
+        if self._prepare is None:
+            return rows_of(batch, start, stop)
+        parts = [self._prepare(rows_of(batch, first, first + micro_size)) for first in range(start, stop, micro_size)]
+        return {
+            name: torch.cat([part[name] for part in parts]) if isinstance(value, torch.Tensor) and value.ndim else value
+            for name, value in parts[0].items()
+        }
 
     def _pieces(self, num_rows: int) -> Iterator[tuple[int, int]]:
         """Give (rows of a micro-batch, micro-batches) of each call: whole combined batches first, then the rest."""

@@ -12,6 +12,8 @@ logger = logging.getLogger(__name__)
 
 START = 2.0**15  # the largest power of two a float16 holds
 PATIENCE = 2000
+# Factors of which float32 holds the inverse too, without loss.
+SMALLEST, LARGEST = 2.0**-126, 2.0**126
 
 
 class LossScale:

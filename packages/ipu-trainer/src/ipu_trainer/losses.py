@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from ipu_core.adapters import adapted
 from ipu_core.engine.batch import rows_of
+from ipu_core.graph.means import NUM_ITEMS
 from ipu_core.loss import IGNORED
 from ipu_core.rewrites import Rewrite
-from ipu_core.rewrites.loss import loss_of
-from transformers import TrainingArguments
+from ipu_core.rewrites.loss import loss_of, takes
+from transformers import Trainer, TrainingArguments
 from transformers.models.auto import modeling_auto
 from transformers.trainer_pt_utils import LabelSmoother
 from transformers.utils.generic import find_labels
@@ -31,7 +32,7 @@ def loss_rewrites(model: torch.nn.Module, args: TrainingArguments, compute_loss:
         ValueError: labels are to be smoothed, and the model has none.
     """
     if compute_loss is not None:
-        return [loss_of(functools.partial(compute_loss, num_items_in_batch=None))]
+        return [loss_of(compute_loss, counts_items=takes(compute_loss, NUM_ITEMS))]
     is_multi_label = getattr(getattr(model, "config", None), "problem_type", None) == "multi_label_classification"
     if not args.label_smoothing_factor or is_multi_label:  # of the latter upstream warns
         return []
@@ -52,30 +53,23 @@ def predicts_next(model: torch.nn.Module) -> bool:
     return is_decoder and bool(_names(model) & set(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()))
 
 
-def is_mean_over_labels(model: torch.nn.Module) -> bool:
-    """Say whether a model's loss is a mean over its labels, and not, as that of CTC, over rows of any number."""
-    return not _names(model) & set(modeling_auto.MODEL_FOR_CTC_MAPPING_NAMES.values())
+# Methods of upstream that a step of ours has no use for.
+UNUSED = {
+    "compute_loss_context_manager": "the loss is captured once: enter what it needs in `compute_loss`",
+    "autocast_smart_context_manager": "autocasting does not reach a captured graph: convert the model",
+    "_prepare_context_parallel_inputs": "the engine distributes the model: leave it out",
+}
 
 
-def item_weights(batch: Mapping[str, Any], num_micro_batches: int, *, shifted: bool) -> torch.Tensor:
-    """Give each micro-batch's share of the items of a combined batch, [num_micro_batches], float64, adding up to 1.
+def refuse_unused_overrides(trainer: type[Trainer]) -> None:
+    """Refuse a subclass of a trainer that overrides what no step would call.
 
-    The losses of transformers are means over items: labelled tokens, or rows. Micro-batches with different numbers of
-    them are together the mean over all items only when each counts by its number: the numbers in `labels` that are not
-    -100. A batch without whole-numbered `labels`, or without one item, is shared evenly.
-
-    Args:
-        batch: one update's rows.
-        num_micro_batches: how many micro-batches they make.
-        shifted: whether a row's first label counts nothing.
+    Raises:
+        TypeError: naming the method, and what to do instead.
     """
-    even = torch.full((num_micro_batches,), 1 / num_micro_batches, dtype=torch.float64)
-    labels = batch.get("labels")
-    if not isinstance(labels, torch.Tensor) or labels.is_floating_point() or not labels.ndim:
-        return even
-    counted = labels[:, 1:] if shifted and labels.ndim > 1 else labels
-    items = (counted != IGNORED).reshape(num_micro_batches, -1).sum(dim=1).double()
-    return items / items.sum() if items.any() else even
+    for name, reason in UNUSED.items():
+        if getattr(trainer, name, None) is not getattr(Trainer, name, None):
+            raise TypeError(f"`{trainer.__name__}.{name}` would not be called by a step of a pipelined model: {reason}")
 
 
 def updates(batch: Mapping[str, Any], num_updates: int) -> list[dict[str, Any]]:
@@ -90,17 +84,34 @@ class FiniteWatch:
     def __init__(self) -> None:
         self._last: int | None = None
 
-    def see(self, losses: torch.Tensor, *, step: int, args: TrainingArguments, learning_rate: float) -> None:
-        """Look at the losses of a step's micro-batches, whose steps are counted from 1."""
+    def see(
+        self, losses: torch.Tensor, *, step: int, args: TrainingArguments, learning_rate: float, is_of_nothing: bool
+    ) -> None:
+        """Look at the losses of a step's micro-batches, whose steps are counted from 1.
+
+        Args:
+            losses: those that count.
+            step: of the run.
+            args: of the trainer.
+            learning_rate: of this step.
+            is_of_nothing: whether no label of the step counts.
+        """
         if bool(losses.isfinite().all()):
             return
         before, self._last = self._last, step
         if before is not None and step - before <= 1:
             return
+        if is_of_nothing:
+            logger.warning(
+                "the loss is %s in step %d, for none of its labels counts (all are %d): its gradient is zero, and "
+                "nothing is learned from it: look for rows without any label",
+                *(losses[~losses.isfinite()][0].item(), step, IGNORED),
+            )
+            return
         half = ", `auto_loss_scaling=True` or `model.bfloat16()`" if losses.dtype == torch.float16 else ""
         logger.warning(
             "the loss is %s in step %d, and the weights will follow: try a lower `learning_rate` (%g here), more "
-            "`warmup_steps` (%g here), a smaller `max_grad_norm` (%g here)%s, and look for rows without any label",
+            "`warmup_steps` (%g here), a smaller `max_grad_norm` (%g here)%s",
             losses[~losses.isfinite()][0].item(),
             step,
             learning_rate,

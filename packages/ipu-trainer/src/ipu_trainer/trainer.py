@@ -15,7 +15,10 @@ from ipu_core import Executor, IPUConfig, PipelineMixin, to_pipelined
 from ipu_core.adapters import has_adapters
 from ipu_core.engine.engines import usable_engine
 from ipu_core.engine.residence import move_state
+from ipu_core.graph.means import NUM_ITEMS, shares
+from ipu_core.rewrites.loss import computed_by, takes
 from torch.utils._pytree import tree_leaves
+from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from .arguments import IPUTrainingArguments
@@ -23,7 +26,7 @@ from .checkpoints import CompleteCheckpoints
 from .evaluation import Evaluator
 from .loaders import Collator
 from .loss_scale import LossScale
-from .losses import ComputeLoss, FiniteWatch, is_mean_over_labels, item_weights, loss_rewrites, predicts_next, updates
+from .losses import ComputeLoss, FiniteWatch, loss_rewrites, refuse_unused_overrides, updates
 from .modelcard import IPUTrainingSummary
 from .optimizers import lamb
 from .packing import PackedBatchLoaders
@@ -54,13 +57,17 @@ class IPUTrainer(CompleteCheckpoints, CheckedResume, PackedBatchLoaders):
         ipu_config: how it runs as a pipeline; read from the model where it is pipelined already.
         args: an `IPUTrainingArguments`.
         eval_data_collator: makes the batches of evaluation and prediction; that of training by default.
-        compute_loss_func: a function of outputs, labels and `num_items_in_batch` that gives a mean over the items of a
-            micro-batch; it becomes part of the captured graph, and `num_items_in_batch` is None.
+        compute_loss_func: a function of outputs, labels and `num_items_in_batch`, the items of the whole update; it
+            becomes part of the captured graph. One that gives a mean over the items of a micro-batch trains the same.
         kwargs: the other arguments of `transformers.Trainer`, by name. The scheduler of `optimizers` may be a
             `functools.partial` that makes one of the optimizer.
 
+    Methods may be overridden as those of `transformers.Trainer`. `compute_loss` is part of the captured graph in
+    training, where it cannot look at values; in evaluation it is called on what the executors give.
+
     Raises:
-        TypeError: `args` is not an `IPUTrainingArguments`, or there is no `IPUConfig`.
+        TypeError: `args` is not an `IPUTrainingArguments`, or there is no `IPUConfig`; an overridden method that no
+            step calls.
         ValueError: an argument that has no effect on a pipelined model.
     """
 
@@ -79,6 +86,7 @@ class IPUTrainer(CompleteCheckpoints, CheckedResume, PackedBatchLoaders):
         compute_loss_func: ComputeLoss | None = None,
         **kwargs: Any,
     ) -> None:
+        refuse_unused_overrides(type(self))
         args = IPUTrainingArguments("tmp_trainer") if args is None else args
         if not isinstance(args, IPUTrainingArguments):
             raise TypeError(f"`args` is a {type(args).__name__}: give an IPUTrainingArguments")
@@ -96,12 +104,16 @@ class IPUTrainer(CompleteCheckpoints, CheckedResume, PackedBatchLoaders):
         if model is not None:
             model = self._pipelined(model)
         super().__init__(model, args.for_pipeline(self.ipu_config), **kwargs)
-        # Both are part of the captured graph, and micro-batches are weighted by their items outside of it.
-        self.label_smoother = None
+        # Micro-batches are weighted by their items outside of the graph that makes the loss.
         self.model_accepts_loss_kwargs = False
+        if self._computes_loss:
+            self.compute_loss_func = compute_loss_func  # upstream's method calls it, and the smoother
+        else:
+            self.label_smoother = None
         self.args._n_gpu = min(self.args.n_gpu, 1)
         self.loss_scale = LossScale(self.args.loss_scaling, is_dynamic=self.ipu_config.auto_loss_scaling)
         self._finite_watch = FiniteWatch()
+        self._has_said_unknown = False
         self._training: tuple[Any, Executor] | None = None
         self._evaluator: tuple[Any, Evaluator] | None = None
 
@@ -125,7 +137,8 @@ class IPUTrainer(CompleteCheckpoints, CheckedResume, PackedBatchLoaders):
         """What evaluation and prediction run: the model as a function of any number of rows."""
         if self._evaluator is None or self._evaluator[0] is not self.model:
             micro_batch_size = self.args.per_device_eval_batch_size
-            self._evaluator = self.model, Evaluator(self.model, micro_batch_size=micro_batch_size)
+            prepare = None if self._computes_loss else self._with_num_items
+            self._evaluator = self.model, Evaluator(self.model, micro_batch_size=micro_batch_size, prepare=prepare)
         return self._evaluator[1]
 
     def call_model_init(self, trial: Any = None) -> PipelineMixin:
@@ -164,7 +177,8 @@ class IPUTrainer(CompleteCheckpoints, CheckedResume, PackedBatchLoaders):
             if self.train_dataset is not None:
                 self.create_optimizer()
                 batch = self._prepare_inputs(next(iter(self.get_train_dataloader())))
-                self.training_executor.compile(**updates(batch, self.ipu_config.device_iterations)[0])
+                part = self._with_num_items(updates(batch, self.ipu_config.device_iterations)[0])
+                self.training_executor.compile(**part)
             for name in self.evaluation_names():
                 self.evaluator.compile(**self._prepare_inputs(next(iter(self.get_eval_dataloader(name)))))
 
@@ -189,22 +203,58 @@ class IPUTrainer(CompleteCheckpoints, CheckedResume, PackedBatchLoaders):
 
     def _backward(self, part: dict[str, Any]) -> torch.Tensor:
         """Add up the gradients of one update, and give its loss: the mean over all items."""
-        num_micro_batches = self.ipu_config.for_training().micro_batches_per_update
-        weights = torch.full((num_micro_batches,), 1 / num_micro_batches, dtype=torch.float64)
-        if is_mean_over_labels(self.model):
-            weights = item_weights(part, num_micro_batches, shifted=predicts_next(self.model))
-        outputs = self.training_executor(**part, loss_weights=(weights * self.loss_scale.value).tolist())
+        part = self._with_num_items(part)
+        counts = self.training_executor.item_counts(**part)
+        weights = self._shares(counts)
+        scaled = [{name: weight * self.loss_scale.value for name, weight in each.items()} for each in weights]
+        outputs = self.training_executor(**part, loss_weights=scaled)
         # The loss is all that was selected, under whatever name the model returns it.
         losses = next(leaf for leaf in tree_leaves(outputs) if leaf is not None).reshape(-1)
-        loss = torch.where(weights > 0, losses * weights, 0.0).sum().to(losses.dtype)
         self._finite_watch.see(
-            losses[weights > 0],
+            losses[torch.tensor([any(each.values()) for each in weights])],
             step=self.state.global_step + 1,
             args=self.args,
             learning_rate=self._get_learning_rate(),
+            is_of_nothing=any(counts) and not any(map(any, counts)),
         )
         self.loss_scale.unscale(self.model.parameters())
-        return loss
+        return (self.training_executor.update_loss / self.loss_scale.value).to(losses.dtype)
+
+    def _shares(self, counts: list[list[float]]) -> list[dict[str, float]]:
+        """Give the weights with which micro-batches of so many items train as one batch of all their rows."""
+        terms = self.training_executor.terms
+        # Upstream averages the losses of micro-batches, but where it takes them to be divided by all items already.
+        adds_up = self.compute_loss_func is not None or self._compute_loss is not None
+        adds_up = self.loss_is_scaled_for_ga if self.loss_is_scaled_for_ga is not None else adds_up
+        if not terms.is_known and len(counts) > 1 and not self._has_said_unknown:
+            self._has_said_unknown = True
+            how = "added up" if adds_up else "averaged"
+            logger.warning(
+                "what the loss of %s is a mean over cannot be told: its %d micro-batches are %s, as by transformers "
+                "with as many accumulation steps; means over labels, and sums divided by `num_items_in_batch`, can be",
+                *(type(self.model).__name__, len(counts), how),
+            )
+        return shares(terms, counts, unknown=1.0 if adds_up else None)
+
+    @property
+    def _computes_loss(self) -> bool:
+        """Whether a subclass has a `compute_loss` of its own."""
+        return type(self).compute_loss is not Trainer.compute_loss
+
+    def _with_num_items(self, part: dict[str, Any]) -> dict[str, Any]:
+        """Add the number of items, as upstream counts them, [rows], where the loss that was given asks for it."""
+        asking = self.compute_loss if self._computes_loss else self._compute_loss
+        if asking is None or not takes(asking, NUM_ITEMS):
+            return part
+        self.model_accepts_loss_kwargs = True  # upstream counts for whoever takes them
+        try:
+            found = self._get_num_items_in_batch([part], self.args.device)
+        finally:
+            self.model_accepts_loss_kwargs = False
+        if found is None:
+            return part
+        rows = next(value.shape[0] for value in part.values() if isinstance(value, torch.Tensor) and value.ndim)
+        return {**part, NUM_ITEMS: torch.as_tensor(found).reshape(()).expand(rows)}
 
     def prediction_step(
         self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
@@ -247,7 +297,10 @@ class IPUTrainer(CompleteCheckpoints, CheckedResume, PackedBatchLoaders):
 
     def _pipelined(self, model: torch.nn.Module) -> PipelineMixin:
         """Pipeline a model, with the loss that was asked for."""
-        rewrites = loss_rewrites(model, self._given, self._compute_loss)
+        if self._computes_loss:
+            rewrites = [computed_by(self.compute_loss)]
+        else:
+            rewrites = loss_rewrites(model, self._given, self._compute_loss)
         pipelined: PipelineMixin = to_pipelined(model, self.ipu_config, rewrites=rewrites)
         return pipelined
 

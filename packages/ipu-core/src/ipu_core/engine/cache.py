@@ -59,20 +59,33 @@ class ExecutableCache:
             key: letters and digits.
             load: gives the value of a folder; nothing of it is read later.
             write: fills an empty folder.
+
+        Raises:
+            OSError: there is no directory, or no room in it any more, and none for temporary files either.
         """
         if self._root is None:
             with tempfile.TemporaryDirectory() as scratch:
                 write(Path(scratch))
                 return load(Path(scratch))
         folder = self._root / key
-        if folder.exists():
+        if os.path.lexists(folder):
             problem = _problem(folder)
             if problem is None:
-                return load(folder)
+                try:
+                    return load(folder)
+                except Exception as error:  # whatever a file that somebody changed makes of it
+                    problem = f"it cannot be loaded: {type(error).__name__}: {error}"
             logger.warning("the entry %s of the executable cache is ignored, and made anew: %s", key, problem)
-        with self._new(folder) as new:
-            write(new)
-            return load(new)
+        try:
+            with self._new(folder) as new:
+                write(new)
+                return load(new)
+        except OSError as error:
+            logger.warning(
+                "the executable cache `%s` cannot be written any more, nothing is kept: %s", self._root, error
+            )
+            self._root = None
+            return self.entry(key, load=load, write=write)
 
     @contextlib.contextmanager
     def _new(self, folder: Path) -> Iterator[Path]:
@@ -82,9 +95,12 @@ class ExecutableCache:
             new = Path(scratch) / "entry"
             new.mkdir(mode=0o700)
             yield new
-            (new / CHECKSUMS).write_text(json.dumps({f.name: _digest(f) for f in sorted(new.iterdir())}))
+            files = {f.name: _digest(f) for f in sorted(new.iterdir())}
+            (new / CHECKSUMS).write_text(json.dumps({"key": folder.name, "files": files}))
             try:
-                if folder.exists():
+                if folder.is_symlink():
+                    folder.unlink()
+                elif folder.exists():
                     folder.rename(Path(scratch) / "old")
                 new.rename(folder)
             except OSError as error:
@@ -114,16 +130,20 @@ def _usable(root: Path) -> Path | None:
 def _problem(folder: Path) -> str | None:
     """Say why an entry cannot be used, None when it can."""
     try:
-        expected = json.loads((folder / CHECKSUMS).read_text())
+        if (problem := _trust_problem(folder)) is not None:
+            return problem
+        written = json.loads((folder / CHECKSUMS).read_text())
         files = {file for file in folder.iterdir() if file.name != CHECKSUMS}
-        for path in (folder, folder / CHECKSUMS, *files):
+        for path in (folder / CHECKSUMS, *files):
             if (problem := _trust_problem(path)) is not None:
                 return problem
         found = {file.name: _digest(file) for file in files}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         return f"it cannot be read: {error}"
-    if not isinstance(expected, dict) or found != expected:
+    if not isinstance(written, dict) or written.get("files") != found:
         return "its files are not those that were written"
+    if written.get("key") != folder.name:
+        return f"it was written as `{written.get('key')}`"
     return None
 
 

@@ -140,7 +140,7 @@ def dry_run(
                 program.infer(weights.inputs, watch=watch)
             else:
                 order = one_pass(len(ipus))
-                for outputs in program.train([weights.inputs], order, loss=loss, weights=[1.0], watch=watch):
+                for outputs in program.train([weights.inputs], order, starts=[{loss: 1.0}], watch=watch):
                     del outputs
             storages.settle()
             return storages.usage

@@ -17,6 +17,8 @@ from ..adapters import refuse_nothing_to_train
 from ..config import ExecutionConfig, IPUConfig
 from ..errors import BatchError, BatchSizeError, IncompatibleIPUConfigError, LossError, NotCompiledError, nearest
 from ..graph.capture import Capture, input_leaves
+from ..graph.guards import Guards
+from ..graph.means import Terms
 from ..graph.ranges import IndexRange, check_ranges, index_ranges
 from ..holdings import trainable_values
 from ..loss import loss_value
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     from ..modeling import PipelineMixin
 
 logger = logging.getLogger(__name__)
+LossWeight = float | Mapping[str, float]
 
 
 class Executor:
@@ -72,7 +75,8 @@ class Executor:
 
     Raises:
         BatchSizeError: rows that do not divide into micro-batches.
-        BatchMismatchError: a batch, or a model, other than the compiled one.
+        BatchMismatchError: a batch other than the compiled one.
+        ModelChangedError: a model that is not as it was when it was compiled.
         BatchError: a token the embedding has no row for, a label that is no class of the loss.
         CaptureError, LayoutError, LossError, IncompatibleIPUConfigError: when compiling.
         EngineNotAvailableError: when compiling, a device that is not there.
@@ -101,6 +105,7 @@ class Executor:
         self._compiled: _Compiled | None = None
         self._plan: Plan | None = None
         self._spans: list[Span] = []
+        self._update_loss: torch.Tensor | None = None
 
     @property
     def is_compiled(self) -> bool:
@@ -183,25 +188,61 @@ class Executor:
                 recomputed=recomputed(lowered, self._config, loss),
             ),
             residence=Residence(weights, lowered.programs),
+            guards=Guards(self._model),
             kept=_selection(captured, loss, self._selected),
             loss=loss,
             schedule=schedule.schedule if schedule else None,
             order=tuple(schedule.in_order()) if schedule else (),
         )
+        self._compiled.guards.take(captured)
         if self._config.seed is not None:
             torch.manual_seed(self._config.seed)
         seconds = time.perf_counter() - started
         logger.info("compiled %s for the %s engine in %.1f s", captured.model_name, self._engine.name, seconds)
         return self
 
-    def __call__(self, *, loss_weights: Sequence[float] | None = None, **batch: Any) -> Any:
+    @property
+    def terms(self) -> Terms:
+        """What the loss adds up, and what each part of it is a mean over.
+
+        Raises:
+            NotCompiledError: it is not a training executor, or was not compiled yet.
+        """
+        if self._compiled is None or self._compiled.lowered.terms is None:
+            raise NotCompiledError("there is no loss yet: compile a training executor first")
+        return self._compiled.lowered.terms
+
+    @property
+    def update_loss(self) -> torch.Tensor:
+        """What the gradient of the last update is of, a scalar: the weighted losses of its micro-batches.
+
+        Raises:
+            NotCompiledError: it is not a training executor, or was not called yet.
+        """
+        if self._update_loss is None:
+            raise NotCompiledError("there is no loss yet: call a training executor first")
+        return self._update_loss
+
+    def item_counts(self, **batch: Any) -> list[list[float]]:
+        """Count, for each micro-batch of one, the items of each mean that the loss adds up, such as labelled tokens.
+
+        `ipu_core.graph.means.shares` makes `loss_weights` of them, with which the gradient of micro-batches is that of
+        all their rows together.
+        """
+        self.compile(**batch)
+        assert self._compiled is not None
+        values = self._compiled.program.initial_values
+        return [self.terms.items(values(part)) for part in micro_batches(batch, self._config)]
+
+    def __call__(self, *, loss_weights: Sequence[LossWeight] | None = None, **batch: Any) -> Any:
         """Run one combined batch; returns what the model returns, its micro-batches joined as `output_mode` says.
 
         Args:
             loss_weights: for each micro-batch, the factor of its loss in the gradient of its update. By default those
                 of one update average: each is 1 / (`gradient_accumulation_steps` x `replication_factor`). Micro-batches
                 whose losses are means over different numbers of items are together the mean over all items with
-                ``items / items.sum()``. A micro-batch of weight zero adds nothing, whatever its loss is.
+                ``items / items.sum()``. A micro-batch of weight zero adds nothing, whatever its loss is. Where a loss
+                has several means over different items, a weight is a mapping with one of each, see `item_counts`.
             batch: the tensors, by the names of the forward's arguments.
 
         Raises:
@@ -209,6 +250,7 @@ class Executor:
         """
         self.compile(**batch)
         assert self._compiled is not None
+        self._compiled.guards.check()
         self._model.check_batch(batch, config=self._config)
         check_ranges(self._compiled.ranges, batch)
         self._compiled.residence.settle(self._optimizer)
@@ -233,13 +275,13 @@ class Executor:
             self._compiled.residence.release()
 
     def _train(
-        self, compiled: _Compiled, batch: Mapping[str, Any], loss_weights: Sequence[float] | None
+        self, compiled: _Compiled, batch: Mapping[str, Any], loss_weights: Sequence[LossWeight] | None
     ) -> list[list[Any]]:
         assert compiled.loss is not None
         refuse_gradients_of_inputs(batch)
         parts = list(micro_batches(batch, self._config))
         per_update = self._config.micro_batches_per_update
-        weights = [1 / per_update] * len(parts) if loss_weights is None else list(loss_weights)
+        weights: list[LossWeight] = [1 / per_update] * len(parts) if loss_weights is None else list(loss_weights)
         if len(weights) != len(parts):
             raise BatchSizeError(
                 f"`loss_weights` has {len(weights)} numbers, and {arithmetic(self._config)}: give one each"
@@ -249,14 +291,15 @@ class Executor:
             if self._optimizer is not None:
                 self._optimizer.zero_grad()
             update = slice(iteration * per_update, (iteration + 1) * per_update)
-            self._spans = []
-            for leaves in compiled.program.train(
-                parts[update], compiled.order, loss=compiled.loss, weights=weights[update], watch=self._timed
-            ):
+            self._spans, losses = [], []
+            starts = [compiled.starts(weight) for weight in weights[update]]
+            for leaves, loss in compiled.program.train(parts[update], compiled.order, starts=starts, watch=self._timed):
+                losses.append(loss)
                 if is_returned(iteration, self._config):
                     outputs.append(compiled.keep(leaves))
                 if self._config.output_mode == "final":
                     del outputs[: -self._config.replication_factor]
+            self._update_loss = torch.as_tensor(sum(losses))
             if self._optimizer is not None:
                 self._optimizer.step()
         return outputs
@@ -283,10 +326,22 @@ class _Compiled:
     lowered: Lowered
     program: HostProgram
     residence: Residence
+    guards: Guards
     kept: frozenset[int]
     loss: str | None
     schedule: Schedule | None
     order: tuple[Action, ...]
+
+    def starts(self, weight: LossWeight) -> dict[str, float]:
+        """Give the values a backward pass starts from: the loss, or its terms where they have weights of their own."""
+        assert self.loss is not None and self.lowered.terms is not None
+        if not isinstance(weight, Mapping):
+            return {self.loss: weight}
+        if self.lowered.terms.are_apart:
+            return dict(weight)
+        # Terms that are means over the same have the same weight, but for what they are multiplied by.
+        term = next(term for term in self.lowered.terms.terms if term.factor)
+        return {self.loss: weight[term.value] / term.factor}
 
     def keep(self, leaves: list[Any]) -> list[Any]:
         """Drop the outputs nobody asked for, so that their memory is free before the next micro-batch."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -26,6 +26,13 @@ Watch = Callable[[Action], contextlib.AbstractContextManager[None]]
 def unwatched(action: Action) -> contextlib.AbstractContextManager[None]:
     """Let an action pass."""
     return contextlib.nullcontext()
+
+
+class Trained(NamedTuple):
+    """What one micro-batch gives: the leaves of its output, detached, and what its gradient is of, a scalar."""
+
+    leaves: list[Any]
+    loss: torch.Tensor
 
 
 class HostProgram:
@@ -74,20 +81,19 @@ class HostProgram:
         batches: Sequence[Mapping[str, Any]],
         order: Iterable[Action],
         *,
-        loss: str,
-        weights: Sequence[float],
+        starts: Sequence[Mapping[str, float]],
         watch: Watch = unwatched,
-    ) -> Iterator[list[Any]]:
-        """Run some micro-batches forward and backward; yield the leaves of each one's output, detached, in their order.
+    ) -> Iterator[Trained]:
+        """Run some micro-batches forward and backward; yield what each one gives, in their order.
 
-        The gradient of each one's weight times the value `loss` is added to the parameters' gradients; one of weight
-        zero has no backward pass, so that a loss over nothing, which is NaN, adds nothing.
+        The gradient of the values named in `starts`, times their weights, is added to the parameters' gradients. A
+        value of weight zero has no part in it, so that a loss over nothing, which is NaN, adds nothing.
 
         Args:
             batches: the micro-batches.
             order: every forward and backward pass, each after those it needs, micro-batches in order.
-            loss: the value of the graph whose gradient is taken.
-            weights: by how much it is multiplied, for each micro-batch.
+            starts: for each micro-batch, the values of the graph whose gradient is taken, and by how much they are
+                multiplied: the loss, or the terms of it.
             watch: entered for each action, left when it is done.
         """
         self._forget_carriers_if_something_was_frozen()
@@ -95,7 +101,7 @@ class HostProgram:
         for action in order:
             if action.micro_batch not in passes:
                 values = self.initial_values(batches[action.micro_batch])
-                passes[action.micro_batch] = _Pass(self, values, loss, weights[action.micro_batch])
+                passes[action.micro_batch] = _Pass(self, values, starts[action.micro_batch])
             running = passes[action.micro_batch]
             with watch(action):
                 if action.kind == FORWARD:
@@ -104,7 +110,7 @@ class HostProgram:
                     running.backward(action.stage)
             if action.kind == BACKWARD and action.stage == 0:
                 del passes[action.micro_batch]
-                finished = [running.detached_outputs()]
+                finished = [Trained(running.detached_outputs(), running.loss)]
                 del running  # with all it keeps, which an output that is not detached would keep too
                 yield finished.pop()
 
@@ -138,8 +144,8 @@ class _Pass:
 
     program: HostProgram
     values: Values
-    loss: str
-    weight: float
+    starts: Mapping[str, float]
+    loss: Any = 0.0
     results: dict[str, Any] = field(default_factory=dict)
     sent: dict[StageGraph, dict[str, Any]] = field(default_factory=dict)
     generators: dict[StageGraph, Any] = field(default_factory=dict)
@@ -189,9 +195,11 @@ class _Pass:
             leaf = self.values[name]
             if isinstance(leaf, torch.Tensor) and leaf.is_leaf and leaf.grad is not None:
                 starts.append((value, leaf.grad))
-            if name == self.loss:
-                starts.append((value, torch.full_like(value, self.weight)))
-        if starts and self.weight:
+            if weight := self.starts.get(name, 0.0):
+                if value.requires_grad or len(self.starts) == 1:  # a term may be of frozen parameters alone
+                    starts.append((value, torch.full_like(value, weight)))
+                self.loss = self.loss + weight * value.detach()
+        if starts:
             tensors, gradients = zip(*starts, strict=True)
             torch.autograd.backward(tensors, gradients)
 

@@ -15,10 +15,12 @@ import torch
 from ..automatic import Owners, automatic_layers
 from ..config import ExecutionConfig
 from ..cost import estimated_seconds
+from ..errors import LossError
 from ..footprint import footprint, visits_of
 from ..graph.capture import Capture, capture
 from ..graph.cut import Segment, cut
 from ..graph.fingerprint import NoFingerprint, fingerprint
+from ..graph.means import Terms, terms_of
 from ..graph.read_rows import without_unread_rows
 from ..graph.split import StageGraph, split
 from ..graph.store import NotStorable, read_capture, write_capture
@@ -50,12 +52,14 @@ class Lowered:
         programs: the stages as functions, on the devices of their IPUs; several of each stage where activations are
             recomputed.
         plan: what sits where; what it holds is not worked out yet.
+        terms: what the loss adds up; None in inference, and where there is no loss.
     """
 
     captured: Capture
     stages: tuple[Segment, ...]
     programs: tuple[StageGraph, ...]
     plan: Plan
+    terms: Terms | None = None
 
 
 def lower(
@@ -95,9 +99,12 @@ def lower(
         else:
             layers = config.expand_layers(model_layout.num_layers)
         placement = place(model_layout, config, model, layers)
-    stages = cut(captured, placement)
+    terms = None if config.inference else _terms(captured, loss)
+    starts = [term.value for term in terms.terms] if terms is not None and terms.are_apart else []
+    stages = cut(captured, placement, also_sent=starts)
     is_cut_further = config.recompute_checkpoint_every_layer or config.compile
-    pieces = cut(captured, placement, also_at=_layer_starts(model_layout)) if is_cut_further else stages
+    starts_of_layers = _layer_starts(model_layout)
+    pieces = cut(captured, placement, also_at=starts_of_layers, also_sent=starts) if is_cut_further else stages
     return Lowered(
         captured=captured,
         stages=stages,
@@ -105,7 +112,15 @@ def lower(
         plan=make_plan(
             captured, model_layout, stages, config, model, micro_batch_size=micro_batch_size, seconds=seconds
         ),
+        terms=terms,
     )
+
+
+def _terms(captured: Capture, loss: str | None) -> Terms | None:
+    try:
+        return terms_of(captured, loss_value(captured, loss))
+    except LossError:
+        return None  # whoever needs one says so
 
 
 def _seconds(
@@ -182,7 +197,8 @@ def capture_model(
     made: list[Capture] = []
 
     def write(folder: Path) -> None:
-        made.append(_captured(model, config, micro_batch))
+        if not made:
+            made.append(_captured(model, config, micro_batch))
         write_capture(made[0], folder)
 
     with model.parallelized(for_inference=config.inference), contextlib.ExitStack() as stack:
@@ -191,7 +207,7 @@ def capture_model(
         if cache.is_on:
             try:
                 return cache.entry(f"graph-{_key(model, config, micro_batch)}", load=read_capture, write=write)
-            except (NoFingerprint, NotStorable) as error:
+            except (NoFingerprint, NotStorable, OSError) as error:
                 logger.warning("the graph of %s is not kept in the executable cache: %s", type(model).__name__, error)
         return made[0] if made else _captured(model, config, micro_batch)
 

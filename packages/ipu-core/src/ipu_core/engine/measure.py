@@ -67,7 +67,7 @@ def measured_seconds(
             if loss is None:
                 program.infer(micro_batch, watch=timed)
             else:
-                for _ in program.train([micro_batch], one_pass(len(visits)), loss=loss, weights=[1.0], watch=timed):
+                for _ in program.train([micro_batch], one_pass(len(visits)), starts=[{loss: 1.0}], watch=timed):
                     pass
             if repeat == 0:
                 spans.clear()

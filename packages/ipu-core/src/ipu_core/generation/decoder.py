@@ -28,6 +28,7 @@ from ..engine.residence import on_one_device
 from ..engine.straight import result_of
 from ..errors import CacheError, CaptureError, CompileError, GenerationModeError, IncompatibleIPUConfigError, IPUError
 from ..graph.capture import in_mode
+from ..graph.guards import Guards
 from ..upstream import CACHE
 from .cache import Attention, StaticKV, attentions_of
 from .program import POSITION, ROUNDED, BoundProgram, Kind, Move, Parts, Program, copy_tokens, count_up, show_place
@@ -109,6 +110,7 @@ class Decoder:
             packer=Packer(),
             cache=ExecutableCache(config.executable_cache_dir),
             compilers=Compilers(),
+            guards=Guards(model),
         )
         self._is_encoder_decoder = bool(model.config.is_encoder_decoder)
         self._ids = "decoder_input_ids" if self._is_encoder_decoder else "input_ids"
@@ -138,6 +140,14 @@ class Decoder:
     def num_bytes(self) -> int:
         """Bytes held beside the model: caches and packed weights."""
         return (self._cache.num_bytes if self._cache is not None else 0) + self._parts.packer.num_bytes
+
+    def refuse_another_model(self) -> None:
+        """Refuse a model that is not as it was when programs were captured.
+
+        Raises:
+            ModelChangedError: naming what changed.
+        """
+        self._parts.guards.check()
 
     def begin(self) -> None:
         """Begin another turn: programs find the model's tensors anew."""
@@ -304,7 +314,9 @@ class Decoder:
         if self._compiles_ahead():
             self._parts.compilers.start()  # they get ready while the first graph is captured
         try:
-            self._parts.programs[kind] = Program(self._parts, batch, moves)
+            program = Program(self._parts, batch, moves)
+            self._parts.guards.take(program.lowered.captured)
+            self._parts.programs[kind] = program
         except Exception as error:
             is_named = isinstance(error, IPUError) and not isinstance(error, CaptureError)
             if is_named or CACHE not in batch:

@@ -7,7 +7,6 @@ these call: the model, the encoder and the cache.
 
 from __future__ import annotations
 
-import copy
 import functools
 import logging
 from collections.abc import Hashable
@@ -101,8 +100,11 @@ class Generator:
                 f"`in_flight={self.in_flight}` asks for another one: leave one of them out"
             )
         self._is_under_way = False
+        for decoder in self.decoders[:1]:
+            decoder.refuse_another_model()
         try:
-            return _loop(self).generate(*args, **kwargs)
+            with self.model.plain():
+                return _loop(self).generate(*args, **kwargs)
         except IPUError:
             if not any(decoder.num_captures for decoder in self.decoders):
                 self.decoders = ()  # a call that was refused fixes no sizes
@@ -273,13 +275,11 @@ class _Loop(_LoopBase):
     """What upstream's `generate` is called on: the user's class, with steps in the place of its forward."""
 
     _generator: Generator
-    _group = 0
+    _group: int
 
     def of_group(self, group: int) -> Any:
         """Give the model for the sequences of one group."""
-        made = copy.copy(self)
-        made._group = group
-        return made
+        return _loop(self._generator, group)
 
     @property
     def _decoder(self) -> Decoder:
@@ -360,9 +360,9 @@ class _Encoder:
         return self._generator.encode(**kwargs)
 
 
-def _loop(generator: Generator) -> Any:
+def _loop(generator: Generator, group: int = 0) -> Any:
     made = view(generator.model, _loop_class(generator.model.plain_class()))  # type: ignore[arg-type]
-    made._generator = generator
+    made._generator, made._group = generator, group
     return made
 
 

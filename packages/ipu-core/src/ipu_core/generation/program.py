@@ -25,6 +25,7 @@ from ..engine.weights import Tensors, Weights
 from ..errors import GenerationModeError
 from ..graph.capture import input_leaves
 from ..graph.few_rows import with_few_row_products, with_one_query_attention
+from ..graph.guards import Guards
 from ..graph.norms import with_norms
 from ..graph.packed_weights import Packing
 from ..graph.ranges import check_ranges, index_ranges
@@ -76,6 +77,7 @@ class Parts:
         packer: has those that are packed.
         cache: where graphs and executables are kept.
         compilers: processes that compile.
+        guards: what the graphs take for constant of the model.
         programs: those made so far.
         packings: how weights are packed, as far as it is known.
     """
@@ -88,6 +90,7 @@ class Parts:
     packer: Packer
     cache: ExecutableCache
     compilers: Compilers
+    guards: Guards
     programs: dict[Kind, Program] = field(default_factory=dict)
     packings: dict[str, Packing | None] = field(default_factory=dict)
 

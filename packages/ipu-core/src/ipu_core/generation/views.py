@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..modeling import PipelineMixin, view
+from ..modeling import Origin, PipelineMixin, view
 from ..upstream import CACHE
 from .cache import Slots
 from .positions import Positions
@@ -62,9 +62,11 @@ class EncoderView(_ViewBase):
 
 def part(model: PipelineMixin, kind: type[Any]) -> Any:
     """Give a view of a pipelined model of one of the classes above."""
+    model.follow()
     made = view(model, _class(kind, type(model)))  # type: ignore[arg-type]
     for name in ("_ipu_config", "_family", "_rewrites"):
         setattr(made, name, getattr(model, name))
+    made._origin = model._origin and Origin(model._origin.model)
     return made
 
 

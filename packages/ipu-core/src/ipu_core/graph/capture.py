@@ -12,9 +12,10 @@ import contextlib
 import io
 import re
 import sys
+import threading
 import time
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from logging import getLogger
 from typing import Any
 from unittest import mock
@@ -23,14 +24,17 @@ import torch
 from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
-from ..adapters import forward_parameters
+from ..adapters import adapted, forward_parameters
 from ..errors import CaptureError, IPUError
 from ..report.progress import progress_of_forward
 from .aliases import aliases, written
+from .guards import observed
 from .refusal import explained, refusal_of
-from .watch import watched
+from .watch import in_this_thread, watched
 
 logger = getLogger(__name__)
+# Held while a model is rewritten or captured: both change what all threads see of a model, and torch's tracer of torch.
+CAPTURING = threading.RLock()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +65,8 @@ class Capture:
         constants: tensors made while tracing.
         outputs: for each leaf of the output, the name of the graph value, or a constant.
         output_spec: how the leaves make up what the model returns.
+        reads: what the forward read of configurations, by where the model has them.
+        writes: attributes of modules that the forward sets itself.
     """
 
     model_name: str
@@ -70,6 +76,8 @@ class Capture:
     constants: Mapping[str, torch.Tensor]
     outputs: tuple[str | Constant, ...]
     output_spec: pytree.TreeSpec
+    reads: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    writes: frozenset[str] = frozenset()
 
     @property
     def graph(self) -> torch.fx.Graph:
@@ -97,7 +105,7 @@ def capture(model: torch.nn.Module, batch: Mapping[str, Any], *, training: bool)
     started = time.perf_counter()
     name = type(model).__name__
     inputs = without_cache(model, batch)
-    with in_mode(model, training=training), torch.random.fork_rng(devices=[]):
+    with CAPTURING, in_mode(model, training=training), torch.random.fork_rng(devices=[]):
         try:
             with (
                 watched(model, training=training),
@@ -105,6 +113,7 @@ def capture(model: torch.nn.Module, batch: Mapping[str, Any], *, training: bool)
                 _without_dump(),
                 mock.patch.object(torch.fx.config, "do_not_emit_stack_traces", True),  # nobody reads them
                 _without_changes_of_mode(),
+                observed(model) as (reads, writes),
             ):
                 program = torch.export.export(model, (), inputs, strict=False)
         except IPUError:
@@ -113,7 +122,7 @@ def capture(model: torch.nn.Module, batch: Mapping[str, Any], *, training: bool)
             if (refusal := refusal_of(model, inputs)) is not None:
                 raise refusal from None
             raise CaptureError(explained(name, error)) from error
-    captured = _read(model, program, training=training)
+    captured = replace(_read(model, program, training=training), reads=reads, writes=frozenset(writes))
     seconds = time.perf_counter() - started
     logger.info(
         "captured %s for %s: %d operations in %.1f s", name, _mode_name(training), len(captured.graph.nodes), seconds
@@ -264,7 +273,7 @@ def in_mode(model: torch.nn.Module, *, training: bool) -> Iterator[None]:
     """Put the model in training or inference mode; a model that is in it already keeps what its user froze."""
     flags = {module: module.training for module in model.modules()}
     try:
-        if model.training is not training:
+        if adapted(model).training is not training:
             model.train(training)
         yield
     finally:
@@ -294,7 +303,9 @@ def _without_changes_of_mode() -> Iterator[None]:
     if torch.is_grad_enabled():
         yield
         return
-    with mock.patch.multiple(torch.no_grad, __enter__=lambda self: None, __exit__=lambda self, *error: None):
+    enter = in_this_thread(lambda self: None, torch.no_grad.__enter__)
+    leave = in_this_thread(lambda self, *error: None, torch.no_grad.__exit__)
+    with mock.patch.multiple(torch.no_grad, __enter__=enter, __exit__=leave):
         yield
 
 

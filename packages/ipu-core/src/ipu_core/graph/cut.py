@@ -37,15 +37,23 @@ class Segment:
     sends: tuple[str, ...]
 
 
-def cut(captured: Capture, ipu_of: Mapping[str, int | None], *, also_at: Collection[str] = ()) -> tuple[Segment, ...]:
+def cut(
+    captured: Capture,
+    ipu_of: Mapping[str, int | None],
+    *,
+    also_at: Collection[str] = (),
+    also_sent: Collection[str] = (),
+) -> tuple[Segment, ...]:
     """Cut a captured graph into the stages that a placement, entry path -> IPU, gives.
 
     An entry without an IPU begins no stage: it stays in the one that is running. With `also_at` a stage is cut further,
-    where one of those entries is entered.
+    where one of those entries is entered. Values named in `also_sent` are among what segments send.
     """
     parts = _parts(captured, ipu_of, frozenset(also_at))
     part_of = {node.name: i for i, part in enumerate(parts) for node in part.nodes}
-    results = {name for name in captured.outputs if isinstance(name, str)}.union(marked_values(captured.graph))
+    results = {name for name in captured.outputs if isinstance(name, str)}.union(
+        marked_values(captured.graph), also_sent
+    )
     segments = []
     for i, part in enumerate(parts):
         receives = dict.fromkeys(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import re
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from types import FunctionType, MethodType
@@ -49,7 +50,14 @@ def functions_as_operators(model_name: str) -> Iterator[None]:
                 "lose its backward; make it an operator with `torch.library.custom_op` and `register_autograd`"
             ) from error
 
-    Function.apply = classmethod(apply_operator)  # type: ignore[method-assign,assignment]
+    thread = threading.get_ident()
+
+    def choose(cls: type[Function], *args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() != thread:  # of a model that runs meanwhile
+            return apply.__get__(None, cls)(*args, **kwargs)
+        return apply_operator(cls, *args, **kwargs)
+
+    Function.apply = classmethod(choose)  # type: ignore[method-assign,assignment]
     try:
         yield
     finally:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.fx._lazy_graph_module import _LazyGraphModule
 from torch.utils import _pytree as pytree
@@ -41,6 +42,7 @@ def write_capture(captured: Capture, folder: Path) -> None:
 
     Raises:
         NotStorable: something in it that has no place in JSON.
+        OSError: there is no room.
     """
     content = {
         "model_name": captured.model_name,
@@ -49,9 +51,14 @@ def write_capture(captured: Capture, folder: Path) -> None:
         "sources": {value: [source.kind, source.name] for value, source in captured.sources.items()},
         "outputs": [[leaf] if isinstance(leaf, str) else _constant(leaf) for leaf in captured.outputs],
         "output_spec": pytree.treespec_dumps(captured.output_spec),
+        "reads": dict(captured.reads),
+        "writes": sorted(captured.writes),
     }
     (folder / GRAPH).write_text(json.dumps(content))
-    save_file({name: t.detach().clone().contiguous() for name, t in captured.constants.items()}, folder / CONSTANTS)
+    try:
+        save_file({name: t.detach().clone().contiguous() for name, t in captured.constants.items()}, folder / CONSTANTS)
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
 
 
 def read_capture(folder: Path) -> Capture:
@@ -65,6 +72,8 @@ def read_capture(folder: Path) -> Capture:
         constants=load_file(folder / CONSTANTS),
         outputs=tuple(leaf[0] if len(leaf) == 1 else Constant(leaf[1]) for leaf in content["outputs"]),
         output_spec=pytree.treespec_loads(content["output_spec"]),
+        reads={path: tuple(names) for path, names in content["reads"].items()},
+        writes=frozenset(content["writes"]),
     )
 
 

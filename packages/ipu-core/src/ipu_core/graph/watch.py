@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import random
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -35,6 +37,17 @@ def watched(model: torch.nn.Module, *, training: bool) -> Iterator[None]:
         stack.enter_context(_no_new_parameter(model))
         stack.enter_context(_no_lost_tensor(model))
         yield
+
+
+def in_this_thread(here: Callable[..., Any], elsewhere: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a function that is `here` for the thread that asks, and `elsewhere`, whose place it takes, for others."""
+    thread = threading.get_ident()
+
+    @functools.wraps(elsewhere)
+    def choose(*args: Any, **kwargs: Any) -> Any:
+        return (here if threading.get_ident() == thread else elsewhere)(*args, **kwargs)
+
+    return choose
 
 
 @contextlib.contextmanager
@@ -74,15 +87,25 @@ def _no_lost_tensor(model: torch.nn.Module) -> Iterator[None]:
                 "call runs the graph of the first: remove it before the call"
             )
     finally:
+        for module, state in before:
+            _forget_tensors(module, state)
         for module, parameters, buffers in tensors:
-            for name in {*parameters, *buffers} & set(vars(module)):
-                del vars(module)[name]
             module._parameters.update(parameters)
             module._buffers.update(buffers)
         with torch.no_grad():
             for tensor, value in plain:
                 if not torch.equal(tensor, value):
                     tensor.copy_(value)
+
+
+def _forget_tensors(module: torch.nn.Module, state: dict[str, Any]) -> None:
+    """Put back attributes that a capture left a tensor in, which has no values: a hook may set one at every call."""
+    for name, value in list(vars(module).items()):
+        if isinstance(value, torch.Tensor) and value is not state.get(name):
+            if name in state:
+                vars(module)[name] = state[name]
+            else:
+                del vars(module)[name]
 
 
 def _is_plain_tensor(value: Any) -> bool:
@@ -117,7 +140,7 @@ def _no_draw(model: torch.nn.Module, name: str, module: ModuleType) -> Iterator[
         )
 
     for function in functions.keys() - set(_SEED_OR_STATE):
-        setattr(module, function, refuse)
+        setattr(module, function, in_this_thread(refuse, functions[function]))
     try:
         yield
     finally:

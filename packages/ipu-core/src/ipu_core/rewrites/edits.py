@@ -21,7 +21,6 @@ import linecache
 import logging
 import operator
 import textwrap
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import CellType, CodeType, FunctionType, MethodType
@@ -310,8 +309,9 @@ def _bindings(model: torch.nn.Module, edits: Sequence[Edit]) -> Iterator[tuple[t
         yield module, method.name, function
 
 
-# What is bound to each module now, the last one in force; two models may share a module.
-_in_force: weakref.WeakKeyDictionary[torch.nn.Module, dict[str, list[Callable[..., Any]]]] = weakref.WeakKeyDictionary()
+# What is bound now by the attributes of a module and a name, the last one in force; two models may share a module, and
+# two views their attributes.
+_in_force: dict[tuple[int, str], list[Callable[..., Any]]] = {}
 
 
 @contextlib.contextmanager
@@ -321,21 +321,24 @@ def bound(module: torch.nn.Module, name: str, function: Callable[..., Any]) -> I
     Raises:
         EditError: the module has a method of its own under this name.
     """
-    functions = _in_force.setdefault(module, {}).setdefault(name, [])
-    if not functions and name in vars(module):
+    key = id(vars(module)), name
+    if key not in _in_force and name in vars(module):
         raise EditError(
             f"a {type(module).__name__} has a `{name}` of its own, {vars(module)[name]!r}, which an edit of its class "
             "would put out of use: take it away first"
         )
-    functions.append(function)
-    vars(module)[name] = MethodType(function, module)
+    method = MethodType(function, module)
+    methods = _in_force.setdefault(key, [])
+    methods.append(method)
+    vars(module)[name] = method
     try:
         yield
     finally:
-        functions.remove(function)
-        if functions:
-            vars(module)[name] = MethodType(functions[-1], module)
+        methods.remove(method)
+        if methods:
+            vars(module)[name] = methods[-1]
         else:
+            del _in_force[key]
             vars(module).pop(name, None)
 
 
