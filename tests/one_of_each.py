@@ -74,9 +74,12 @@ def main() -> int:
     """Print a line for each family, and what broke; returns 1 where something did."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("types", nargs="*", help="model types; all by default")
+    parser.add_argument("--part", default="1/1", help="1/3 is the first third of them; all by default")
     options = parser.parse_args()
     print(*(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers")), sep=", ", flush=True)
     types = options.types or [family.model_type for plugin in installed().plugins for family in plugin.families]
+    part, parts = map(int, options.part.split("/"))
+    types = types[part - 1 :: parts]
     failures = []
     # Processes of their own: a fork of a process with threads may hang.
     context = multiprocessing.get_context("spawn")

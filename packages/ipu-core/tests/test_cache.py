@@ -157,3 +157,49 @@ def test_two_processes_may_write_one_entry(cache, tmp_path):
     assert Value().of(cache) in ("mine", "theirs")
     written = json.loads((tmp_path / "cache" / "key" / CHECKSUMS).read_text())
     assert (written["key"], set(written["files"])) == ("key", {"value.txt"})
+
+
+def test_an_entry_under_another_key_is_made_anew(cache, tmp_path):
+    Value("one").of(cache)
+    root = tmp_path / "cache"
+    (root / "key").rename(root / "other")
+    found = cache.entry("other", load=lambda f: (f / "value.txt").read_text(), write=Value("two").write)
+    assert found == "two"
+    found = cache.entry("other", load=lambda f: (f / "value.txt").read_text(), write=Value("three").write)
+    assert found == "two"  # and is whole from then on
+
+
+@pytest.mark.parametrize("kind", ["dangling", "file", "deep", "unloadable"])
+def test_whatever_lies_in_the_place_of_an_entry_is_replaced(kind, cache, tmp_path, caplog):
+    root = tmp_path / "cache"
+    if kind == "dangling":
+        (root / "key").symlink_to(root / "nowhere")
+    elif kind == "file":
+        (root / "key").write_text("x")
+    else:
+        Value("spoilt").of(cache)
+    if kind == "deep":
+        (root / "key" / CHECKSUMS).write_text("[" * 100_000)
+
+    def load(folder):
+        text = (folder / "value.txt").read_text()
+        if text == "spoilt":
+            raise KeyError(text)
+        return text
+
+    for _ in range(2):
+        assert cache.entry("key", load=load, write=Value("whole").write) == "whole"
+    assert caplog.text.count("is ignored, and made anew") == 1
+
+
+def test_a_cache_that_fills_up_does_not_stop_a_run(cache, tmp_path, caplog):
+    def write(folder):
+        if folder.is_relative_to(tmp_path):
+            raise OSError(28, "No space left on device")
+        (folder / "value.txt").write_text("content")
+
+    for _ in range(2):
+        assert cache.entry("key", load=lambda folder: (folder / "value.txt").read_text(), write=write) == "content"
+    assert caplog.text.count("cannot be written any more, nothing is kept") == 1
+    assert list((tmp_path / "cache").iterdir()) == []
+    assert Value().of(ExecutableCache(tmp_path / "cache")) == "content"

@@ -12,6 +12,7 @@ from ipu_core import (
     IPUConfig,
     PipelineMixin,
     inference_model,
+    plan,
     to_pipelined,
     training_model,
 )
@@ -19,7 +20,7 @@ from ipu_core.errors import LayoutError, PluginConflictError
 from ipu_core.plugins.manager import Plugin
 from ipu_core.plugins.registry import Registry
 from ipu_core.rewrites import replaced
-from ipu_core.testing import assert_round_trip, sample_batch
+from ipu_core.testing import assert_inference_equals_plain, assert_round_trip, sample_batch
 from models import Chain, Flat, batch, make
 
 CONFIG = IPUConfig(layers_per_ipu=[1, 2])
@@ -124,8 +125,15 @@ def test_arguments_of_other_types_are_refused(plugins):
 
 
 def test_a_model_that_cannot_be_cut_is_refused(plugins):
-    with pytest.raises(LayoutError, match="`PipelinedFlat` has no list of layers"):
+    with pytest.raises(LayoutError, match=r"`Flat` has no list of layers .* or run it on one IPU"):
         to_pipelined(make(Flat), CONFIG)
+
+
+@pytest.mark.parametrize("config", [IPUConfig(), IPUConfig(layers_per_ipu="auto"), IPUConfig(layers_per_ipu=[0])])
+def test_a_model_that_cannot_be_cut_runs_on_one_ipu(config):
+    model, given = make(Flat), {"x": batch()["x"]}
+    assert_inference_equals_plain(model, config, given, atol=1e-6)
+    assert [stage.ipu for stage in plan(to_pipelined(model, config), given, True).stages] == [0]
 
 
 def test_parallelize_and_deparallelize_round_trip(plugins):

@@ -131,7 +131,7 @@ def test_missing_and_unexpected_tensors_are_named(checkpoint):
 @pytest.mark.parametrize("name", ["trainer_state.json", "optimizer.pt", "scheduler.pt"])
 def test_half_a_checkpoint_is_refused(name, checkpoint):
     (checkpoint / name).unlink()
-    refused(checkpoint, f"holds weights and no {name}: it is a saved model, or half a checkpoint; resume from `.*-2`")
+    refused(checkpoint, f"holds weights and no {name}: it is a saved model, or half a checkpoint; give a directory")
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"])
@@ -215,3 +215,85 @@ def test_a_whole_model_is_not_resumed_with_adapters(checkpoint):
     peft = pytest.importorskip("peft")
     net = peft.get_peft_model(model(), peft.LoraConfig(task_type="SEQ_CLS"))
     refused(checkpoint, "holds a whole model, and `BertForSequenceClassification` trains adapters: resume with", net)
+
+
+# Damaged files.
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("trainer_state.json", "{", "`.*trainer_state.json` is no JSON, or was cut short"),
+        ("trainer_state.json", "[]", "`.*trainer_state.json` has no keys and values in it"),
+        ("trainer_state.json", '{"nonsense": 1}', "`.*trainer_state.json` is no state of a trainer"),
+        ("config.json", "{", "`.*config.json` is no JSON"),
+        ("config.json", "[" * 100_000, "`.*config.json` is no JSON"),
+        ("scaler.pt", "x", "has `scaler.pt`, which a run with autocasting wrote.*: remove the file"),
+        ("optimizer.pt", None, "no optimizer.pt: it is a saved model, or half a checkpoint; give a directory"),
+        ("training_args.bin", "x", "is not as it was written: `training_args.bin` changed since"),
+    ],
+)
+def test_damaged_files_are_refused_by_name(name, text, said, checkpoint):
+    if text is None:
+        (checkpoint / name).unlink()
+    else:
+        (checkpoint / name).write_text(text)
+    with pytest.raises(CheckpointError, match=said) as refused:
+        trainer(checkpoint.parent).train(str(checkpoint))
+    assert f"resume from `{checkpoint}`" not in str(refused.value)
+
+
+def test_the_other_checkpoint_is_advised(checkpoint):
+    shutil.copytree(checkpoint, checkpoint.with_name("checkpoint-1"))
+    (checkpoint / "optimizer.pt").unlink()
+    with pytest.raises(CheckpointError, match="resume from `.*checkpoint-1`"):
+        trainer(checkpoint.parent).train(str(checkpoint))
+
+
+def test_an_index_that_is_cut_short_is_refused(checkpoint):
+    (checkpoint / "model.safetensors").rename(checkpoint / "model-00001-of-00001.safetensors")
+    (checkpoint / "model.safetensors.index.json").write_text('{"metadata": {}}')
+    with pytest.raises(CheckpointError, match="has no weight_map in it"):
+        trainer(checkpoint.parent).train(str(checkpoint))
+
+
+@pytest.mark.parametrize("value", [torch.zeros(3), torch.zeros(50, 17), torch.zeros(2, 2, 2)])
+def test_states_of_other_shapes_are_refused_before_a_step_reads_them(value, checkpoint):
+    state = torch.load(checkpoint / "optimizer.pt", weights_only=True)
+    state["state"][0]["exp_avg"] = value
+    torch.save(state, checkpoint / "optimizer.pt")
+    with pytest.raises(CheckpointError, match=r"a `exp_avg` of shape \[.*\] for parameter 0, whose shape is \["):
+        trainer(checkpoint.parent).train(str(checkpoint))
+
+
+@pytest.mark.parametrize("optim", ["adafactor", "adagrad", "rmsprop", "sgd"])
+def test_states_of_every_optimizer_fit(optim, tmp_path):
+    first = trainer(tmp_path, optim=optim, max_steps=2)
+    first.train()
+    trainer(tmp_path, optim=optim, max_steps=3).train(str(tmp_path / "checkpoint-2"))
+
+
+def test_a_weight_that_changed_is_found_by_its_checksum(checkpoint):
+    weights = load_file(checkpoint / "model.safetensors")
+    save_file(
+        {name: tensor + 1 for name, tensor in weights.items()}, checkpoint / "model.safetensors", {"format": "pt"}
+    )
+    with pytest.raises(CheckpointError, match="`model.safetensors` changed since; .* remove `checksums.json`"):
+        trainer(checkpoint.parent).train(str(checkpoint))
+    (checkpoint / "checksums.json").unlink()
+    trainer(checkpoint.parent).train(str(checkpoint))
+
+
+def test_a_lost_state_of_random_numbers_is_said(checkpoint, caplog):
+    (checkpoint / "rng_state.pth").unlink()
+    trainer(checkpoint.parent).train(str(checkpoint))
+    assert "has no `rng_state.pth`: dropout draws other numbers" in caplog.text
+
+
+@pytest.mark.parametrize("text", ["{", '{"value": "x", "num_finite": 0}', '{"value": NaN, "num_finite": 0}', "[]"])
+def test_a_damaged_factor_of_the_loss_is_refused(text, tmp_path):
+    trainer(tmp_path, auto_loss_scaling=True, max_steps=2).train()
+    (tmp_path / "checkpoint-2" / "loss_scale.json").write_text(text)
+    (tmp_path / "checkpoint-2" / "checksums.json").unlink()
+    with pytest.raises(CheckpointError, match="loss_scale.json` has no factor of the loss in it"):
+        trainer(tmp_path, auto_loss_scaling=True).train(str(tmp_path / "checkpoint-2"))

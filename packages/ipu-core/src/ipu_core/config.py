@@ -16,6 +16,7 @@ from .errors import IncompatibleIPUConfigError, nearest
 from .hardware import HOST, memory_limit
 from .options import (
     ATTRIBUTES,
+    BOOKKEEPING,
     DEFAULT_MATMUL_PROPORTION,
     DISABLED,
     ESTIMATED,
@@ -150,11 +151,16 @@ class IPUConfig(BaseConfig):
         if self.replicated_tensor_sharding and self.replication_factor == 1:
             logger.warning("`replicated_tensor_sharding=True` has no effect with `replication_factor=1`")
         self._check()
+        self._is_made = True
 
     def __setattr__(self, name: str, value: Any) -> None:
         option = attribute_option(name)
         if option is not None:
             value = self._given[name] = option.check(name, value)
+        elif not name.startswith("_") and name not in BOOKKEEPING and "_is_made" in vars(self):
+            raise AttributeError(
+                f"`{name}` is not an option of IPUConfig{nearest(name, ATTRIBUTES) or ': ' + ', '.join(ATTRIBUTES)}"
+            )
         super().__setattr__(name, value)
 
     def __eq__(self, other: object) -> bool:

@@ -128,11 +128,11 @@ class PluginConflictError(PluginError):
     """Two plugins that claim one class, neither declaring that it overrides the other."""
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: object, known: Iterable[str]) -> str:
     """Return ``, did you mean `x`?`` for the known name closest to `name`, or an empty string.
 
     >>> nearest("layer_per_ipu", ["seed", "layers_per_ipu"])
     ', did you mean `layers_per_ipu`?'
     """
-    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    matches = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
     return f", did you mean `{matches[0]}`?" if matches else ""

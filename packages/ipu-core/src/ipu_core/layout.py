@@ -181,9 +181,9 @@ def _submodule(module: torch.nn.Module, path: str) -> torch.nn.Module | None:
 def _discover(model: torch.nn.Module, prefix: str = "") -> Iterator[tuple[str, bool]]:
     """Descend to the lists of layers, the innermost ones; every module beside the way down is an entry of its own."""
     if not _has_layer_list(model):
-        if not prefix:
-            raise LayoutError(_explain_no_list(model))
-        if isinstance(model, (torch.nn.ModuleList, torch.nn.ModuleDict)):  # never called, its members are
+        if not prefix:  # it runs on one IPU
+            yield from ((name, False) for name, _ in model.named_children())
+        elif isinstance(model, (torch.nn.ModuleList, torch.nn.ModuleDict)):  # never called, its members are
             for name, child in model.named_children():
                 yield from _discover(child, f"{prefix}.{name}")
         else:
@@ -197,7 +197,8 @@ def _discover(model: torch.nn.Module, prefix: str = "") -> Iterator[tuple[str, b
             yield from _discover(child, path)
 
 
-def _explain_no_list(model: torch.nn.Module) -> str:
+def explain_no_list(model: torch.nn.Module) -> str:
+    """Say why a model cannot be cut, and what to do."""
     sizes = {name: sum(p.numel() for p in child.parameters()) for name, child in model.named_children()}
     text = (
         f"`{type(model).__name__}` has no list of layers (a ModuleList or Sequential of modules of one class) to cut "

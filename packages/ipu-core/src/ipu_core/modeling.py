@@ -24,7 +24,7 @@ from .config import IPU_CONFIG_NAME, ExecutionConfig, IPUConfig
 from .errors import LayoutError
 from .graph.capture import CAPTURING
 from .graph.guards import OF_TORCH, TABLES
-from .layout import count_layers
+from .layout import count_layers, explain_no_list
 from .partition import layer_ipus
 from .plugins.family import Family, load
 from .plugins.registry import Claim, installed
@@ -181,6 +181,7 @@ class PipelineMixin(_MixinBase):
         self.follow()
         config = self._execution_config(for_inference=for_inference)
         num_layers = count_layers(self, self.layout_patterns)
+        self._refuse_no_layers(num_layers, config)
         # Where only the graph tells how many there are, a run that captures it checks them.
         layers = None if num_layers is None else config.expand_layers(num_layers)
         with contextlib.ExitStack() as changes:
@@ -284,6 +285,11 @@ class PipelineMixin(_MixinBase):
                 if before is not None:
                     self.parallelize(for_inference=before.inference)
 
+    def _refuse_no_layers(self, num_layers: int | None, config: ExecutionConfig) -> None:
+        if num_layers == 0 and config.ipus_per_replica > 1:
+            name, number = config.attribute("ipus_per_replica"), config.ipus_per_replica
+            raise LayoutError(f"{explain_no_list(self.to_transformers())}; or run it on one IPU (`{name}={number}`)")
+
     def _execution_config(self, *, for_inference: bool) -> ExecutionConfig:
         return self.ipu_config.for_inference() if for_inference else self.ipu_config.for_training()
 
@@ -309,7 +315,7 @@ def to_pipelined(
     Raises:
         TypeError: the arguments are not a module and an `IPUConfig`.
         PluginConflictError: two plugins claim the model's class.
-        LayoutError: no plugin declares the model, and it has no list of layers to cut at.
+        LayoutError: no plugin declares the model, it has no list of layers to cut at, and there are several IPUs.
     """
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"`model` is a {type(model).__name__}: give a transformers model or another torch module")
@@ -325,8 +331,8 @@ def to_pipelined(
     pipelined._rewrites = tuple(rewrites)
     if pipelined.family is None:
         num_layers = count_layers(pipelined, None)
-        if num_layers == 0:
-            raise LayoutError(f"`{type(model).__name__}` has no layers to cut at: pass a `family` with its layout")
+        for config in (ipu_config.for_training(), ipu_config.for_inference()):
+            pipelined._refuse_no_layers(num_layers, config)
         count = "as many layers as run" if num_layers is None else f"{num_layers} layers"
         logger.info("no plugin declares %s: its layout is discovered, %s", type(model).__name__, count)
     return pipelined

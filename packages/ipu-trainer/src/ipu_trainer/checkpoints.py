@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import logging
 import os
 import re
@@ -23,6 +25,7 @@ logger = logging.getLogger(__name__)
 ASIDE = ".saving"
 _REPLACED, _REMOVED = "replaced-", "removed-"
 _CARD = "README.md"
+CHECKSUMS = "checksums.json"  # SHA-256 of every file of a checkpoint beside it
 
 
 class CompleteCheckpoints(Trainer):
@@ -71,6 +74,9 @@ class CompleteCheckpoints(Trainer):
             self._folder_aside = None
             self.state.best_model_checkpoint = best
         self.state.save_to_json(str(written / TRAINER_STATE_NAME))
+        files = sorted(path for path in written.rglob("*") if path.is_file())
+        digests = {path.relative_to(written).as_posix(): digest_of(path) for path in files}
+        (written / CHECKSUMS).write_text(json.dumps(digests, indent=1), encoding="utf-8")
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if self._folder_aside is None:  # uploads go on while the run does: not from where it will not stay
@@ -97,6 +103,12 @@ class CompleteCheckpoints(Trainer):
                 if not os.path.samefile(checkpoint, best):
                     remove(Path(checkpoint))
         return super()._finalize_training(trial, *args)
+
+
+def digest_of(path: Path) -> str:
+    """Give the SHA-256 of a file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @contextlib.contextmanager

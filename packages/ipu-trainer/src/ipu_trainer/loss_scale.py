@@ -62,7 +62,10 @@ class LossScale:
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         """Go on from what a checkpoint kept."""
-        self.value, self.num_finite = float(state["value"]), int(state["num_finite"])
+        value, num_finite = float(state["value"]), int(state["num_finite"])
+        if not SMALLEST <= value <= LARGEST:
+            raise ValueError(f"a factor of {value} is not from {SMALLEST} to {LARGEST}")
+        self.value, self.num_finite = value, num_finite
 
     def _overflowed(self, parameters: list[torch.nn.Parameter]) -> None:
         for parameter in parameters:

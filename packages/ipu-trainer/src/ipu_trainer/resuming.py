@@ -20,11 +20,12 @@ from transformers import PreTrainedConfig, PreTrainedModel, Trainer, TrainerStat
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.trainer import (
     OPTIMIZER_NAME,
+    SCALER_NAME,
     SCHEDULER_NAME,
     TRAINER_STATE_NAME,
 )
 from transformers.trainer_pt_utils import safe_globals
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import sort_checkpoints
 from transformers.utils import (
     ADAPTER_CONFIG_NAME,
     ADAPTER_SAFE_WEIGHTS_NAME,
@@ -33,12 +34,14 @@ from transformers.utils import (
     SAFE_WEIGHTS_NAME,
 )
 
+from .checkpoints import CHECKSUMS, digest_of
 from .errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
 RNG_NAME = "rng_state.pth"
 _START_ANEW = "start anew, without `resume_from_checkpoint`"
+_ANOTHER = f"resume from another checkpoint, or {_START_ANEW}"
 _NUM_SHOWN = 3
 # What is set by schedulers, by the version of torch and, as a count of steps, by stepping; not by the class.
 _OF_EVERY_GROUP = {"params", "param_names", "lr", "initial_lr", "foreach", "fused", "capturable", "differentiable"}
@@ -68,7 +71,17 @@ class CheckedResume(Trainer):
             loaded(directory / SCHEDULER_NAME)
         if (directory / RNG_NAME).is_file():
             loaded(directory / RNG_NAME)
-        state = TrainerState.load_from_json(str(directory / TRAINER_STATE_NAME))
+        else:
+            logger.warning(
+                "`%s` has no `%s`: dropout draws other numbers than in an uninterrupted run", directory, RNG_NAME
+            )
+        if (directory / SCALER_NAME).is_file() and getattr(self.accelerator, "scaler", None) is None:
+            raise CheckpointError(
+                f"`{directory}` has `{SCALER_NAME}`, which a run with autocasting wrote, and pipelined models do not "
+                f"autocast: remove the file to go on without it; {_ANOTHER}"
+            )
+        state = _state_of(directory / TRAINER_STATE_NAME)
+        refuse_changed_files(directory)
         if not self.args.ignore_data_skip:
             tell_of_other_rows(directory, state, self._train_batch_size)
         if saves_under_own_names(self.model):
@@ -86,6 +99,32 @@ class CheckedResume(Trainer):
         if checkpoint is not None and (path := Path(checkpoint) / SCHEDULER_NAME).is_file():
             refuse_another_scheduler(path, self.lr_scheduler)
         super()._load_optimizer_and_scheduler(checkpoint)
+
+
+def _state_of(path: Path) -> TrainerState:
+    _json_of(path)
+    try:
+        return TrainerState.load_from_json(str(path))
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"`{path}` is no state of a trainer: {error}; {_ANOTHER}") from error
+
+
+def refuse_changed_files(directory: Path) -> None:
+    """Refuse a checkpoint with a file that is not what was written; one without checksums is of another program.
+
+    Raises:
+        CheckpointError: naming the files.
+    """
+    if not (directory / CHECKSUMS).is_file():
+        return
+    written = _json_of(directory / CHECKSUMS)
+    changed = [name for name, digest in written.items() if (directory / name).is_file()]
+    changed = [name for name in changed if digest_of(directory / name) != written[name]]
+    if changed:
+        raise CheckpointError(
+            f"`{directory}` is not as it was written: {_some([f'`{name}`' for name in changed])} changed since; "
+            f"{_ANOTHER}, or remove `{CHECKSUMS}` to take it as it is"
+        )
 
 
 def require_complete(directory: Path) -> None:
@@ -109,7 +148,7 @@ def require_complete(directory: Path) -> None:
     if missing:
         raise CheckpointError(
             f"`{directory}` holds weights and no {' and no '.join(missing)}: it is a saved model, or half a "
-            f"checkpoint; {_advice(directory.parent)}"
+            f"checkpoint; {_advice(directory.parent, other_than=directory)}"
         )
     if OPTIMIZER_NAME not in names:
         logger.warning(
@@ -119,8 +158,9 @@ def require_complete(directory: Path) -> None:
         )
 
 
-def _advice(directory: Path) -> str:
-    last = get_last_checkpoint(directory) if directory.is_dir() else None
+def _advice(directory: Path, other_than: Path | None = None) -> str:
+    found = map(Path, sort_checkpoints(str(directory))) if directory.is_dir() else ()
+    last = next(reversed([path for path in found if other_than is None or path.name != other_than.name]), None)
     return f"resume from `{last}`" if last else "give a directory `checkpoint-<step>` that a trainer wrote"
 
 
@@ -161,7 +201,7 @@ def _saved_shapes(folder: Path, name: str) -> dict[str, list[int]] | None:
     if not (folder / name).is_file():
         if name != SAFE_WEIGHTS_NAME or not index.is_file():
             return None
-        files = set(json.loads(index.read_text())["weight_map"].values())
+        files = set(_json_of(index, "weight_map")["weight_map"].values())
     shapes: dict[str, list[int]] = {}
     for file in sorted(files):
         try:
@@ -174,11 +214,26 @@ def _saved_shapes(folder: Path, name: str) -> dict[str, list[int]] | None:
     return shapes
 
 
+def _json_of(path: Path, *wanted: str) -> dict[str, Any]:
+    """Read a file of JSON.
+
+    Raises:
+        CheckpointError: it is none, or lacks one of the keys `wanted`.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"`{path}` is no JSON, or was cut short: {error}; {_ANOTHER}") from error
+    if not isinstance(found, dict) or any(name not in found for name in wanted):
+        raise CheckpointError(f"`{path}` has no {' and no '.join(wanted) or 'keys and values'} in it; {_ANOTHER}")
+    return found
+
+
 def _config_differences(folder: Path, model: Any) -> Iterator[str]:
     config = getattr(model, "config", None)
     if config is None or not (folder / CONFIG_NAME).is_file():
         return
-    saved = json.loads((folder / CONFIG_NAME).read_text())
+    saved = _json_of(folder / CONFIG_NAME)
     here = {"model_type": config.model_type, "architectures": [_plain_name(model)]}
     for name, value in here.items():
         if saved.get(name, value) != value:
@@ -192,7 +247,7 @@ def _config_differences(folder: Path, model: Any) -> Iterator[str]:
 def _adapter_differences(folder: Path, model: Any) -> Iterator[str]:
     if not (folder / ADAPTER_CONFIG_NAME).is_file():
         return
-    saved = json.loads((folder / ADAPTER_CONFIG_NAME).read_text())
+    saved = _json_of(folder / ADAPTER_CONFIG_NAME)
     config = model.peft_config[model.active_adapters[0]].to_dict()
     for name in ("peft_type", "task_type", "r", "target_modules", "modules_to_save"):
         there, here = _plain(saved.get(name)), _plain(config.get(name))
@@ -291,6 +346,38 @@ def refuse_another_optimizer(path: Path, optimizer: torch.optim.Optimizer) -> No
             f"{sum(counts[1])} in groups of {counts[1]}: have the same parameters require gradients, in the same "
             f"groups, or {_START_ANEW}"
         )
+    _refuse_other_shapes(path, optimizer, name)
+
+
+def _refuse_other_shapes(path: Path, optimizer: torch.optim.Optimizer, name: str) -> None:
+    """Refuse states that are not of their parameters' shapes: a fused step would read and write beside them."""
+    state = loaded(path).get("state")
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if not isinstance(state, dict) or not all(isinstance(values, dict) for values in state.values()):
+        raise CheckpointError(f"`{path}` has no state for each parameter; {_ANOTHER}")
+    for key, values in state.items():
+        if key not in range(len(parameters)):
+            raise CheckpointError(f"`{path}` has a state of parameter {key}, and {name} has {len(parameters)}")
+        shape = list(parameters[key].shape)
+        # Averages of rows and of columns, as of Adafactor, and numbers.
+        fitting = (shape, shape[:-1], [*shape[:-2], *shape[-1:]], [*shape[:-1], 1], [*shape[:-2], 1, *shape[-1:]], [1])
+        for what, tensor in values.items():
+            if not isinstance(tensor, torch.Tensor) or tensor.dim() == 0 or list(tensor.shape) in fitting:
+                continue
+            if name in _OF_OTHER_SHAPES or not _is_of_torch(optimizer):
+                continue
+            raise CheckpointError(
+                f"`{path}` has a `{what}` of shape {list(tensor.shape)} for parameter {key}, whose shape is {shape}: "
+                f"it is of another model, or damaged; {_ANOTHER}"
+            )
+
+
+# Their state is one for all parameters together.
+_OF_OTHER_SHAPES = frozenset(("LBFGS",))
+
+
+def _is_of_torch(optimizer: Any) -> bool:
+    return type(getattr(optimizer, "optimizer", optimizer)).__module__.startswith(("torch.", "transformers."))
 
 
 def refuse_another_scheduler(path: Path, scheduler: Any) -> None:

@@ -23,6 +23,7 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from .arguments import IPUTrainingArguments
 from .checkpoints import CompleteCheckpoints
+from .errors import CheckpointError
 from .evaluation import Evaluator
 from .loaders import Collator
 from .loss_scale import LossScale
@@ -329,5 +330,8 @@ class IPUTrainer(CompleteCheckpoints, CheckedResume, PackedBatchLoaders):
         if not os.path.isfile(path):
             logger.warning("`%s` was saved without `auto_loss_scaling`: the factor begins anew", checkpoint)
             return
-        with open(path, encoding="utf-8") as file:
-            self.loss_scale.load_state_dict(json.load(file))
+        try:
+            with open(path, encoding="utf-8") as file:
+                self.loss_scale.load_state_dict(json.load(file))
+        except (ValueError, TypeError, KeyError) as error:
+            raise CheckpointError(f"`{path}` has no factor of the loss in it, or was cut short: {error}") from error

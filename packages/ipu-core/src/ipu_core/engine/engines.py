@@ -46,8 +46,11 @@ def usable_engine(name: str | None) -> Engine:
     """Give the engine called `name`, the host engine for None.
 
     Raises:
+        TypeError: it is no name.
         EngineNotAvailableError: there is no such engine, or it cannot run here.
     """
+    if not isinstance(name, str | None):
+        raise TypeError(f"`engine={name!r}` is a {type(name).__name__}: give the name of an engine, or None")
     known = engines()
     engine = known.get("host" if name is None else name)
     if engine is None:

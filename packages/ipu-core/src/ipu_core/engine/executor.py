@@ -4,19 +4,24 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
 import logging
+import threading
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils import _pytree as pytree
+from transformers import Cache
 
 from ..adapters import refuse_nothing_to_train
 from ..config import ExecutionConfig, IPUConfig
+from ..door import refuse_misspelt, refuse_other_optimizers, refuse_other_outputs
 from ..errors import BatchError, BatchSizeError, IncompatibleIPUConfigError, LossError, NotCompiledError, nearest
-from ..graph.capture import Capture, input_leaves
+from ..graph.capture import CAPTURING, Capture, input_leaves
 from ..graph.guards import Guards
 from ..graph.means import Terms
 from ..graph.ranges import IndexRange, check_ranges, index_ranges
@@ -67,6 +72,8 @@ class Executor:
     Without an optimizer a training executor adds the averaged gradients of the batch to the parameters' gradients, as
     ``loss.backward()`` does; with one it clears them, and steps once for every device iteration.
 
+    Threads may each make and call executors, of one model too; one executor is called by one of them after the other.
+
     With the option `devices` a call moves every parameter and buffer to the device of its stage, where it stays, the
     same object, until `release`; outputs come back to the device of the batch.
 
@@ -94,6 +101,7 @@ class Executor:
         loss: str | None = None,
         captured: Capture | None = None,
     ) -> None:
+        refuse_other_outputs(outputs)
         self._model = model
         self._captured = captured
         self._config = config
@@ -106,6 +114,7 @@ class Executor:
         self._plan: Plan | None = None
         self._spans: list[Span] = []
         self._update_loss: torch.Tensor | None = None
+        self._turns = threading.RLock()
 
     @property
     def is_compiled(self) -> bool:
@@ -147,9 +156,16 @@ class Executor:
         Raises:
             BatchMismatchError: it is compiled already, for other batches.
         """
-        if self._compiled is not None:
-            self._compiled.spec.check(batch)
-            return self
+        with self._turns:
+            if self._compiled is not None:
+                self._compiled.spec.check(batch)
+            else:
+                self._compile(batch)
+        return self
+
+    def _compile(self, batch: Mapping[str, Any]) -> None:
+        refuse_misspelt(self._model, batch)
+        refuse_cache(batch)
         started = time.perf_counter()
         self._name_options_without_effect()
         if not self._config.inference:
@@ -199,7 +215,6 @@ class Executor:
             torch.manual_seed(self._config.seed)
         seconds = time.perf_counter() - started
         logger.info("compiled %s for the %s engine in %.1f s", captured.model_name, self._engine.name, seconds)
-        return self
 
     @property
     def terms(self) -> Terms:
@@ -248,9 +263,14 @@ class Executor:
         Raises:
             BatchSizeError: another number of weights than micro-batches.
         """
+        with self._turns:
+            return self._call(batch, loss_weights)
+
+    def _call(self, batch: Mapping[str, Any], loss_weights: Sequence[LossWeight] | None) -> Any:
         self.compile(**batch)
         assert self._compiled is not None
-        self._compiled.guards.check()
+        with CAPTURING:  # of this model another thread may make a graph
+            self._compiled.guards.check()
         self._model.check_batch(batch, config=self._config)
         check_ranges(self._compiled.ranges, batch)
         self._compiled.residence.settle(self._optimizer)
@@ -288,21 +308,40 @@ class Executor:
             )
         outputs: list[list[Any]] = []
         for iteration in range(self._config.device_iterations):
-            if self._optimizer is not None:
-                self._optimizer.zero_grad()
             update = slice(iteration * per_update, (iteration + 1) * per_update)
-            self._spans, losses = [], []
             starts = [compiled.starts(weight) for weight in weights[update]]
-            for leaves, loss in compiled.program.train(parts[update], compiled.order, starts=starts, watch=self._timed):
-                losses.append(loss)
-                if is_returned(iteration, self._config):
-                    outputs.append(compiled.keep(leaves))
-                if self._config.output_mode == "final":
-                    del outputs[: -self._config.replication_factor]
-            self._update_loss = torch.as_tensor(sum(losses))
-            if self._optimizer is not None:
+            run = functools.partial(self._update, compiled, parts[update], starts, iteration)
+            if self._optimizer is None:
+                found, self._update_loss = run()
+            elif not needs_closure(self._optimizer):
+                self._optimizer.zero_grad()
+                found, self._update_loss = run()
                 self._optimizer.step()
+            else:
+                found, self._update_loss = _stepped_with_closure(self._optimizer, run)
+            outputs += found
+            if self._config.output_mode == "final":
+                del outputs[: -self._config.replication_factor]
         return outputs
+
+    def _update(
+        self,
+        compiled: _Compiled,
+        parts: Sequence[Mapping[str, Any]],
+        starts: Sequence[Mapping[str, float]],
+        number: int,
+    ) -> tuple[list[list[Any]], torch.Tensor]:
+        """Add up the gradients of one update, the device iteration `number`; give what it returns, and its loss."""
+        outputs: list[list[Any]] = []
+        losses = []
+        self._spans = []
+        for leaves, loss in compiled.program.train(parts, compiled.order, starts=starts, watch=self._timed):
+            losses.append(loss)
+            if is_returned(number, self._config):
+                outputs.append(compiled.keep(leaves))
+            if self._config.output_mode == "final":
+                del outputs[: -self._config.replication_factor]
+        return outputs, torch.as_tensor(sum(losses))
 
     def _name_options_without_effect(self) -> None:
         changed = self._model.ipu_config.changed(self._engine.inert, for_inference=self._config.inference)
@@ -407,6 +446,7 @@ def training_model(
             f"`device_iterations={config.device_iterations}` needs an optimizer to step between the iterations: "
             "pass one to `training_model`, or set `device_iterations=1`"
         )
+    refuse_other_optimizers(optimizer)
     if optimizer is not None:
         owned = {id(parameter) for parameter in model.parameters()}
         if not any(id(p) in owned for group in optimizer.param_groups for p in group["params"]):
@@ -441,6 +481,9 @@ def plan(
     """
     view = _ipu_config(model)
     config = view.for_inference() if for_inference else view.for_training()
+    refuse_other_optimizers(optimizer, takes_class=True)
+    refuse_misspelt(model, inputs)
+    refuse_cache(inputs)
     size = micro_batch_size(inputs, config)
     lowered = lower(
         model,
@@ -464,6 +507,44 @@ def _ipu_config(model: Any) -> IPUConfig:
         raise TypeError(f"`{type(model).__name__}` is not pipelined: call `to_pipelined(model, ipu_config)` first")
     ipu_config: IPUConfig = model.ipu_config
     return ipu_config
+
+
+def needs_closure(optimizer: torch.optim.Optimizer) -> bool:
+    """Say whether an optimizer's step evaluates the loss by itself, as that of L-BFGS does, several times."""
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    return closure is not None and closure.default is inspect.Parameter.empty
+
+
+def _stepped_with_closure(
+    optimizer: torch.optim.Optimizer, run: Callable[[], tuple[list[list[Any]], torch.Tensor]]
+) -> tuple[list[list[Any]], torch.Tensor]:
+    """Step an optimizer that evaluates an update as often as it likes; give what the first evaluation gave."""
+    results: list[tuple[list[list[Any]], torch.Tensor]] = []
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        outputs, loss = run()
+        results.append((outputs if not results else [], loss))
+        return loss
+
+    optimizer.step(closure)  # type: ignore[arg-type]
+    return results[0]
+
+
+def refuse_cache(batch: Mapping[str, Any]) -> None:
+    """Refuse a batch that asks for keys and values, or brings some: those of a static graph are generation's.
+
+    Raises:
+        BatchError: it does.
+    """
+    given = [name for name, value in batch.items() if isinstance(value, Cache) or (name == "use_cache" and value)]
+    if given:
+        value = batch[given[0]]
+        shown = f"{given[0]}={value}" if given[0] == "use_cache" else f"{given[0]}` is a `{type(value).__name__}"
+        raise BatchError(
+            f"`{shown}`: an executor runs whole sequences, and keeps no keys and values: leave `{given[0]}` out, or "
+            "generate with `generation_model`"
+        )
 
 
 def _brought_together(leaves: list[Any], batch: Mapping[str, Any]) -> list[Any]:

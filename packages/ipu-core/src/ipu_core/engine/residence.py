@@ -8,9 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
-from ..graph.capture import input_leaves
+from ..graph.capture import CAPTURING, input_leaves
 from ..graph.split import StageGraph
 from .devices import CPU
 from .weights import Tensors
@@ -110,6 +111,27 @@ def on_one_device(model: torch.nn.Module, batch: Mapping[str, Any]) -> Iterator[
     finally:
         for table, tensors in before:
             table.update(tensors)
+
+
+@contextlib.contextmanager
+def without_values(model: torch.nn.Module, batch: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Be a model of the CPU inside the block, whose tensors, and those of the batch, have shapes and no values.
+
+    Attributes that the forward sets get back what they were.
+    """
+    tables: list[dict[str, Any]] = [t for m in model.modules() for t in (m._parameters, m._buffers)]
+    before = [(table, dict(table)) for table in (*tables, *map(vars, model.modules()))]
+    with CAPTURING, FakeTensorMode(allow_non_fake_inputs=True):
+        stand_ins = {id(t): _stand_in(t) for table in tables for t in table.values() if t is not None}
+        try:
+            for table in tables:
+                table.update({k: None if t is None else stand_ins[id(t)] for k, t in table.items()})
+            yield pytree.tree_map_only(torch.Tensor, _stand_in, dict(batch))
+        finally:
+            for table, entries in before:
+                for name in table.keys() - entries.keys():
+                    del table[name]
+                table.update(entries)
 
 
 def _stand_in(tensor: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 
 from ..errors import BatchMismatchError
-from ..graph.capture import Capture
+from ..graph.capture import CAPTURING, Capture
 
 
 class Tensors(Protocol):
@@ -33,7 +33,8 @@ class Weights:
         Raises:
             BatchMismatchError: the shape or dtype of one is not the captured one any more.
         """
-        return {value: self._slots[value].read() for value in values if value in self._slots}
+        with CAPTURING:  # of this model another thread may make a graph, for which it has other tensors
+            return {value: self._slots[value].read() for value in values if value in self._slots}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,17 +17,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils import _pytree as pytree
-from transformers import DynamicCache, EncoderDecoderCache
+from transformers import DynamicCache, EncoderDecoderCache, GenerationMixin
 
 from ..config import ExecutionConfig
 from ..engine.cache import ExecutableCache
 from ..engine.compilers import Compilers
 from ..engine.lowering import Lowered
 from ..engine.packed import Packer
-from ..engine.residence import on_one_device
+from ..engine.residence import without_values
 from ..engine.straight import result_of
 from ..errors import CacheError, CaptureError, CompileError, GenerationModeError, IncompatibleIPUConfigError, IPUError
-from ..graph.capture import in_mode
+from ..graph.capture import CAPTURING, in_mode
 from ..graph.guards import Guards
 from ..upstream import CACHE
 from .cache import Attention, StaticKV, attentions_of
@@ -43,6 +43,9 @@ _MORE = ("output_attentions", "output_hidden_states")
 # What a step gives that the next one does not go on from.
 _OF_EACH_STEP = frozenset(("logits", CACHE, "encoder_last_hidden_state"))
 WIDEST_PROMPT = 128
+EMBEDS = "inputs_embeds"
+# Their `prepare_inputs_for_generation` gives every step what the one before it tells: positions, counted on.
+_COUNTS_ON = frozenset(("WhisperForConditionalGeneration",))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +58,7 @@ class Sizes:
         max_length: tokens of the longest sequence, prompt and new ones.
         prompt_width: tokens of a prompt that one call runs; longer prompts take several.
         in_flight: groups that share the sequences.
+        source_length: tokens an encoder gave states of; shorter sources are filled up to it.
     """
 
     batch_size: int
@@ -62,6 +66,7 @@ class Sizes:
     max_length: int
     prompt_width: int
     in_flight: int = 1
+    source_length: int | None = None
 
     @property
     def rows(self) -> int:
@@ -119,6 +124,7 @@ class Decoder:
         self._one_token: BoundProgram | None = None  # the one of this kind that ran last
         self._cache: StaticKV | None = None
         self._turn = 0
+        self._is_prepared_anew = prepares_more_than_upstream(model.plain_class())
 
     def sibling(self) -> Decoder:
         """Give a decoder of other sequences that shares the programs."""
@@ -147,7 +153,8 @@ class Decoder:
         Raises:
             ModelChangedError: naming what changed.
         """
-        self._parts.guards.check()
+        with CAPTURING:  # of this model another thread may make a graph
+            self._parts.guards.check()
 
     def begin(self) -> None:
         """Begin another turn: programs find the model's tensors anew."""
@@ -174,9 +181,17 @@ class Decoder:
                 raise GenerationModeError(f"`{name}=True`: steps give logits alone: leave it out")
         given = {n: v for n, v in inputs.items() if v is not None and n not in _HOW and n not in _MORE}
         cache = given.pop(CACHE, None)
-        rows = len(given[self._ids])
+        if self._ids not in given and EMBEDS in given and cache is None:
+            raise GenerationModeError(
+                f"`{EMBEDS}` begin a generation whose later tokens are numbers, which without a cache all are run "
+                "again: leave `use_cache=False` out"
+            )
+        source = given.get("encoder_outputs")
+        if source is not None and source[0].shape[1] < (self.sizes.source_length or 0):
+            given.setdefault("attention_mask", torch.ones(source[0].shape[:2], dtype=torch.long))
+        rows = len(self._tokens(given))
         given = pytree.tree_map_only(torch.Tensor, self._filled, given)
-        tokens = given[self._ids]
+        tokens = self._tokens(given)
         self._refuse_other_rows(tokens)
         if cache is not None and cache is not self._cache:
             raise CacheError(
@@ -198,9 +213,14 @@ class Decoder:
                 logits = self._run_cached(given, cache, tokens.shape[1])
         return logits[:rows]
 
+    def _tokens(self, given: Mapping[str, Any]) -> torch.Tensor:
+        """Give the tokens of a call, [R, T]; or what stands for them, [R, T, D]."""
+        tokens: torch.Tensor = given[self._ids] if self._ids in given else given[EMBEDS]
+        return tokens
+
     def can_advance(self, cache: Any) -> bool:
         """Say whether `advance` may take the next token: the last steps of this turn differed in what it changes."""
-        if self._one_token is None or self._cache is None or cache is not self._cache:
+        if self._one_token is None or self._cache is None or cache is not self._cache or self._is_prepared_anew:
             return False
         return self._one_token.is_regular(self._turn, self._cache.length)
 
@@ -282,10 +302,11 @@ class Decoder:
         """Run tokens `first` to `last` of a call, in a program of some width."""
         is_cached, names = cache is not None, tuple(sorted(given.keys() - {self._mask}))  # a mask there always is
         kind = Kind(width, is_cached, cache is not None and self._writes_cross(cache), names)
-        one_token = Kind(1, True, False, names)
+        # What stands for tokens is of a prompt: no step follows from such.
+        one_token = Kind(1, True, False, names) if self._ids in given else None
         programs = self._parts.programs
         if kind not in programs:
-            if kind != one_token and is_cached and not kind.writes_cross and self._compiles_ahead():
+            if one_token not in (None, kind) and is_cached and not kind.writes_cross and self._compiles_ahead():
                 self._add(one_token, dict(self._batch(given, cache, first, first + 1, 1)), self._moves())
             moves = self._moves() if kind == one_token else {}
             self._add(kind, dict(self._batch(given, cache, first, last, width)), moves)
@@ -330,15 +351,17 @@ class Decoder:
         self, given: Mapping[str, Any], cache: StaticKV | None, first: int, last: int, width: int
     ) -> Iterator[tuple[str, Any]]:
         """Give the inputs of a program, of static shapes."""
-        num_tokens = given[self._ids].shape[1]
+        num_tokens = self._tokens(given).shape[1]
         known = cache.length if cache is not None else 0
         for name, value in given.items():
             if name == "encoder_outputs":
-                yield name, type(value)(last_hidden_state=value[0])
+                yield name, type(value)(last_hidden_state=self._source(value[0]))
             elif name == self._mask:
                 continue
             elif name == "attention_mask":
-                yield name, _laid_out(value)
+                yield name, _laid_out(self._source(value))
+            elif name == EMBEDS:
+                yield name, _widened(value[:, first:last].movedim(1, -1), width).movedim(-1, 1).contiguous()
             elif _is_of_tokens(value, self.sizes.rows, num_tokens):
                 yield name, _widened(value[..., first:last], width)
             else:
@@ -352,6 +375,13 @@ class Decoder:
             yield CACHE, cache.slots(torch.tensor(known))
         yield AT, torch.tensor([last - first - 1])
         yield "use_cache", cache is not None
+
+    def _source(self, value: torch.Tensor) -> torch.Tensor:
+        """Fill what is of the source, [R, S] or [R, S, D], up with zeros, which its mask hides."""
+        missing = (self.sizes.source_length or value.shape[1]) - value.shape[1]
+        if missing <= 0:
+            return value
+        return torch.cat([value, value.new_zeros(value.shape[0], missing, *value.shape[2:])], dim=1)
 
     def _padded_mask(self, mask: torch.Tensor | None, num_tokens: int) -> torch.Tensor:
         """Give a mask for all places, of which `num_tokens` have a token; a decoder may look at later ones too."""
@@ -383,8 +413,8 @@ class Decoder:
         inputs: dict[str, Any] = {self._ids: torch.zeros(1, 1, dtype=torch.long)}
         if self._is_encoder_decoder:
             cache = EncoderDecoderCache(cache, DynamicCache(config=config))
-            inputs["encoder_outputs"] = type(encoder_outputs)(last_hidden_state=encoder_outputs[0][:1])
-        with torch.no_grad(), in_mode(plain, training=False), on_one_device(plain, inputs) as inputs:
+            inputs["encoder_outputs"] = type(encoder_outputs)(last_hidden_state=self._source(encoder_outputs[0][:1]))
+        with torch.no_grad(), in_mode(plain, training=False), without_values(plain, inputs) as inputs:
             outputs = plain(**inputs, **{CACHE: cache}, use_cache=True)
         sizes = {"rows": self.sizes.rows, "places": self.sizes.max_length}
         attentions = attentions_of(cache, **sizes, is_rounded=self._rounds_cache)
@@ -394,6 +424,12 @@ class Decoder:
                 f"`{kept[0]}`, which static caches do not hold: generate with `use_cache=False`"
             )
         return attentions
+
+
+def prepares_more_than_upstream(plain: type[Any]) -> bool:
+    """Say whether a model class has a way of its own to prepare a step, which then is called before each of them."""
+    own: Any = getattr(plain, "prepare_inputs_for_generation", None)
+    return own is not GenerationMixin.prepare_inputs_for_generation and plain.__name__ not in _COUNTS_ON
 
 
 def _is_of_tokens(value: Any, rows: int, num_tokens: int) -> bool:

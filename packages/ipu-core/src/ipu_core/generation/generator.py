@@ -7,16 +7,21 @@ these call: the model, the encoder and the cache.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import inspect
 import logging
+import threading
 from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils import _pytree as pytree
+from transformers.generation.logits_process import UnbatchedClassifierFreeGuidanceLogitsProcessor
 from transformers.modeling_outputs import CausalLMOutputWithPast, Seq2SeqLMOutput
 
 from ..config import ExecutionConfig
+from ..door import refuse_other_numbers
 from ..engine.compile import refuse_other_processors
 from ..engine.engines import Engine, usable_engine
 from ..engine.executor import Executor
@@ -25,7 +30,7 @@ from ..errors import CacheError, GenerationModeError, IPUError, NotCompiledError
 from ..modeling import PipelineMixin, view
 from ..upstream import CACHE
 from .cache import GroupedKV, StaticKV
-from .decoder import WIDEST_PROMPT, Decoder, Sizes
+from .decoder import EMBEDS, WIDEST_PROMPT, Decoder, Sizes
 from .loops import DeviceLoop
 from .program import WEIGHTS
 from .views import EncoderView, part
@@ -47,7 +52,9 @@ class Generator:
         generator = generation_model(model, max_length=128)
         tokens = generator.generate(**tokenizer("Two roads", return_tensors="pt"), max_new_tokens=32)
 
-    Sizes that are not given are those of the first call, and fixed from then on.
+    Sizes that are not given are those of the first call. The batch and the beams are fixed from then on; a later
+    prompt, or source of an encoder, that is longer gets programs of its own, for a power of two tokens, in the place of
+    those before.
     """
 
     def __init__(
@@ -73,6 +80,8 @@ class Generator:
         self.decoders: tuple[Decoder, ...] = ()  # one for each group in flight
         self.executors: dict[Hashable, tuple[Executor, int]] = {}
         self._is_under_way = False  # whether this call has generated already
+        self._source_length: int | None = None
+        self._turns = threading.RLock()
 
     @property
     def decoder(self) -> Decoder | None:
@@ -93,6 +102,10 @@ class Generator:
             GenerationModeError: assisted, contrastive, constrained or group beam search, a loop of one's own where
                 `tokens_per_call` or `in_flight` asks for ours, or a model whose logits change when other tokens follow.
         """
+        with self._turns:  # one thread after the other
+            return self._generate(*args, **kwargs)
+
+    def _generate(self, *args: Any, **kwargs: Any) -> Any:
         _refuse_other_modes(self.model, kwargs)
         if self.device_loop is not None and kwargs.get("custom_generate") is not None:
             raise GenerationModeError(
@@ -122,12 +135,17 @@ class Generator:
         stages = steps[-1].stages
         return decode_schedule([stage.ipu for stage in stages], in_flight=self.in_flight, num_tokens=num_tokens)
 
-    def prepare(self, *, batch_size: int, num_beams: int, max_length: int, prompt_length: int) -> None:
+    def prepare(
+        self, *, batch_size: int, num_beams: int, max_length: int, prompt_length: int, source_length: int | None = None
+    ) -> None:
         """Get the decoders ready for a call; the first one fixes the sizes that were not given.
 
         Raises:
             CacheError: the call needs others.
         """
+        if source_length is not None and self._source_length is None:
+            self._source_length = source_length  # what encoded it was not ours
+        self._grow(max_length)
         if not self.decoders:
             # A model of speech goes on with what it has said, as far as it has positions.
             longest = max(max_length, getattr(self.model.config, "max_target_positions", None) or 0)
@@ -139,7 +157,8 @@ class Generator:
                     f"`in_flight={self.in_flight}` groups cannot share a batch of {sizes['batch_size']} evenly: give a "
                     "batch that is a multiple of it"
                 )
-            first = Decoder(self.model, self.config, Sizes(**sizes, in_flight=self.in_flight), **self._rounding)
+            more: dict[str, Any] = {"in_flight": self.in_flight, "source_length": self._source_length}
+            first = Decoder(self.model, self.config, Sizes(**sizes, **more), **self._rounding)
             self.decoders = (first, *(first.sibling() for _ in range(1, self.in_flight)))
         known = self.decoders[0].sizes
         # A call that generates several times has fewer sequences left towards its end.
@@ -160,6 +179,34 @@ class Generator:
         for decoder in self.decoders:
             decoder.begin()
 
+    def _grow(self, max_length: int) -> None:
+        """Make room for a call that needs longer programs than there are, where nobody said how long they are."""
+        if not self.decoders:
+            return
+        known = self.decoders[0].sizes
+        name = type(self.model).__name__
+        if known.source_length != self._source_length:
+            logger.info(
+                "%s: programs for sources of %s tokens take the place of those before", name, self._source_length
+            )
+        elif max_length > known.max_length and self._sizes["max_length"] is None:
+            longer = self._longer(max_length, self.model.config.get_text_config(decoder=True))
+            logger.info("%s: programs for %d tokens take the place of those for %d", name, longer, known.max_length)
+            max_length = longer
+        else:
+            return
+        sizes = dataclasses.replace(
+            known, max_length=max(max_length, known.max_length), source_length=self._source_length
+        )
+        first = Decoder(self.model, self.config, sizes, **self._rounding)
+        self.decoders = (first, *(first.sibling() for _ in range(1, self.in_flight)))
+
+    @staticmethod
+    def _longer(length: int, config: Any) -> int:
+        """Give a power of two that holds a length, or the positions a model has, where these are fewer."""
+        most = getattr(config, "max_position_embeddings", None) or _power_of_two(length)
+        return max(length, min(_power_of_two(length), most))
+
     def new_cache(self, encoder_outputs: Any = None) -> StaticKV | GroupedKV | None:
         """Give an empty cache for a call; None for a model that keeps no keys and values."""
         caches = [cache for decoder in self.decoders if (cache := decoder.new_cache(encoder_outputs)) is not None]
@@ -168,8 +215,28 @@ class Generator:
     def encode(self, **inputs: Any) -> Any:
         """Run the encoder, in an executor of its own."""
         given: dict[str, Any] = {name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)}
-        outputs, rows = self._run(given, encodes=True)
-        return pytree.tree_map_only(torch.Tensor, lambda leaf: leaf[:rows], outputs)
+        tokens, mask = given.get("input_ids", given.get(EMBEDS)), given.get("attention_mask")
+        encoder: Any = self.model.plain_class().get_encoder(self.model)
+        takes_mask = "attention_mask" in inspect.signature(encoder.forward).parameters
+        if tokens is not None and takes_mask and (mask is None or mask.shape == tokens.shape[:2]):
+            length = tokens.shape[1]
+            if self._source_length is None or length > self._source_length:
+                self._source_length = length if self._source_length is None else self._longer(length, encoder.config)
+                self.executors.clear()
+            missing = self._source_length - length
+            if missing and mask is None:
+                given["attention_mask"] = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
+            given = {name: _lengthened(value, missing) for name, value in given.items()}
+            outputs, rows = self._run(given, encodes=True)
+        else:  # as of speech, whose mask is of other parts
+            outputs, rows = self._run(given, encodes=True)
+            self._source_length = length = outputs[0].shape[1]
+
+        def part_of(leaf: torch.Tensor) -> torch.Tensor:
+            is_of_source = leaf.dim() > 1 and leaf.shape[1] == self._source_length
+            return leaf[:rows, :length] if is_of_source else leaf[:rows]
+
+        return pytree.tree_map_only(torch.Tensor, part_of, outputs)
 
     def forward(self, **inputs: Any) -> torch.Tensor:
         """Run the whole model without a cache, as upstream does beside its decode loops, and give its logits.
@@ -196,6 +263,13 @@ class Generator:
         executor, all_rows = self.executors[kind]
         # A call that generates several times has fewer sequences left towards its end.
         return executor(**(_repeated(inputs, all_rows) if self._is_under_way else inputs)), rows
+
+
+def _lengthened(value: torch.Tensor, missing: int) -> torch.Tensor:
+    """Fill what is of a source, [R, S] or [R, S, D], up with zeros: a mask hides them."""
+    if missing <= 0 or value.dim() < 2:
+        return value
+    return torch.cat([value, value.new_zeros(value.shape[0], missing, *value.shape[2:])], dim=1)
 
 
 def _repeated(inputs: dict[str, Any], rows: int) -> dict[str, Any]:
@@ -250,20 +324,17 @@ def generation_model(
 
     Raises:
         EngineNotAvailableError: the engine is not usable here.
-        TypeError: `model` is not pipelined.
+        TypeError: `model` is not pipelined, or a number is none.
         ValueError: `weights` or `cache_dtype` is something else, or `tokens_per_call` or `in_flight` is less than 1.
     """
     if not isinstance(model, PipelineMixin):
         raise TypeError(f"`{type(model).__name__}` is not pipelined: call `to_pipelined(model, ipu_config)` first")
     sizes = {"batch_size": batch_size, "num_beams": num_beams, "max_length": max_length, "prompt_width": prompt_width}
+    refuse_other_numbers({**sizes, "tokens_per_call": tokens_per_call, "in_flight": in_flight})
     if weights is not None and weights not in WEIGHTS:
         raise ValueError(f"`weights={weights!r}` is not one of {tuple(WEIGHTS)}{nearest(weights, WEIGHTS)}")
     if cache_dtype not in (None, "int8"):
         raise ValueError(f"`cache_dtype={cache_dtype!r}`: keys and values are kept as they are (None), or as 'int8'")
-    if tokens_per_call < 1:
-        raise ValueError(f"`tokens_per_call={tokens_per_call}`: a call runs one step or more")
-    if in_flight < 1:
-        raise ValueError(f"`in_flight={in_flight}`: sequences are in one group or more")
     config = model.ipu_config.for_inference()
     if config.compile:
         refuse_other_processors(model, config)
@@ -295,11 +366,14 @@ class _Loop(_LoopBase):
         beams = max(generation_config.num_beams, generation_config.num_return_sequences)
         generator = self._generator
         prompt = generation_config.max_length - (generation_config.max_new_tokens or 0)
+        if not self.config.is_encoder_decoder and (embeds := model_kwargs.get(EMBEDS)) is not None:
+            prompt += embeds.shape[1]  # upstream's lengths count tokens alone
         generator.prepare(
             batch_size=batch_size,
             num_beams=beams,
-            max_length=generation_config.max_length,
+            max_length=prompt + (generation_config.max_new_tokens or 0),
             prompt_length=max(1, prompt),
+            source_length=_length_of_source(model_kwargs.get("encoder_outputs")),
         )
         if generation_config.cache_implementation is not None:
             raise GenerationModeError(
@@ -330,7 +404,23 @@ class _Loop(_LoopBase):
         if kwargs.get("next_sequence_length") == 1 and self._decoder.can_advance(cache):
             return {_ADVANCE: input_ids[:, -1:], CACHE: cache}
         prepared: dict[str, Any] = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
-        return prepared
+        if cache is None or prepared.get(CACHE) is not None:
+            return prepared
+        # Where all fits one program it has the positions of all.
+        if cache.get_seq_length() or input_ids.shape[1] > self._decoder.sizes.prompt_width:
+            raise GenerationModeError(
+                f"`{self._generator.model.plain_class().__name__}` begins a new cache at {input_ids.shape[1]} tokens, "
+                "where its positions change, which static caches do not: generate fewer, or begin with a longer prompt "
+                "and a `prompt_width` that holds it"
+            )
+        return {**prepared, CACHE: cache}
+
+    def _get_logits_processor(self, *args: Any, **kwargs: Any) -> Any:
+        found = super()._get_logits_processor(*args, **kwargs)
+        for processor in found:
+            if isinstance(processor, UnbatchedClassifierFreeGuidanceLogitsProcessor):
+                processor.model = _Unconditional(self._generator)
+        return found
 
     def _sample(self, *args: Any, **kwargs: Any) -> Any:
         loop = self._generator.device_loop
@@ -343,6 +433,25 @@ class _Loop(_LoopBase):
     def _reorder_cache(self, cache: StaticKV, beam_idx: torch.Tensor) -> StaticKV:
         cache.reorder_cache(beam_idx)
         return cache
+
+
+class _Unconditional:
+    """What guidance away from a prompt calls as a model: the same programs, on a cache of its own."""
+
+    def __init__(self, generator: Generator) -> None:
+        self._generator = generator
+        self._decoder: Decoder | None = None
+
+    def __call__(self, input_ids: torch.Tensor, *, use_cache: bool, **inputs: Any) -> Any:
+        """Run some tokens after those before."""
+        if self._decoder is None:
+            self._decoder = self._generator.decoders[0].sibling()
+            self._decoder.begin()
+        cache = inputs.pop(CACHE, None)
+        if use_cache and cache is None:
+            cache = self._decoder.new_cache()
+        logits = self._decoder.step({"input_ids": input_ids, CACHE: cache, **inputs})
+        return CausalLMOutputWithPast(logits=logits, **{CACHE: cache})
 
 
 class _Encoder:
@@ -358,6 +467,10 @@ class _Encoder:
         if args:
             kwargs[self.main_input_name] = args[0]
         return self._generator.encode(**kwargs)
+
+
+def _length_of_source(encoder_outputs: Any) -> int | None:
+    return None if encoder_outputs is None else int(encoder_outputs[0].shape[1])
 
 
 def _loop(generator: Generator, group: int = 0) -> Any:
@@ -380,7 +493,12 @@ def _loop_class(plain: Hashable) -> type[Any]:
         made = Seq2SeqLMOutput if self.config.is_encoder_decoder else CausalLMOutputWithPast
         return made(logits=logits, **{CACHE: kwargs.get(CACHE)})
 
-    return type(f"Generating{plain.__name__}", (_Loop, plain), {"__module__": plain.__module__, "forward": forward})
+    @functools.wraps(plain.prepare_inputs_for_generation)  # type: ignore[attr-defined]
+    def prepare(self: Any, *args: Any, **kwargs: Any) -> Any:  # upstream looks at what it takes
+        return _Loop.prepare_inputs_for_generation(self, *args, **kwargs)
+
+    methods = {"forward": forward, "prepare_inputs_for_generation": prepare}
+    return type(f"Generating{plain.__name__}", (_Loop, plain), {"__module__": plain.__module__, **methods})
 
 
 def _refuse_other_modes(model: PipelineMixin, kwargs: dict[str, Any]) -> None:

@@ -113,9 +113,11 @@ def capture(model: torch.nn.Module, batch: Mapping[str, Any], *, training: bool)
                 _without_dump(),
                 mock.patch.object(torch.fx.config, "do_not_emit_stack_traces", True),  # nobody reads them
                 _without_changes_of_mode(),
+                _without_gradients(model),
                 observed(model) as (reads, writes),
             ):
-                program = torch.export.export(model, (), inputs, strict=False)
+                shown = pytree.tree_map_only(torch.Tensor, _without_values, inputs)
+                program = torch.export.export(model, (), shown, strict=False)
         except IPUError:
             raise
         except Exception as error:
@@ -128,6 +130,12 @@ def capture(model: torch.nn.Module, batch: Mapping[str, Any], *, training: bool)
         "captured %s for %s: %d operations in %.1f s", name, _mode_name(training), len(captured.graph.nodes), seconds
     )
     return captured
+
+
+def _without_values(tensor: torch.Tensor) -> torch.Tensor:
+    """Give a tensor that looks like another one: of a view the tracer keeps more, for as long as its base lives."""
+    made = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
+    return made.requires_grad_(tensor.requires_grad)
 
 
 def input_leaves(batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -307,6 +315,20 @@ def _without_changes_of_mode() -> Iterator[None]:
     leave = in_this_thread(lambda self, *error: None, torch.no_grad.__exit__)
     with mock.patch.multiple(torch.no_grad, __enter__=enter, __exit__=leave):
         yield
+
+
+@contextlib.contextmanager
+def _without_gradients(model: torch.nn.Module) -> Iterator[None]:
+    """Put gradients aside inside the block: nobody reads them, and those of a resized embedding have its old shape."""
+    gradients = [(parameter, parameter.grad) for parameter in model.parameters() if parameter.grad is not None]
+    for parameter, _ in gradients:
+        parameter.grad = None
+    try:
+        yield
+    finally:
+        for parameter, gradient in gradients:
+            if gradient.shape == parameter.shape:
+                parameter.grad = gradient
 
 
 @contextlib.contextmanager

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Wrong arguments of public functions are refused where they come in, by their names."""
+
+import pytest
+import torch
+import transformers
+from ipu_core import IPUConfig, generation_model, inference_model, plan, to_pipelined, training_model
+from ipu_core.errors import BatchError
+
+CONFIG = IPUConfig(layers_per_ipu=[1, 1])
+SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+IDS = torch.arange(2, 18).reshape(2, 8)
+BATCH = {"input_ids": IDS, "labels": torch.tensor([0, 1])}
+
+
+def bert():
+    config = transformers.BertConfig(**SMALL, vocab_size=32)
+    return to_pipelined(transformers.BertForSequenceClassification(config), CONFIG)
+
+
+def llama():
+    config = transformers.LlamaConfig(**SMALL, vocab_size=32, pad_token_id=0, eos_token_id=None)
+    return to_pipelined(transformers.LlamaForCausalLM(config).eval(), CONFIG)
+
+
+CALLS = {
+    "outputs='loss'": (
+        lambda: training_model(bert(), outputs="loss"),
+        TypeError,
+        r"give a list .* `outputs=\['loss'\]`",
+    ),
+    "outputs=3": (lambda: inference_model(bert(), outputs=3), TypeError, "`outputs=3` is a int: give a list of names"),
+    "outputs=[0]": (lambda: inference_model(bert(), outputs=[0]), TypeError, r"`outputs=\[0\]` is a list"),
+    "optimizer='sgd'": (lambda: training_model(bert(), "sgd"), TypeError, "`optimizer='sgd'` is a str: give one made"),
+    "optimizer=SGD": (lambda: training_model(bert(), torch.optim.SGD), TypeError, "`optimizer=.*SGD.*` is a class"),
+    "plan's optimizer": (
+        lambda: plan(bert(), BATCH, optimizer="AdamW"),
+        TypeError,
+        "`optimizer='AdamW'` is a str: .* class",
+    ),
+    "engine=3": (
+        lambda: training_model(bert(), engine=3),
+        TypeError,
+        "`engine=3` is a int: give the name of an engine",
+    ),
+    "input_idz": (
+        lambda: plan(bert(), {"input_idz": IDS}),
+        BatchError,
+        "`input_idz` is no input .* did you mean `input_ids`",
+    ),
+    "lables": (
+        lambda: training_model(bert())(input_ids=IDS, lables=BATCH["labels"]),
+        BatchError,
+        "`lables` is no input .* did you mean `labels`",
+    ),
+    "a batch": (lambda: plan(bert(), [IDS]), TypeError, "a batch is a list: give a mapping"),
+    "weights=4": (lambda: generation_model(llama(), weights=4), ValueError, "`weights=4` is not one of"),
+    "max_length=16.0": (lambda: generation_model(llama(), max_length=16.0), TypeError, "`max_length=16.0` is a float"),
+    "prompt_width=0": (
+        lambda: generation_model(llama(), prompt_width=0),
+        ValueError,
+        "`prompt_width=0`: give 1 or more",
+    ),
+    "batch_size=True": (lambda: generation_model(llama(), batch_size=True), TypeError, "`batch_size=True` is a bool"),
+    "in_flight='2'": (lambda: generation_model(llama(), in_flight="2"), TypeError, "`in_flight='2'` is a str"),
+    "sed": (lambda: setattr(IPUConfig(), "sed", 3), AttributeError, "`sed` is not an option .* did you mean `seed`"),
+    "use_cache": (
+        lambda: inference_model(llama())(input_ids=IDS, use_cache=True),
+        BatchError,
+        "`use_cache=True`: an executor .* leave `use_cache` out, or generate with",
+    ),
+    "a cache": (
+        lambda: inference_model(llama())(input_ids=IDS, past_key_values=transformers.DynamicCache()),
+        BatchError,
+        "`past_key_values` is a `DynamicCache`: an executor runs whole sequences",
+    ),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_it_is_named_with_what_is_there_and_what_to_give(call):
+    make, kind, said = CALLS[call]
+    with pytest.raises(kind, match=said):
+        make()
+
+
+def test_other_names_are_upstreams_to_take():
+    found = inference_model(llama())(input_ids=IDS, output_hidden_states=True)
+    assert len(found.hidden_states) == 3
+
+
+def test_an_optimizer_that_evaluates_by_itself_steps_as_on_the_plain_model():
+    def model():
+        torch.manual_seed(0)
+        config = transformers.BertConfig(**SMALL, vocab_size=32, hidden_dropout_prob=0, attention_probs_dropout_prob=0)
+        return transformers.BertForSequenceClassification(config).train()
+
+    plain, ours = model(), model()
+    theirs = torch.optim.LBFGS(plain.parameters(), lr=0.1, max_iter=3)
+    rows = {name: torch.cat([value, value.flip(0)]) for name, value in BATCH.items()}
+
+    def closure():
+        theirs.zero_grad()
+        loss = plain(**rows).loss
+        loss.backward()
+        return loss
+
+    config = CONFIG.replace(gradient_accumulation_steps=2, output_mode="all")
+    executor = training_model(to_pipelined(ours, config), torch.optim.LBFGS(ours.parameters(), lr=0.1, max_iter=3))
+    for _ in range(2):
+        wanted = theirs.step(closure)
+        torch.testing.assert_close(executor(**rows).loss.mean(), wanted)
+    for name, parameter in ours.named_parameters():
+        torch.testing.assert_close(parameter, plain.get_parameter(name), atol=1e-5, rtol=1e-4)
+
+
+def test_a_model_with_more_rows_than_when_it_was_trained_runs():
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=32, n_embd=16, n_layer=2, n_head=2)).eval()
+    view = to_pipelined(model, CONFIG)
+    training_model(view)(input_ids=IDS, labels=IDS)
+    gradient = model.transformer.h[0].mlp.c_fc.weight.grad
+    model.resize_token_embeddings(40, mean_resizing=False)
+    found = inference_model(view)(input_ids=IDS + 20).logits
+    torch.testing.assert_close(found, model(input_ids=IDS + 20).logits)
+    assert model.transformer.h[0].mlp.c_fc.weight.grad is gradient
+    training_model(view)(input_ids=IDS, labels=IDS)
