@@ -334,3 +334,35 @@ def test_one_ipu_cannot_be_split():
         IncompatibleIPUConfigError, match="`ipus_per_replica=1`: an encoder and a decoder need at least 2"
     ):
         split_encoder_decoder_ipu_config(IPUConfig(), 6, 6)
+
+
+def test_options_of_a_machine_are_neither_saved_nor_taken_from_a_file(tmp_path, caplog):
+    config = IPUConfig(layers_per_ipu=[1, 1], executable_cache_dir="mine", devices=["cpu", "cpu"])
+    config.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "ipu_config.json").read_text())
+    assert (saved["executable_cache_dir"], saved["devices"], saved["inference_devices"]) == ("", None, None)
+    (tmp_path / "ipu_config.json").write_text(
+        json.dumps({**saved, "executable_cache_dir": "theirs", "devices": ["cuda:0", "cuda:1"]})
+    )
+    loaded = IPUConfig.from_pretrained(tmp_path)
+    assert (loaded.executable_cache_dir, loaded.devices) == ("", None)
+    assert "`executable_cache_dir='theirs'` of `" in caplog.text
+    assert "is not used, for it is of another machine: pass `devices=` to `from_pretrained`" in caplog.text
+    given = IPUConfig.from_pretrained(tmp_path, executable_cache_dir="ours", devices=["cpu", "cpu"])
+    assert (given.executable_cache_dir, given.devices) == ("ours", ["cpu", "cpu"])
+
+
+def test_a_cache_directory_called_disabled_is_none():
+    config = IPUConfig(executable_cache_dir="disabled")
+    assert config.executable_cache_dir == config.for_training().executable_cache_dir == ""
+    config.executable_cache_dir = "disabled"
+    assert config.executable_cache_dir == ""
+
+
+def test_a_misspelt_attribute_is_refused_with_the_nearest_one():
+    config = IPUConfig()
+    with pytest.raises(AttributeError, match="`sed` is not an option of IPUConfig, did you mean `seed`"):
+        config.sed = 3
+    with pytest.raises(AttributeError, match="`inference_seed` is not an option"):
+        config.inference_seed = 3
+    config.inference_devices = ["cpu"]

@@ -309,9 +309,8 @@ def test_modes_nobody_has_are_refused_by_name(generator, ids, options, name):
 
 
 def test_what_steps_do_not_give_is_refused(generator, ids):
-    for options in ({"cache_implementation": "static"}, {"output_attentions": True, "return_dict_in_generate": True}):
-        with pytest.raises(GenerationModeError, match=next(iter(options))):
-            generator.generate(ids, max_new_tokens=2, **options)
+    with pytest.raises(GenerationModeError, match="cache_implementation"):
+        generator.generate(ids, max_new_tokens=2, cache_implementation="static")
 
 
 def test_several_iterations_are_refused(model, ids):

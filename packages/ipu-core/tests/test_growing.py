@@ -139,3 +139,29 @@ def test_no_value_is_read_to_see_what_is_cached(monkeypatch):
 
     monkeypatch.setattr(type(model.model.embed_tokens), "forward", real_values_alone)
     generation_model(to_pipelined(model, TWO)).generate(tokens(6), **NEW)
+
+
+@pytest.mark.parametrize("make", [llama, t5])
+@pytest.mark.parametrize("asked", [{}, {"use_cache": False}, {"num_beams": 2}])
+def test_hidden_states_and_attentions_of_each_step(make, asked):
+    model = make()
+    model.set_attn_implementation("eager")
+    config = TWO if make is llama else FOUR
+    options = {"output_hidden_states": True, "output_attentions": True, "return_dict_in_generate": True, **asked}
+    generator = generation_model(to_pipelined(model, config), max_length=20, prompt_width=4)
+    for length in (6, 9):
+        ours = generator.generate(tokens(length), **NEW, **options)
+        theirs = model.generate(tokens(length), **NEW, **options)
+        assert torch.equal(ours.sequences, theirs.sequences)
+        for name in ("hidden_states", "attentions", "decoder_hidden_states", "decoder_attentions", "cross_attentions"):
+            wanted, found = getattr(theirs, name, None), getattr(ours, name, None)
+            torch.testing.assert_close(found, wanted, atol=2e-4, rtol=1e-3, msg=lambda m, name=name: f"{name}: {m}")
+        for name in ("encoder_hidden_states", "encoder_attentions"):
+            torch.testing.assert_close(getattr(ours, name, None), getattr(theirs, name, None), atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("how", [{"tokens_per_call": 3}, {"in_flight": 2}])
+def test_loops_of_several_tokens_keep_logits_alone(how):
+    generator = generation_model(to_pipelined(llama(), TWO), **how)
+    with pytest.raises(GenerationModeError, match="`output_hidden_states` and .* are of each step"):
+        generator.generate(tokens(6), output_hidden_states=True, return_dict_in_generate=True, **NEW)

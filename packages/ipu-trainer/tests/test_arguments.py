@@ -4,7 +4,7 @@
 import dataclasses
 
 import pytest
-from ipu_core import IPUConfig
+from ipu_core import IncompatibleIPUConfigError, IPUConfig
 from ipu_trainer import IPUSeq2SeqTrainingArguments, IPUTrainingArguments
 from ipu_trainer.arguments import REFUSED, REFUSED_OPTIMIZERS
 from regression import CONFIG, trainer
@@ -80,6 +80,9 @@ def test_the_defaults_are_upstreams(tmp_path):
         ({"train_sampling_strategy": "batch_rebalance"}, "gives batches of any number of rows"),
         ({"lamb": True, "optim": "sgd"}, "`lamb=True` and `optim='sgd'` name two optimizers"),
         ({"loss_scaling": 0.0}, "`loss_scaling=0.0` is no factor that a gradient"),
+        ({"loss_scaling": float("nan")}, "`loss_scaling=nan` is no factor that a gradient"),
+        ({"loss_scaling": float("inf")}, "`loss_scaling=inf` is no factor that a gradient"),
+        ({"loss_scaling": 1e-40}, "`loss_scaling=1e-40` is no factor that a gradient"),
     ],
 )
 def test_an_argument_without_effect_is_refused(options, message, tmp_path):
@@ -118,3 +121,15 @@ def test_compile_only_compiles_and_runs_nothing(tmp_path):
     assert made.evaluator.seconds_compiling > 0
     assert made.evaluate() == {}
     assert made.model.layers[0].number.value.grad is None
+
+
+@pytest.mark.parametrize("overrides", ["replication_factor=4", "inference_replication_factor=4, seed=1"])
+def test_two_numbers_of_replicas_are_refused(overrides):
+    args = IPUTrainingArguments("out", n_ipu=4, ipu_config_overrides=overrides)
+    name = overrides.partition("=")[0]
+    with pytest.raises(
+        IncompatibleIPUConfigError, match=f"`n_ipu=4` is 2 replicas of 2 IPUs, and .*`{name}=4`: give one"
+    ):
+        args.configure(IPUConfig(layers_per_ipu=[1, 1]))
+    args = IPUTrainingArguments("out", n_ipu=4, ipu_config_overrides=overrides.replace("4", "2"))
+    assert args.configure(IPUConfig(layers_per_ipu=[1, 1])).replication_factor == 2

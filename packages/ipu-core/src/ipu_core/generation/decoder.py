@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.functional import pad
 from torch.utils import _pytree as pytree
 from transformers import DynamicCache, EncoderDecoderCache, GenerationMixin
 
@@ -32,14 +33,13 @@ from ..graph.guards import Guards
 from ..upstream import CACHE
 from .cache import Attention, StaticKV, attentions_of
 from .program import POSITION, ROUNDED, BoundProgram, Kind, Move, Parts, Program, copy_tokens, count_up, show_place
-from .views import AT, StepView, part
+from .views import ASKING, AT, StepView, part
 
 if TYPE_CHECKING:
     from ..modeling import PipelineMixin
 
 # Whatever upstream says of how a call returns; a step returns logits.
 _HOW = frozenset(("return_dict", "use_cache", "logits_to_keep", "is_first_iteration"))
-_MORE = ("output_attentions", "output_hidden_states")
 # What a step gives that the next one does not go on from.
 _OF_EACH_STEP = frozenset(("logits", CACHE, "encoder_last_hidden_state"))
 WIDEST_PROMPT = 128
@@ -124,6 +124,8 @@ class Decoder:
         self._one_token: BoundProgram | None = None  # the one of this kind that ran last
         self._cache: StaticKV | None = None
         self._turn = 0
+        self._asks = False  # whether the last step was asked for more than logits
+        self.more: dict[str, tuple[torch.Tensor, ...]] = {}  # what it gave then: hidden states, attentions
         self._is_prepared_anew = prepares_more_than_upstream(model.plain_class())
 
     def sibling(self) -> Decoder:
@@ -176,10 +178,8 @@ class Decoder:
             CacheError: more tokens than the cache has places for, other rows, or a cache that is not this decoder's.
             GenerationModeError: an argument that steps do not take.
         """
-        for name in _MORE:
-            if inputs.get(name):
-                raise GenerationModeError(f"`{name}=True`: steps give logits alone: leave it out")
-        given = {n: v for n, v in inputs.items() if v is not None and n not in _HOW and n not in _MORE}
+        given = {n: v for n, v in inputs.items() if v is not None and n not in _HOW and not (n in ASKING and not v)}
+        self._asks, self.more = any(name in given for name in ASKING), {}
         cache = given.pop(CACHE, None)
         if self._ids not in given and EMBEDS in given and cache is None:
             raise GenerationModeError(
@@ -211,6 +211,7 @@ class Decoder:
                 logits = self._run_uncached(given, tokens.shape[1])
             else:
                 logits = self._run_cached(given, cache, tokens.shape[1])
+        self.more = {name: tuple(layer[:rows] for layer in layers) for name, layers in self.more.items()}
         return logits[:rows]
 
     def _tokens(self, given: Mapping[str, Any]) -> torch.Tensor:
@@ -220,7 +221,9 @@ class Decoder:
 
     def can_advance(self, cache: Any) -> bool:
         """Say whether `advance` may take the next token: the last steps of this turn differed in what it changes."""
-        if self._one_token is None or self._cache is None or cache is not self._cache or self._is_prepared_anew:
+        if self._one_token is None or self._cache is None or cache is not self._cache:
+            return False
+        if self._is_prepared_anew or self._asks:
             return False
         return self._one_token.is_regular(self._turn, self._cache.length)
 
@@ -317,10 +320,39 @@ class Decoder:
         if kind == one_token:
             self._one_token = self._bound[kind]
         try:
-            return self._bound[kind](dict(self._batch(given, cache, first, last, width)), self._turn)
+            logits = self._bound[kind](dict(self._batch(given, cache, first, last, width)), self._turn)
+            known = (cache.length if cache else 0) + last - first
+            self._take_more(self._bound[kind].more, given, last - first, known)
+            return logits
         except CompileError:
             del self._bound[kind], programs[kind]  # another call is to say the same
             raise
+
+    def _take_more(
+        self, more: Mapping[str, tuple[torch.Tensor, ...]], given: Mapping[str, Any], count: int, known: int
+    ) -> None:
+        """Put what some tokens of a call gave behind what those before did.
+
+        Args:
+            more: hidden states [R, T, D] and attentions [R, H, T, L] of each layer, for all tokens of a program.
+            given: what the call was given.
+            count: tokens that are meant.
+            known: tokens in the cache with these.
+        """
+        source = given["encoder_outputs"][0].shape[1] if "encoder_outputs" in given else 0
+        for name, layers in more.items():
+            before: tuple[torch.Tensor | None, ...] = self.more.get(name, (None,) * len(layers))
+            if name.endswith("hidden_states"):
+                parts = [layer[:, :count].clone() for layer in layers]
+                axis = 1
+            else:
+                length = source if name == "cross_attentions" else known
+                parts = [layer[:, :, :count, :length].clone() for layer in layers]
+                # Tokens of an earlier part do not look at later ones.
+                before = tuple(b if b is None else pad(b, (0, length - b.shape[-1])) for b in before)
+                axis = 2
+            pairs = zip(before, parts, strict=True)
+            self.more[name] = tuple(part if b is None else torch.cat([b, part], axis) for b, part in pairs)
 
     def _compiles_ahead(self) -> bool:
         """Say whether steps of one token are to be captured before their time: they compile while prompts are."""
@@ -360,6 +392,8 @@ class Decoder:
                 continue
             elif name == "attention_mask":
                 yield name, _laid_out(self._source(value))
+            elif name in ASKING:
+                yield name, True
             elif name == EMBEDS:
                 yield name, _widened(value[:, first:last].movedim(1, -1), width).movedim(-1, 1).contiguous()
             elif _is_of_tokens(value, self.sizes.rows, num_tokens):
@@ -405,17 +439,30 @@ class Decoder:
                 f"(`batch_size={self.sizes.batch_size}`, `num_beams={self.sizes.num_beams}`)"
             )
 
+    def _cached_by(self, plain: Any, inputs: Mapping[str, Any]) -> tuple[Any, Any]:
+        """Run a model with an empty cache of upstream's, and give both that and what the model gives."""
+        config = plain.config.get_text_config(decoder=True)
+        cache: Any = DynamicCache(config=config)
+        if self._is_encoder_decoder:
+            cache = EncoderDecoderCache(cache, DynamicCache(config=config))
+        return cache, plain(**inputs, **{CACHE: cache}, use_cache=True)
+
     def _attentions(self, encoder_outputs: Any) -> tuple[Attention, ...]:
         """Run one token as upstream does, to see what each attention caches."""
         plain = self._model.to_transformers()
-        config = plain.config.get_text_config(decoder=True)
-        cache: Any = DynamicCache(config=config)
         inputs: dict[str, Any] = {self._ids: torch.zeros(1, 1, dtype=torch.long)}
         if self._is_encoder_decoder:
-            cache = EncoderDecoderCache(cache, DynamicCache(config=config))
             inputs["encoder_outputs"] = type(encoder_outputs)(last_hidden_state=self._source(encoder_outputs[0][:1]))
-        with torch.no_grad(), in_mode(plain, training=False), without_values(plain, inputs) as inputs:
-            outputs = plain(**inputs, **{CACHE: cache}, use_cache=True)
+        with torch.no_grad(), in_mode(plain, training=False):
+            try:
+                with without_values(plain, inputs) as shown:
+                    cache, outputs = self._cached_by(plain, shown)
+            except Exception:  # a forward that looks at values, or moves its tensors, runs where they are
+                devices = {parameter.device for parameter in plain.parameters()}
+                if len(devices) > 1:
+                    raise
+                there = pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to(*devices), inputs)
+                cache, outputs = self._cached_by(plain, there)
         sizes = {"rows": self.sizes.rows, "places": self.sizes.max_length}
         attentions = attentions_of(cache, **sizes, is_rounded=self._rounds_cache)
         if kept := sorted(outputs.keys() - _OF_EACH_STEP) if not attentions else ():

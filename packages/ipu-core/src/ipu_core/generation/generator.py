@@ -33,7 +33,7 @@ from .cache import GroupedKV, StaticKV
 from .decoder import EMBEDS, WIDEST_PROMPT, Decoder, Sizes
 from .loops import DeviceLoop
 from .program import WEIGHTS
-from .views import EncoderView, part
+from .views import ASKING, EncoderView, part
 
 if TYPE_CHECKING:
     from transformers import GenerationMixin as _LoopBase
@@ -215,6 +215,7 @@ class Generator:
     def encode(self, **inputs: Any) -> Any:
         """Run the encoder, in an executor of its own."""
         given: dict[str, Any] = {name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)}
+        given |= {name: True for name in ASKING if inputs.get(name)}
         tokens, mask = given.get("input_ids", given.get(EMBEDS)), given.get("attention_mask")
         encoder: Any = self.model.plain_class().get_encoder(self.model)
         takes_mask = "attention_mask" in inspect.signature(encoder.forward).parameters
@@ -233,6 +234,8 @@ class Generator:
             self._source_length = length = outputs[0].shape[1]
 
         def part_of(leaf: torch.Tensor) -> torch.Tensor:
+            if leaf.dim() == 4:  # attentions
+                return leaf[:rows, :, :length, :length]
             is_of_source = leaf.dim() > 1 and leaf.shape[1] == self._source_length
             return leaf[:rows, :length] if is_of_source else leaf[:rows]
 
@@ -256,7 +259,7 @@ class Generator:
     def _run(self, inputs: dict[str, Any], *, encodes: bool) -> tuple[Any, int]:
         """Run a part of the model in an executor for inputs of this kind; of what it gives the first rows are meant."""
         rows = len(next(iter(inputs.values())))
-        kind = (encodes, *((name, value.shape[1:]) for name, value in inputs.items()))
+        kind = (encodes, *((name, getattr(value, "shape", ())[1:]) for name, value in inputs.items()))
         if kind not in self.executors:
             model, names = (part(self.model, EncoderView), None) if encodes else (self.model, ["logits"])
             self.executors[kind] = Executor(model, self.config, self.engine, outputs=names), rows
@@ -265,9 +268,9 @@ class Generator:
         return executor(**(_repeated(inputs, all_rows) if self._is_under_way else inputs)), rows
 
 
-def _lengthened(value: torch.Tensor, missing: int) -> torch.Tensor:
+def _lengthened(value: Any, missing: int) -> Any:
     """Fill what is of a source, [R, S] or [R, S, D], up with zeros: a mask hides them."""
-    if missing <= 0 or value.dim() < 2:
+    if missing <= 0 or not isinstance(value, torch.Tensor) or value.dim() < 2:
         return value
     return torch.cat([value, value.new_zeros(value.shape[0], missing, *value.shape[2:])], dim=1)
 
@@ -275,7 +278,9 @@ def _lengthened(value: torch.Tensor, missing: int) -> torch.Tensor:
 def _repeated(inputs: dict[str, Any], rows: int) -> dict[str, Any]:
     """Fill some rows up with the last one."""
     return {
-        name: torch.cat([value, value[-1:].expand(rows - len(value), *value.shape[1:])]) if len(value) < rows else value
+        name: torch.cat([value, value[-1:].expand(rows - len(value), *value.shape[1:])])
+        if isinstance(value, torch.Tensor) and len(value) < rows
+        else value
         for name, value in inputs.items()
     }
 
@@ -491,7 +496,7 @@ def _loop_class(plain: Hashable) -> type[Any]:
         decoder = self._decoder
         logits = decoder.advance(kwargs[_ADVANCE]) if _ADVANCE in kwargs else decoder.step(kwargs)
         made = Seq2SeqLMOutput if self.config.is_encoder_decoder else CausalLMOutputWithPast
-        return made(logits=logits, **{CACHE: kwargs.get(CACHE)})
+        return made(logits=logits, **{CACHE: kwargs.get(CACHE)}, **({} if _ADVANCE in kwargs else decoder.more))
 
     @functools.wraps(plain.prepare_inputs_for_generation)  # type: ignore[attr-defined]
     def prepare(self: Any, *args: Any, **kwargs: Any) -> Any:  # upstream looks at what it takes

@@ -157,6 +157,11 @@ class Run:
                 "`synced_gpus=True` keeps processes in step that share a model, and a pipelined one is whole in each "
                 "of them: leave it out"
             )
+        if generation_config.output_hidden_states or generation_config.output_attentions:
+            raise GenerationModeError(
+                "`output_hidden_states` and `output_attentions` are of each step, and several tokens a call or groups "
+                "in flight keep logits alone: make the `generation_model` without `tokens_per_call` and `in_flight`"
+            )
         if in_flight > 1:
             _refuse_views_of_other_rows([*logits_processor, *stopping_criteria], in_flight)
         self.model, self.config = model, generation_config

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from torch.utils import _pytree as pytree
 
 from ..config import ExecutionConfig
 from ..engine.cache import ExecutableCache
@@ -182,6 +183,7 @@ class BoundProgram:
         self._tokens = next((name for name, move in program.moves.items() if move is copy_tokens), "")
         self._bound: dict[str, Any] = {}
         self._given: dict[str, Any] = {}
+        self.more: dict[str, tuple[torch.Tensor, ...]] = {}  # what the last call gave besides, by name
 
     @functools.cached_property
     def _line(self) -> StraightLine:
@@ -205,8 +207,9 @@ class BoundProgram:
             if leaves[name] is not leaf or name in moves:
                 self._bound[name].copy_(leaves[name])
                 self._given[name] = leaves[name]
-        (logits,) = self._line.run()
-        result: torch.Tensor = logits
+        outputs = pytree.tree_unflatten(list(self._line.run()), self._program.lowered.captured.output_spec)
+        result: torch.Tensor = outputs.pop("logits")
+        self.more = outputs
         return result
 
     def is_regular(self, turn: int, length: int) -> bool:

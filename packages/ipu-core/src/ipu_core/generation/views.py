@@ -28,13 +28,16 @@ if TYPE_CHECKING:
 else:
     _ViewBase = PipelineMixin
 
+# How a call asks for more than logits, and what it is then given of a step.
+ASKING = ("output_attentions", "output_hidden_states")
+MORE = ("hidden_states", "attentions", "decoder_hidden_states", "decoder_attentions", "cross_attentions")
 AT = "logits_at"  # the position whose logits a step gives, among those of its tokens
 
 
 class StepView(_ViewBase):
     """A model whose forward gives the logits of one position, [R, 1, V], and writes its caches."""
 
-    def forward(self, **inputs: Any) -> dict[str, torch.Tensor]:
+    def forward(self, **inputs: Any) -> dict[str, Any]:
         """Run the model's own forward; the model's cache is `Slots`, `logits_at` [1] is the position."""
         plain = self.plain_class()
         at = inputs.pop(AT)
@@ -47,8 +50,11 @@ class StepView(_ViewBase):
         if "logits_to_keep" in inspect.signature(plain.forward).parameters:
             inputs["logits_to_keep"] = at
         with counting, _only_at(self.get_output_embeddings(), at, inputs):
-            logits = plain.forward(self, **inputs).logits
-        return {"logits": logits if logits.shape[1] == 1 else logits.index_select(1, at)}
+            outputs = plain.forward(self, **inputs)
+        logits = outputs.logits
+        more = {name: value for name in MORE if (value := getattr(outputs, name, None)) is not None}
+        asks = any(inputs.get(name) for name in ASKING)
+        return {"logits": logits if logits.shape[1] == 1 else logits.index_select(1, at), **(more if asks else {})}
 
 
 class EncoderView(_ViewBase):

@@ -247,7 +247,8 @@ def observed(model: torch.nn.Module) -> Iterator[tuple[dict[str, tuple[str, ...]
         changed = {
             n for n in {*now, *set_before[path]} if now.get(n, _MISSING) is not set_before[path].get(n, _MISSING)
         }
-        if names := sorted(read[id(c)] - changed):
+        names_read = {c.attribute_map.get(name, name) for name in read[id(c)] if not name.startswith("__")}
+        if names := sorted(names_read - changed):
             reads[path] = tuple(names)
     writes |= {f"{paths[key]}.{name}".removeprefix(".") for key, name in written if key in paths}
 
@@ -259,8 +260,7 @@ def _recorded_reads() -> Iterator[collections.defaultdict[int, set[str]]]:
     given = PreTrainedConfig.__getattribute__
 
     def get(config: PreTrainedConfig, name: str) -> Any:
-        if not name.startswith("__"):
-            read[id(config)].add(given(config, "attribute_map").get(name, name))
+        read[id(config)].add(name)
         return given(config, name)
 
     PreTrainedConfig.__getattribute__ = get
@@ -378,6 +378,8 @@ def _hooks(module: torch.nn.Module) -> list[Any]:
 def _is_same(before: Any, after: Any) -> bool:
     if before is after:
         return True
+    if isinstance(before, torch.Tensor) or isinstance(after, torch.Tensor):
+        return False  # a comparison would be part of a graph that is being captured
     try:
         return type(before) is type(after) and bool(before == after)
     except Exception:  # it has no truth
