@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Guards: what a captured graph takes for constant in its model's Python, held against the model at every call.
 
-A graph has the modules, hooks, training flags and plain attributes of its model in it as they were. A snapshot keeps a
-shallow copy of every table and container of the model, and a check compares them in C, where a value that is the same
-object costs a pointer: 40 modules take some 20 microseconds. Only where something differs is it asked what it means.
+A graph has the modules, hooks, training flags and plain attributes of its model in it as they were. A snapshot keeps
+them, and a check compares them in C, where a value that is the same object costs a pointer. Only where something
+differs is it asked what it means.
 """
 
 from __future__ import annotations
@@ -12,15 +12,17 @@ import collections
 import contextlib
 import copy
 import enum
+import functools
 import itertools
 import logging
 import operator
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedConfig
 
 from ..adapters import adapted
@@ -30,8 +32,15 @@ if TYPE_CHECKING:
     from ..modeling import PipelineMixin
     from .capture import Capture
 
-# What no forward reads: of `generate`, of saving and loading, of warnings that were given once.
-UNREAD = frozenset(("generation_config", "model_tags", "name_or_path", "warnings_issued", "_is_hf_initialized"))
+# What no forward reads: of `generate`, of saving, loading and sharding, of warnings that were given once.
+UNREAD = frozenset(
+    (
+        *("generation_config", "model_tags", "name_or_path", "warnings_issued", "_is_hf_initialized"),
+        *("_tp_plan", "_ep_plan", "_pp_plan", "_fsdp_plan", "all_tied_weights_keys", "_no_split_modules"),
+        *("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict", "_skip_keys_device_placement"),
+        *("_keys_to_ignore_on_save", "_keys_to_ignore_on_load_missing", "_keys_to_ignore_on_load_unexpected"),
+    )
+)
 _TENSORS = ("_parameters", "_buffers")
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 TABLES = (
@@ -135,34 +144,48 @@ class Snapshot:
             for name, tensor in getattr(module, table).items()
             if tensor is not None
         }
-        self._names = [*itertools.chain.from_iterable(self._tables)]
         self._tensors = [*itertools.chain.from_iterable(map(dict.values, self._tables))]
         self.contents = _contents(self.modules, unread=UNREAD | model.own_attributes())
-        contents = [(part.live, part.kept) for part in self.contents]
-        hooks: list[Any] = [vars(module)[name] for module in own.values() for name in _HOOKS if name in vars(module)]
-        children = [module._modules for module in own.values()]
-        states = [(vars(module), dict(vars(module))) for module in own.values()]
-        states += [(live, copy.copy(live)) for live in (*hooks, *children) if live]
-        for origin in model.origins:
-            entries = (vars(origin)[name] for name in TABLES if name in vars(origin))
-            states += [(live, copy.copy(live)) for live in (vars(origin), *entries)]
-        states += [(vars(c), dict(vars(c))) for c in self.configurations.values()]
-        self._empty = [live for live in (*hooks, *children, *tables) if not live]
-        self._live = [live for live, _ in (*states, *contents)]
-        self._kept = [kept for _, kept in (*states, *contents)]
+        # What is empty is left out: hooks are counted as they are registered, and nobody runs what is put in a leaf.
+        self._hooks = RemovableHandle.next_id
+        owners = [*own.values(), *model.origins]
+        self._states = [vars(module) for module in owners]
+        self._sizes = [*map(len, self._states)]
+        unread = OF_TORCH | UNREAD | model.own_attributes()
+        # Modules of one class share one, which is in the processor's cache then.
+        self._getters = [_getter(tuple(sorted(state.keys() - unread))) for state in self._states]
+        self._read = [get(state) for get, state in zip(self._getters, self._states, strict=True)]
+        tables = [vars(module)[name] for module in owners for name in (*_HOOKS, "_modules") if name in vars(module)]
+        tables += [vars(origin)[name] for origin in model.origins for name in _TENSORS]
+        parts = [(live, copy.copy(live)) for live in tables if live]
+        parts += [(vars(c), dict(vars(c))) for c in self.configurations.values()]
+        parts += [(part.live, part.kept) for part in self.contents]
+        self._live, self._kept = [live for live, _ in parts], [kept for _, kept in parts]
 
     def holds(self, changes: object) -> bool:
         """Say whether nothing at all is different; where it is not sure, that something is."""
         try:
             return (
                 changes is self._changes
-                and not any(self._empty)
+                and self._has_no_new_hook()
+                and [*map(len, self._states)] == self._sizes
+                and [get(state) for get, state in zip(self._getters, self._states, strict=True)] == self._read
                 and self._live == self._kept
-                and [*itertools.chain.from_iterable(self._tables)] == self._names
-                and all(map(operator.is_, itertools.chain.from_iterable(map(dict.values, self._tables)), self._tensors))
+                and len(tensors := [*itertools.chain.from_iterable(map(dict.values, self._tables))])
+                == len(self._tensors)
+                and all(map(operator.is_, tensors, self._tensors))
             )
         except Exception:  # of two values whose comparison has no truth, as of tensors
             return False
+
+    def _has_no_new_hook(self) -> bool:
+        """Say whether no hook was registered on any of the modules since: torch numbers all hooks of the process."""
+        if RemovableHandle.next_id == self._hooks:
+            return True
+        if any(len(_hooks(module)) != len(self.hooks[path]) for path, module in self.modules.items()):
+            return False
+        self._hooks = RemovableHandle.next_id
+        return True
 
     def differences(
         self, now: Snapshot, *, reads: Mapping[str, Collection[str]], writes: Collection[str]
@@ -227,6 +250,11 @@ class Snapshot:
         """Give the attributes of a configuration as they were."""
         live = vars(self.configurations[path])
         return next(kept for one, kept in zip(self._live, self._kept, strict=True) if one is live)
+
+
+@functools.cache
+def _getter(names: tuple[str, ...]) -> Callable[[dict[str, Any]], Any]:
+    return operator.itemgetter(*names) if names else lambda state: ()
 
 
 @contextlib.contextmanager
