@@ -155,9 +155,10 @@ class Snapshot:
         # Modules of one class share one, which is in the processor's cache then.
         self._getters = [_getter(tuple(sorted(state.keys() - unread))) for state in self._states]
         self._read = [get(state) for get, state in zip(self._getters, self._states, strict=True)]
-        tables = [vars(module)[name] for module in owners for name in (*_HOOKS, "_modules") if name in vars(module)]
-        tables += [vars(origin)[name] for origin in model.origins for name in _TENSORS]
-        parts = [(live, copy.copy(live)) for live in tables if live]
+        names = (*_HOOKS, "_modules")
+        tables = [table for module in own.values() for name in names if (table := vars(module).get(name))]
+        tables += [vars(origin)[name] for origin in model.origins for name in TABLES if name in vars(origin)]
+        parts = [(live, copy.copy(live)) for live in tables]
         parts += [(vars(c), dict(vars(c))) for c in self.configurations.values()]
         parts += [(part.live, part.kept) for part in self.contents]
         self._live, self._kept = [live for live, _ in parts], [kept for _, kept in parts]
