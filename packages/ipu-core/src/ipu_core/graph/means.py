@@ -84,7 +84,7 @@ class Terms:
     @property
     def are_apart(self) -> bool:
         """Whether terms are means over different things, so that each has a weight of its own."""
-        return len({(term.items, term.is_share) for term in self.terms}) > 1
+        return len({(term.items, term.is_share, term.is_known) for term in self.terms}) > 1
 
     def items(self, values: Mapping[str, Any]) -> list[float]:
         """Count the items of a micro-batch for each distinct mean; `values` has the placeholders."""
@@ -142,11 +142,11 @@ def _terms(node: torch.fx.Node, factor: float, counts: _Counts) -> Iterator[Term
 def _leaf(node: torch.fx.Node, factor: float, counts: _Counts) -> Term:
     """Say what a mean is over."""
     target, args = node.target, node.args
-    if target in _OF_TARGETS and _argument(node, 3, "reduction", _MEAN) == _MEAN:
+    if target in _OF_TARGETS and _argument(node, "reduction", _MEAN) == _MEAN:
         items = counts.of_targets(
             _node(args[1]),
-            weight=_argument(node, 2, "weight", None),
-            ignored=_argument(node, 4, "ignore_index", -100),
+            weight=_argument(node, "weight", None),
+            ignored=_argument(node, "ignore_index", -100),
         )
         return Term(value=node.name, factor=factor, items=items, is_known=counts.is_counted(items, args[1]))
     if target is aten.div.Tensor and isinstance(args[1], torch.fx.Node) and _is_scalar(args[1]):
@@ -154,7 +154,7 @@ def _leaf(node: torch.fx.Node, factor: float, counts: _Counts) -> Term:
             return Term(value=node.name, factor=factor, items=None, is_share=True, is_known=_is_sum(_node(args[0])))
         items = counts.of_value(args[1]) if _is_sum(_node(args[0])) else None
         return Term(value=node.name, factor=factor, items=items, is_known=items is not None)
-    is_over_all = target in _OVER_ALL and _argument(node, 2, "reduction", _MEAN) == _MEAN
+    is_over_all = target in _OVER_ALL and _argument(node, "reduction", _MEAN) == _MEAN
     return Term(value=node.name, factor=factor, items=None, is_known=is_over_all)
 
 
@@ -248,7 +248,7 @@ def _is_sum(node: torch.fx.Node) -> bool:
     if node.target in _SUMS:
         return True
     if node.target in _OF_TARGETS:
-        return bool(_argument(node, 3, "reduction", _MEAN) == 2)
+        return bool(_argument(node, "reduction", _MEAN) == 2)
     if node.target in _SAME or node.target is aten.neg.default:
         return _is_sum(_node(node.args[0]))
     if node.target in (aten.add.Tensor, aten.sub.Tensor):
@@ -260,8 +260,12 @@ def _is_sum(node: torch.fx.Node) -> bool:
     return False
 
 
-def _argument(node: torch.fx.Node, position: int, name: str, default: Any) -> Any:
-    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
+def _argument(node: torch.fx.Node, name: str, default: Any) -> Any:
+    """Give an argument of an operation; losses have their reduction in different places, and means have none."""
+    assert isinstance(node.target, torch._ops.OpOverload)
+    names = [argument.name for argument in node.target._schema.arguments]
+    position = names.index(name) if name in names else len(node.args)
+    return node.args[position] if position < len(node.args) else node.kwargs.get(name, default)
 
 
 def _node(value: Any) -> torch.fx.Node:
