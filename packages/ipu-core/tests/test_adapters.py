@@ -10,7 +10,7 @@ import torch
 import transformers
 from ipu_core import IPUConfig, PipelineMixin, inference_model, plan, to_pipelined, training_model
 from ipu_core.adapters import KINDS, adapted, adapted_path, beside
-from ipu_core.errors import AdapterError, BatchMismatchError, LossError
+from ipu_core.errors import AdapterError, BatchMismatchError, LossError, ModelChangedError
 from ipu_core.graph.fingerprint import fingerprint
 from ipu_core.samples import sample_batch
 from ipu_core.testing import assert_inference_equals_plain, assert_round_trip, assert_training_equals_plain
@@ -256,3 +256,32 @@ def test_adapters_of_other_kinds_are_refused_by_kind():
     mixed = peft.get_peft_model(llama(), lora(task_type=None), mixed=True)
     with pytest.raises(AdapterError, match="`PeftMixedModel` mixes kinds of adapters"):
         to_pipelined(mixed, CONFIG)
+
+
+def two_adapters(*active):
+    model = with_adapters()
+    model.add_adapter("other", lora())
+    for name, parameter in model.named_parameters():
+        if "other" in name:
+            torch.nn.init.normal_(parameter.data, std=0.1)
+    model.base_model.set_adapter([*active])
+    return model
+
+
+def test_two_adapters_that_are_active_at_once_train_and_predict_as_plain():
+    model = two_adapters("default", "other")
+    assert_inference_equals_plain(model, CONFIG, batch(model), atol=1e-5)
+    assert_training_equals_plain(model, CONFIG, batch(model, labels=True), atol=1e-5)
+
+
+def test_another_choice_of_adapters_after_compiling_is_refused_by_name():
+    model = two_adapters("default")
+    given = batch(model, labels=False)
+    executor = inference_model(to_pipelined(model.eval(), CONFIG))
+    executor(**given)
+    for active in (["default", "other"], ["other"]):
+        model.base_model.set_adapter(active)
+        with pytest.raises(ModelChangedError, match=r"_active_adapter` is .*'other'.*, and was .*'default'"):
+            executor(**given)
+    model.base_model.set_adapter(["default"])
+    executor(**given)

@@ -4,8 +4,19 @@
 import pytest
 import torch
 import transformers
-from ipu_core import IPUConfig, generation_model, inference_model, plan, to_pipelined, training_model
-from ipu_core.errors import BatchError
+from ipu_core import (
+    Family,
+    IPUConfig,
+    generation_model,
+    identity_loss,
+    inference_model,
+    pipelined_in,
+    plan,
+    split_encoder_decoder_ipu_config,
+    to_pipelined,
+    training_model,
+)
+from ipu_core.errors import BatchError, IPUError
 
 CONFIG = IPUConfig(layers_per_ipu=[1, 1])
 SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -82,6 +93,90 @@ def test_it_is_named_with_what_is_there_and_what_to_give(call):
     make, kind, said = CALLS[call]
     with pytest.raises(kind, match=said):
         make()
+
+
+OTHERS = {
+    **{"None": None, "'x'": "x", "''": "", "-1": -1, "0": 0, "1.5": 1.5, "nan": float("nan"), "inf": float("inf")},
+    **{"[]": [], "{}": {}, "[-5]": [-5], "['x']": ["x"], "{'x': 1}": {"x": 1}, "b'x'": b"x"},
+    **{"True": True, "an object": object(), "a class": int, "a function": len, "a tensor": torch.ones(2)},
+}
+DECODER, ENCODER = llama(), bert()
+FOUR = IPUConfig(layers_per_ipu=[1, 1, 1, 1])
+FAMILY = {"model_type": "a", "layout": ()}
+# For each argument of each public function: a call with it, and the others that it takes.
+DOORS = {
+    "to_pipelined(model)": (lambda v: to_pipelined(v, CONFIG), ()),
+    "to_pipelined(ipu_config)": (lambda v: to_pipelined(torch.nn.Linear(1, 1), v), ()),
+    "to_pipelined(family)": (lambda v: to_pipelined(ENCODER, CONFIG, family=v), ("None",)),
+    "to_pipelined(rewrites)": (lambda v: to_pipelined(ENCODER, CONFIG, rewrites=v), ("''", "[]", "{}")),
+    "training_model(model)": (training_model, ()),
+    "training_model(optimizer)": (lambda v: training_model(ENCODER, v), ("None",)),
+    "training_model(engine)": (lambda v: training_model(ENCODER, engine=v), ("None",)),
+    "training_model(outputs)": (
+        lambda v: training_model(ENCODER, outputs=v),
+        ("None", "[]", "{}", "['x']", "{'x': 1}"),
+    ),
+    "training_model(loss)": (lambda v: training_model(ENCODER, loss=v), ("None", "'x'", "''")),
+    "inference_model(model)": (inference_model, ()),
+    "plan(model)": (lambda v: plan(v, BATCH), ()),
+    "plan(inputs)": (lambda v: plan(ENCODER, v), ()),
+    "plan(for_inference)": (lambda v: plan(ENCODER, BATCH, v), ("True",)),
+    "plan(optimizer)": (lambda v: plan(ENCODER, BATCH, optimizer=v), ("None",)),
+    "plan(loss)": (lambda v: plan(ENCODER, BATCH, loss=v), ("None",)),
+    "executor(input_ids)": (lambda v: inference_model(ENCODER)(input_ids=v), ("None", "a tensor")),
+    "executor(attention_mask)": (
+        lambda v: inference_model(ENCODER)(input_ids=IDS, attention_mask=v),
+        ("None", "a tensor"),
+    ),
+    "executor(labels)": (lambda v: training_model(ENCODER)(input_ids=IDS, labels=v), ("None", "a tensor")),
+    "generation_model(model)": (generation_model, ()),
+    "generation_model(weights)": (lambda v: generation_model(DECODER, weights=v), ("None",)),
+    "generation_model(cache_dtype)": (lambda v: generation_model(DECODER, cache_dtype=v), ("None",)),
+    "generation_model(max_length)": (lambda v: generation_model(DECODER, max_length=v), ("None",)),
+    "generation_model(num_beams)": (lambda v: generation_model(DECODER, num_beams=v), ("None",)),
+    "generate(inputs)": (lambda v: generation_model(DECODER).generate(v), ("None", "a tensor")),
+    "generate(input_ids)": (lambda v: generation_model(DECODER).generate(input_ids=v), ("None", "a tensor")),
+    "generate(attention_mask)": (
+        lambda v: generation_model(DECODER).generate(IDS, attention_mask=v),
+        ("None", "a tensor"),
+    ),
+    "generate(generation_config)": (lambda v: generation_model(DECODER).generate(IDS, generation_config=v), ("None",)),
+    "save_pretrained": (lambda v: ENCODER.save_pretrained(v), ("'x'", "''")),
+    "IPUConfig.from_pretrained": (IPUConfig.from_pretrained, ("'x'", "''")),
+    "IPUConfig(matmul_proportion)": (lambda v: IPUConfig(matmul_proportion=v), ("0",)),
+    "identity_loss(value)": (identity_loss, ("a tensor",)),
+    "identity_loss(reduction)": (lambda v: identity_loss(torch.ones(1), v), ()),
+    "split(ipu_config)": (lambda v: split_encoder_decoder_ipu_config(v, 2, 2), ()),
+    "split(num_encoder_layers)": (lambda v: split_encoder_decoder_ipu_config(FOUR, v, 2), ()),
+    "split(num_decoder_layers)": (lambda v: split_encoder_decoder_ipu_config(FOUR, 2, v), ()),
+    "split(for_inference)": (lambda v: split_encoder_decoder_ipu_config(FOUR, 2, 2, for_inference=v), ("True",)),
+    "Family(model_type)": (lambda v: Family(**{**FAMILY, "model_type": v}), ("'x'", "''")),
+    "Family(layout)": (lambda v: Family(**{**FAMILY, "layout": v}), ("[]", "['x']")),
+    "Family(rewrites)": (lambda v: Family(**FAMILY, rewrites=v), ("[]", "['x']")),
+    "Family(models)": (lambda v: Family(**FAMILY, models=v), ("{}",)),
+    "Family(sample)": (lambda v: Family(**FAMILY, sample=v), ("None", "'x'", "''")),
+    "pipelined_in": (pipelined_in, ("'x'", "''")),
+}
+
+# What is said where it is not the name of the argument.
+SAID = {
+    "training_model(engine)": ("there is no engine",),
+    "plan(inputs)": ("a batch is a", "the batch has no tensor"),
+    "generate(inputs)": ("`input_ids",),
+    **{f"{made}(model)": ("is not pipelined",) for made in ("training_model", "inference_model", "plan")},
+    "generation_model(model)": ("is not pipelined",),
+}
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_what_no_argument_takes_is_refused_by_its_name(door):
+    call, taken = DOORS[door]
+    for name in OTHERS.keys() - {*taken}:
+        with pytest.raises((TypeError, ValueError, IPUError)) as refused:
+            call(OTHERS[name])
+        said = str(refused.value)
+        argument = door.partition("(")[2].strip(")")
+        assert any(name in said for name in (argument, *SAID.get(door, ()))), f"{name}: {said}"
 
 
 def test_other_names_are_upstreams_to_take():

@@ -2,6 +2,8 @@
 """Later calls of a generator that are longer, or that begin with something else than tokens, give the plain tokens."""
 
 import logging
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -127,6 +129,20 @@ def test_a_model_that_begins_a_new_cache_is_refused_there_and_nowhere_else(how):
     assert_plain(model, generator, tokens(12))
     with pytest.raises(GenerationModeError, match="`Phi3ForCausalLM` begins a new cache at 11 tokens"):
         generator.generate(tokens(9), **NEW)
+
+
+def test_every_class_of_transformers_that_prepares_its_steps_is_listed():
+    """The page of generation says of each what becomes of it: a new one has to be looked at."""
+    page = (Path(__file__).parents[3] / "docs/design/generation.md").read_text(encoding="utf-8")
+    defined = re.compile(r"^class (\w+)\(|^    def prepare_inputs_for_generation\(", re.MULTILINE)
+    found, listed = set(), set(re.findall(r"`(\w+)`", page.partition("**Models that prepare")[2].partition("## ")[0]))
+    for file in Path(transformers.__file__).parent.glob("models/*/modeling_*.py"):
+        name = None
+        for match in defined.finditer(file.read_text(encoding="utf-8")):
+            found |= set() if match[1] else {name}
+            name = match[1] or name
+    assert len(found) > 50
+    assert not found - listed, f"not on the page: {sorted(found - listed)}"
 
 
 def test_no_value_is_read_to_see_what_is_cached(monkeypatch):

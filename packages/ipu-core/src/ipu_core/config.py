@@ -243,7 +243,16 @@ class IPUConfig(BaseConfig):
     def get_config_dict(
         cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Read a file, but for options of a machine; `from_pretrained` takes those as arguments."""
+        """Read a file, but for options of a machine; `from_pretrained` takes those as arguments.
+
+        Raises:
+            TypeError: no name and no path.
+        """
+        if not isinstance(pretrained_model_name_or_path, (str, os.PathLike)):
+            raise TypeError(
+                f"`pretrained_model_name_or_path={pretrained_model_name_or_path!r}` is a "
+                f"{type(pretrained_model_name_or_path).__name__}: give a directory, or a name on the hub"
+            )
         found, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         for name in LOCAL:
             value = found.pop(name, None)
@@ -419,8 +428,18 @@ def split_encoder_decoder_ipu_config(
 
     Raises:
         IncompatibleIPUConfigError: one IPU only, or no cut that leaves each side a power of two of IPUs.
-        ValueError: splits on the wrong side.
+        TypeError: something else than a configuration and whole numbers.
+        ValueError: a side without layers, or splits on the wrong side.
     """
+    if not isinstance(ipu_config, IPUConfig):
+        raise TypeError(f"`ipu_config={ipu_config!r}` is a {type(ipu_config).__name__}: give an `IPUConfig`")
+    if not isinstance(for_inference, bool):
+        raise TypeError(f"`for_inference={for_inference!r}` is a {type(for_inference).__name__}: give True or False")
+    for name, count in (("num_encoder_layers", num_encoder_layers), ("num_decoder_layers", num_decoder_layers)):
+        if not isinstance(count, int) or isinstance(count, bool):
+            raise TypeError(f"`{name}={count!r}` is a {type(count).__name__}: give a whole number")
+        if count < 1:
+            raise ValueError(f"`{name}={count}`: give 1 or more")
     view = ipu_config.for_inference() if for_inference else ipu_config.for_training()
     prefix = "inference_" if for_inference else ""
     if view.ipus_per_replica < 2:

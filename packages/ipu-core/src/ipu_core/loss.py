@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from .door import refuse_other_choices, refuse_other_kinds
 from .errors import LossError, nearest
 
 if TYPE_CHECKING:
@@ -36,12 +37,13 @@ def identity_loss(value: torch.Tensor, reduction: str = "none") -> torch.Tensor:
         reduction: "mean", "sum" or "none".
 
     Raises:
+        TypeError: the value is no tensor.
         ValueError: another reduction.
 
     Source: PopTorch's `identity_loss`.
     """
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"`reduction={reduction!r}` is not one of {REDUCTIONS}{nearest(str(reduction), REDUCTIONS)}")
+    refuse_other_kinds({"value": value}, torch.Tensor, instead="a floating point tensor")
+    refuse_other_choices("reduction", reduction, REDUCTIONS)
     marked: torch.Tensor = _identity_loss(value if reduction == "none" else getattr(value, reduction)())
     return marked
 

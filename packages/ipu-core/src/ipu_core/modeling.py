@@ -12,7 +12,7 @@ import contextlib
 import functools
 import logging
 import os
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import torch
@@ -21,6 +21,7 @@ from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
 from .adapters import adapted, has_adapters
 from .config import IPU_CONFIG_NAME, ExecutionConfig, IPUConfig
+from .door import refuse_other_kinds
 from .errors import LayoutError
 from .graph.capture import CAPTURING
 from .graph.guards import OF_TORCH, TABLES
@@ -246,7 +247,12 @@ class PipelineMixin(_MixinBase):
             return view(self, self.plain_class())
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
-        """Write a plain transformers checkpoint, and `ipu_config.json` beside it; `kwargs` are upstream's."""
+        """Write a plain transformers checkpoint, and `ipu_config.json` beside it; `kwargs` are upstream's.
+
+        Raises:
+            TypeError: `save_directory` is no path.
+        """
+        refuse_other_kinds({"save_directory": save_directory}, (str, os.PathLike), instead="a directory")
         with self.plain():
             self.to_transformers().save_pretrained(save_directory, **kwargs)
         if kwargs.get("is_main_process", True) and self._ipu_config is not None:
@@ -295,7 +301,7 @@ class PipelineMixin(_MixinBase):
 
 
 def to_pipelined(
-    model: ModuleT, ipu_config: IPUConfig, *, family: Family | None = None, rewrites: Sequence[Rewrite] = ()
+    model: ModuleT, ipu_config: IPUConfig, *, family: Family | None = None, rewrites: Iterable[Rewrite] = ()
 ) -> Any:
     """Give a pipelined model that shares every module and tensor of `model`; `model` itself is not touched.
 
@@ -313,12 +319,14 @@ def to_pipelined(
         rewrites: more changes that `parallelize` makes, after those of the family; `loss_of(...)` is one.
 
     Raises:
-        TypeError: the arguments are not a module and an `IPUConfig`.
+        TypeError: the arguments are not a module, an `IPUConfig`, a `Family` and rewrites.
         PluginConflictError: two plugins claim the model's class.
         LayoutError: no plugin declares the model, it has no list of layers to cut at, and there are several IPUs.
     """
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"`model` is a {type(model).__name__}: give a transformers model or another torch module")
+    refuse_other_kinds({"family": family}, Family, instead="what a plugin declares, or None", optional=True)
+    rewrites = _rewrites_of(rewrites)
     if isinstance(model, PipelineMixin):
         plain = model.to_transformers()
         family, rewrites = family or model._family, (*model._rewrites, *rewrites)
@@ -328,7 +336,7 @@ def to_pipelined(
     warn_if_untested()
     pipelined = pipelined_class(type(model)).from_transformers(model, ipu_config)
     pipelined._family = family or pipelined._family
-    pipelined._rewrites = tuple(rewrites)
+    pipelined._rewrites = rewrites
     if pipelined.family is None:
         num_layers = count_layers(pipelined, None)
         for config in (ipu_config.for_training(), ipu_config.for_inference()):
@@ -336,6 +344,14 @@ def to_pipelined(
         count = "as many layers as run" if num_layers is None else f"{num_layers} layers"
         logger.info("no plugin declares %s: its layout is discovered, %s", type(model).__name__, count)
     return pipelined
+
+
+def _rewrites_of(given: Any) -> tuple[Rewrite, ...]:
+    """Give rewrites as a tuple, and refuse what is none."""
+    rewrites = tuple(given) if isinstance(given, Iterable) else (None,)
+    if not all(callable(rewrite) for rewrite in rewrites):
+        raise TypeError(f"`rewrites={given!r}` is no collection of rewrites: give some, as `rewrites=[loss_of(...)]`")
+    return rewrites
 
 
 def pipelined_class(plain: Any) -> type[PipelineMixin]:

@@ -36,6 +36,7 @@ class Option:
     default: Any
     kind: str
     minimum: float | None = None
+    maximum: float | None = None
     optional: bool = False
     managed: bool = False
     training_only: bool = False
@@ -51,8 +52,12 @@ class Option:
             optional = " or None" if self.optional else ""
             raise TypeError(f"`{name}={value!r}` is a {type(value).__name__}: `{name}` must be {self.kind}{optional}")
         for element in value if isinstance(value, (list, tuple)) else (value,):
-            if self.minimum is not None and not isinstance(element, str) and element < self.minimum:
+            if isinstance(element, str):
+                continue
+            if self.minimum is not None and not element >= self.minimum:  # nor is NaN
                 raise ValueError(f"`{name}` must be >= {self.minimum}, and `{name}={value!r}` has {element!r}")
+            if self.maximum is not None and element > self.maximum:
+                raise ValueError(f"`{name}` must be <= {self.maximum}, and `{name}={value!r}` has {element!r}")
         choices = CHOICES.get(self.kind)
         if choices and isinstance(value, str) and value not in choices:
             raise ValueError(f"`{name}={value!r}` is not one of {choices}{nearest(value, choices)}")
@@ -186,6 +191,7 @@ OPTIONS: dict[str, Option] = {
             default=DEFAULT_MATMUL_PROPORTION,
             kind=_PROPORTION,
             minimum=0,
+            maximum=1,
             managed=True,
             meaning="share of an IPU's memory for temporary data of matrix products",
         ),

@@ -19,7 +19,7 @@ from transformers import Cache
 
 from ..adapters import refuse_nothing_to_train
 from ..config import ExecutionConfig, IPUConfig
-from ..door import refuse_misspelt, refuse_other_optimizers, refuse_other_outputs
+from ..door import refuse_other_batches, refuse_other_kinds, refuse_other_optimizers, refuse_other_outputs
 from ..errors import BatchError, BatchSizeError, IncompatibleIPUConfigError, LossError, NotCompiledError, nearest
 from ..graph.capture import CAPTURING, Capture, input_leaves
 from ..graph.guards import Guards
@@ -102,6 +102,7 @@ class Executor:
         captured: Capture | None = None,
     ) -> None:
         refuse_other_outputs(outputs)
+        refuse_other_kinds({"loss": loss}, str, instead="the name of an output, or None", optional=True)
         self._model = model
         self._captured = captured
         self._config = config
@@ -164,7 +165,7 @@ class Executor:
         return self
 
     def _compile(self, batch: Mapping[str, Any]) -> None:
-        refuse_misspelt(self._model, batch)
+        refuse_other_batches(self._model, batch)
         refuse_cache(batch)
         started = time.perf_counter()
         self._name_options_without_effect()
@@ -480,9 +481,11 @@ def plan(
             or times are measured. Otherwise the plan says nothing about memory.
     """
     view = _ipu_config(model)
+    refuse_other_kinds({"for_inference": for_inference}, bool, instead="True or False")
+    refuse_other_kinds({"loss": loss}, str, instead="the name of an output, or None", optional=True)
     config = view.for_inference() if for_inference else view.for_training()
     refuse_other_optimizers(optimizer, takes_class=True)
-    refuse_misspelt(model, inputs)
+    refuse_other_batches(model, inputs)
     refuse_cache(inputs)
     size = micro_batch_size(inputs, config)
     lowered = lower(

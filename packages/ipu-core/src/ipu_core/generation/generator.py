@@ -12,21 +12,22 @@ import functools
 import inspect
 import logging
 import threading
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils import _pytree as pytree
+from transformers import GenerationConfig
 from transformers.generation.logits_process import UnbatchedClassifierFreeGuidanceLogitsProcessor
 from transformers.modeling_outputs import CausalLMOutputWithPast, Seq2SeqLMOutput
 
 from ..config import ExecutionConfig
-from ..door import refuse_other_numbers
+from ..door import refuse_no_tensors, refuse_other_choices, refuse_other_kinds, refuse_other_numbers
 from ..engine.compile import refuse_other_processors
 from ..engine.engines import Engine, usable_engine
 from ..engine.executor import Executor
 from ..engine.schedule import Schedule, decode_schedule
-from ..errors import CacheError, GenerationModeError, IPUError, NotCompiledError, nearest
+from ..errors import CacheError, GenerationModeError, IPUError, NotCompiledError
 from ..modeling import PipelineMixin, view
 from ..upstream import CACHE
 from .cache import GroupedKV, StaticKV
@@ -99,6 +100,7 @@ class Generator:
 
         Raises:
             CacheError: a prompt longer than the cache, or another batch or number of beams than compiled.
+            TypeError: a list where the model takes a tensor, or a configuration that is none.
             GenerationModeError: assisted, contrastive, constrained or group beam search, a loop of one's own where
                 `tokens_per_call` or `in_flight` asks for ours, or a model whose logits change when other tokens follow.
         """
@@ -106,6 +108,7 @@ class Generator:
             return self._generate(*args, **kwargs)
 
     def _generate(self, *args: Any, **kwargs: Any) -> Any:
+        _refuse_other_inputs(self.model, args, kwargs)
         _refuse_other_modes(self.model, kwargs)
         if self.device_loop is not None and kwargs.get("custom_generate") is not None:
             raise GenerationModeError(
@@ -336,8 +339,8 @@ def generation_model(
         raise TypeError(f"`{type(model).__name__}` is not pipelined: call `to_pipelined(model, ipu_config)` first")
     sizes = {"batch_size": batch_size, "num_beams": num_beams, "max_length": max_length, "prompt_width": prompt_width}
     refuse_other_numbers({**sizes, "tokens_per_call": tokens_per_call, "in_flight": in_flight})
-    if weights is not None and weights not in WEIGHTS:
-        raise ValueError(f"`weights={weights!r}` is not one of {tuple(WEIGHTS)}{nearest(weights, WEIGHTS)}")
+    if weights is not None:
+        refuse_other_choices("weights", weights, WEIGHTS)
     if cache_dtype not in (None, "int8"):
         raise ValueError(f"`cache_dtype={cache_dtype!r}`: keys and values are kept as they are (None), or as 'int8'")
     config = model.ipu_config.for_inference()
@@ -504,6 +507,14 @@ def _loop_class(plain: Hashable) -> type[Any]:
 
     methods = {"forward": forward, "prepare_inputs_for_generation": prepare}
     return type(f"Generating{plain.__name__}", (_Loop, plain), {"__module__": plain.__module__, **methods})
+
+
+def _refuse_other_inputs(model: PipelineMixin, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    main = kwargs.get("inputs", args[0] if args else None)
+    given = kwargs if main is None else {model.main_input_name: main, **kwargs}
+    refuse_no_tensors(model, given)
+    config = {"generation_config": kwargs.get("generation_config")}
+    refuse_other_kinds(config, GenerationConfig, instead="a `transformers.GenerationConfig`, or None", optional=True)
 
 
 def _refuse_other_modes(model: PipelineMixin, kwargs: dict[str, Any]) -> None:

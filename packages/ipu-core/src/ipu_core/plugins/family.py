@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +37,9 @@ class Family:
         sample: "module:function" that completes a random batch for classes with inputs of their own:
             `(model, batch, draw) -> batch`; see `ipu_core.samples`.
         overrides: names of plugins whose claims on the same classes this family replaces.
+
+    Raises:
+        TypeError: one of them is of another kind, such as one name where a tuple of names is asked for.
     """
 
     model_type: str
@@ -50,9 +53,30 @@ class Family:
     sample: str | None = None
     overrides: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        for name in ("model_type", "sample"):
+            value = getattr(self, name)
+            self._refuse_other(name, isinstance(value, str) or (name, value) == ("sample", None), "a str")
+        for name in ("layout", "rewrites", "edits", "checks", "overrides"):
+            value = getattr(self, name)
+            instead = f"a tuple, `({value!r},)`" if isinstance(value, str) else "a tuple of str"
+            self._refuse_other(name, not isinstance(value, str) and _are_names(value), instead)
+        for name in ("models", "tiny", "tiny_by_class"):
+            self._refuse_other(name, isinstance(getattr(self, name), Mapping), "a dict")
+        self._refuse_other("models", _are_names([*self.models, *self.models.values()]), "names and 'module:Class'")
+
+    def _refuse_other(self, name: str, is_it: bool, instead: str) -> None:
+        if not is_it:
+            value = getattr(self, name)
+            raise TypeError(f"`Family.{name}={value!r}` is a {type(value).__name__}: give {instead}")
+
     def tiny_values(self, class_name: str) -> dict[str, Any]:
         """Give the configuration values that make one class small enough for a test."""
         return {**self.tiny, **self.tiny_by_class.get(class_name, {})}
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, Sequence) and all(isinstance(name, str) for name in value)
 
 
 def pipelined_in(module: str, *class_names: str) -> dict[str, str]:
@@ -60,7 +84,12 @@ def pipelined_in(module: str, *class_names: str) -> dict[str, str]:
 
     >>> pipelined_in("my_package.bert", "BertModel")
     {'BertModel': 'my_package.bert:PipelinedBertModel'}
+
+    Raises:
+        TypeError: the module is not named by a str, such as `__name__`.
     """
+    if not isinstance(module, str):
+        raise TypeError(f"`module={module!r}` is a {type(module).__name__}: give the name of a module")
     return {name: f"{module}:Pipelined{name}" for name in class_names}
 
 
