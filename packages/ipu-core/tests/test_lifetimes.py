@@ -2,6 +2,7 @@
 """Executors and generators that are dropped leave nothing behind; several threads make and call their own at once."""
 
 import gc
+import linecache
 import threading
 
 import pytest
@@ -33,22 +34,20 @@ def left(make, times=3):
 
 
 @pytest.mark.captures
-def test_a_dropped_executor_leaves_no_more_than_the_tracer():
+def test_a_dropped_executor_leaves_nothing():
+    """The tracer alone leaves 260 objects, and a source of each graph that it makes on the way."""
     model = llama()
     view = to_pipelined(model, CONFIG)
-    exported = left(lambda: torch.export.export(model, (), {"input_ids": IDS, "use_cache": False}, strict=False))
-    made = left(lambda: inference_model(view)(input_ids=IDS))
-    assert made <= exported + 40
-    assert left(lambda: training_model(to_pipelined(model, CONFIG))(input_ids=IDS, labels=IDS)) <= exported + 60
+    assert left(lambda: inference_model(view)(input_ids=IDS)) <= 10
+    assert left(lambda: training_model(to_pipelined(model, CONFIG))(input_ids=IDS, labels=IDS)) <= 10
+    assert not [name for name in linecache.cache if name.startswith("<eval_with_key>")]
 
 
 @pytest.mark.captures
-def test_a_dropped_generator_leaves_no_more_than_the_tracer():
+def test_a_dropped_generator_leaves_nothing():
     model = llama()
     asked = {"max_new_tokens": 2, "do_sample": False}
-    exported = left(lambda: torch.export.export(model, (), {"input_ids": IDS, "use_cache": False}, strict=False))
-    made = left(lambda: generation_model(to_pipelined(model, CONFIG), max_length=16).generate(IDS, **asked))
-    assert made <= 3 * exported + 60  # it has two programs, and looks at the cache of upstream
+    assert left(lambda: generation_model(to_pipelined(model, CONFIG), max_length=16).generate(IDS, **asked)) <= 30
 
 
 def at_once(*works):

@@ -19,6 +19,7 @@ from torch._functorch.aot_autograd import aot_export_joint_simple
 from torch._functorch.partitioners import min_cut_rematerialization_partition
 
 from ..errors import BatchMismatchError, CompileError
+from ..graph.modules import graph_module
 from .kernels import SHIMS
 
 FORWARD_FILE, BACKWARD_FILE, MANIFEST = "forward.pt2", "backward.pt2", "executable.json"
@@ -236,7 +237,7 @@ def _without_aliases(program: torch.fx.GraphModule) -> torch.fx.GraphModule:
             graph.output(tuple(graph.call_function(torch.ops.aten.clone.default, (values[v],)) for v in node.args[0]))
         else:
             values[node] = graph.node_copy(node, lambda source: values[source])
-    return torch.fx.GraphModule(program, graph)
+    return graph_module(program, graph)
 
 
 def _drop_missing_outputs(program: torch.fx.GraphModule) -> tuple[int, ...]:

@@ -16,6 +16,7 @@ import torch
 
 from ..errors import BatchMismatchError
 from ..graph.capture import Capture
+from ..graph.modules import graph_module
 from ..graph.packed_weights import LANES, NotExactError, Packing, packed_linear
 from ..graph.split import StageGraph
 from .weights import Tensors
@@ -125,7 +126,7 @@ def _packed(program: torch.fx.GraphModule, packings: Sequence[Packing | None]) -
             values.update(_product(graph, groups[i], words[i], values))
         elif node.op != "placeholder" and node not in values:
             values[node] = graph.node_copy(node, lambda source: values[source])
-    return _Packed(program=torch.fx.GraphModule(program, graph), groups=groups, kept=kept)
+    return _Packed(program=graph_module(program, graph), groups=groups, kept=kept)
 
 
 def _groups(graph: torch.fx.Graph, parameters: Mapping[torch.fx.Node, tuple[int, Packing]]) -> list[_Group]:

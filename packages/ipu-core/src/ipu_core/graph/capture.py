@@ -29,6 +29,7 @@ from ..errors import CaptureError, IPUError
 from ..report.progress import progress_of_forward
 from .aliases import aliases, written
 from .guards import observed
+from .modules import without_sources
 from .refusal import explained, refusal_of
 from .watch import in_this_thread, watched
 
@@ -113,6 +114,7 @@ def capture(model: torch.nn.Module, batch: Mapping[str, Any], *, training: bool)
                 _without_dump(),
                 mock.patch.object(torch.fx.config, "do_not_emit_stack_traces", True),  # nobody reads them
                 _without_changes_of_mode(),
+                without_sources(),
                 _without_gradients(model),
                 observed(model) as (reads, writes),
             ):

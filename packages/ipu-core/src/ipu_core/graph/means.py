@@ -17,6 +17,7 @@ import torch
 
 from ..loss import MARK
 from .capture import Capture
+from .modules import graph_module
 
 aten = torch.ops.aten
 _MEAN = 1  # torch's number of the reduction
@@ -172,7 +173,7 @@ class _Counts:
         if not self._outputs:
             return None
         self._graph.output(tuple(output for _, output in self._outputs.values()))
-        return torch.fx.GraphModule(self._captured.graph_module, self._graph)
+        return graph_module(self._captured.graph_module, self._graph)
 
     def of_value(self, value: torch.fx.Node) -> int | None:
         """Count what a number of the graph is, where it follows from the batch."""

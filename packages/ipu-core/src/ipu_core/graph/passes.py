@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from .modules import graph_module
+
 Values = Mapping[torch.fx.Node, Any]
 
 
@@ -38,7 +40,7 @@ def on_device(program: torch.fx.GraphModule, device: torch.device) -> torch.fx.G
     if not changed:
         return program
     root = {node.target: getattr(program, node.target) for node in graph.nodes if node.op == "get_attr"}
-    return torch.fx.GraphModule({**root, **called}, graph)
+    return graph_module({**root, **called}, graph)
 
 
 def rewritten(
@@ -63,4 +65,4 @@ def rewritten(
             values[node].meta = dict(node.meta)
         else:
             values[node] = graph.node_copy(node, lambda source: values[source])
-    return torch.fx.GraphModule(program, graph)
+    return graph_module(program, graph)

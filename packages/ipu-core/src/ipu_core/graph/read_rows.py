@@ -18,6 +18,7 @@ import torch
 
 from .aliases import aliases, written
 from .capture import Capture
+from .modules import graph_module
 
 Node: TypeAlias = torch.fx.Node
 Axes: TypeAlias = tuple[int, int]
@@ -43,7 +44,7 @@ def without_unread_rows(captured: Capture) -> Capture:
     if reading is None or not moved:
         return captured
     graph = _Rewriting(reading, moved).of(captured.graph)
-    return replace(captured, graph_module=torch.fx.GraphModule(captured.graph_module, graph))
+    return replace(captured, graph_module=graph_module(captured.graph_module, graph))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ import torch
 
 from .aliases import written
 from .capture import Capture
+from .modules import graph_module
 from .split import StageGraph
 
 MOST_ELEMENTS = 1 << 14  # of a value that is computed again
@@ -144,7 +145,7 @@ def _with(
     for node in program.graph.nodes:
         if node.op != "placeholder":
             values[node] = graph.node_copy(node, lambda source: values[source])
-    return torch.fx.GraphModule(program, graph)
+    return graph_module(program, graph)
 
 
 def _without(piece: StageGraph, values: Collection[str]) -> StageGraph:
@@ -156,5 +157,5 @@ def _without(piece: StageGraph, values: Collection[str]) -> StageGraph:
     kept = [(name, node) for name, node in zip(piece.outputs, output.args[0], strict=True) if name not in values]
     graph.output(tuple(copies[node] for _, node in kept))
     graph.eliminate_dead_code()
-    program = torch.fx.GraphModule(piece.program, graph)
+    program = graph_module(piece.program, graph)
     return replace(piece, program=program, outputs=tuple(name for name, _ in kept))

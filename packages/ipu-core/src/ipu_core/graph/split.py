@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.fx._lazy_graph_module import _LazyGraphModule
 
 from ..errors import CaptureError
 from .aliases import aliases, shared, written
 from .capture import Capture
 from .cut import Segment
+from .modules import graph_module
 from .store import NotStorable, text_of_graph
 
 
@@ -78,9 +78,9 @@ class _Programs:
         try:
             key = (text_of_graph(graph, self._owner), *map(_look, inputs))
         except NotStorable:
-            return _LazyGraphModule(self._owner, graph)
+            return graph_module(self._owner, graph)
         if key not in self._made:
-            self._made[key] = _LazyGraphModule(self._owner, graph)
+            self._made[key] = graph_module(self._owner, graph)
         return self._made[key]
 
 

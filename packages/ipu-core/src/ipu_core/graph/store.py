@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch.fx._lazy_graph_module import _LazyGraphModule
 from torch.utils import _pytree as pytree
 
 from .capture import Capture, Constant, Source, node_runs
 from .functions import is_function
+from .modules import graph_module
 
 GRAPH, CONSTANTS = "graph.json", "constants.safetensors"
 _PLAIN = (bool, int, float, str, type(None))
@@ -116,7 +116,7 @@ def graph_from_json(content: Mapping[str, Any]) -> torch.fx.GraphModule:
             node.meta["nn_module_stack"] = {str(i): (path, "") for i, path in enumerate(stored["modules"])}
         nodes[stored["name"]] = node
     # Code for the whole graph is written when it is asked for: what runs are its pieces.
-    return _LazyGraphModule(root, graph)
+    return graph_module(root, graph)
 
 
 def text_of(program: torch.fx.GraphModule) -> str:
