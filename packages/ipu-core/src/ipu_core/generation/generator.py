@@ -43,6 +43,7 @@ else:
 
 logger = logging.getLogger(__name__)
 _ADVANCE = "advance"
+_NEXT = "next_sequence_length"  # how many tokens upstream's loops say are new
 
 
 class Generator:
@@ -409,17 +410,26 @@ class _Loop(_LoopBase):
     def prepare_inputs_for_generation(self, input_ids: torch.Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Give what the model is called with; once steps are regular, the last tokens are enough."""
         cache = kwargs.get(CACHE)
-        if kwargs.get("next_sequence_length") == 1 and self._decoder.can_advance(cache):
+        if kwargs.get(_NEXT) == 1 and self._decoder.can_advance(cache):
             return {_ADVANCE: input_ids[:, -1:], CACHE: cache}
         prepared: dict[str, Any] = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
-        if cache is None or prepared.get(CACHE) is not None:
+        new = prepared.pop(_NEXT, None)  # upstream's own method keeps it
+        name = self._generator.model.plain_class().__name__
+        if cache is None or not (prepared.get(CACHE) or prepared.get("use_cache")):
+            return prepared  # each step runs all tokens
+        if prepared.get(CACHE) is not None:
+            tokens = prepared.get("input_ids")
+            if new is not None and tokens is not None and tokens.shape[1] > new:
+                raise GenerationModeError(
+                    f"`{name}` runs {tokens.shape[1]} tokens of which {new} are new beside a cache of "
+                    f"{cache.get_seq_length()}, which static caches do not: generate with `use_cache=False`"
+                )
             return prepared
         # Where all fits one program it has the positions of all.
         if cache.get_seq_length() or input_ids.shape[1] > self._decoder.sizes.prompt_width:
             raise GenerationModeError(
-                f"`{self._generator.model.plain_class().__name__}` begins a new cache at {input_ids.shape[1]} tokens, "
-                "where its positions change, which static caches do not: generate fewer, or begin with a longer prompt "
-                "and a `prompt_width` that holds it"
+                f"`{name}` begins a new cache at {input_ids.shape[1]} tokens, where its positions change, which static "
+                "caches do not: generate fewer, or begin with a longer prompt and a `prompt_width` that holds it"
             )
         return {**prepared, CACHE: cache}
 
