@@ -7,10 +7,18 @@ from functools import partial
 import pytest
 import torch
 import transformers
-from ipu_core import IncompatibleIPUConfigError, IPUConfig, inference_model, plan, to_pipelined, training_model
+from ipu_core import (
+    IncompatibleIPUConfigError,
+    IPUConfig,
+    generation_model,
+    inference_model,
+    plan,
+    to_pipelined,
+    training_model,
+)
 from ipu_core.engine.devices import CPU, devices_there
 from ipu_core.engine.residence import move_state
-from ipu_core.errors import CaptureError, EngineNotAvailableError
+from ipu_core.errors import CacheError, CaptureError, EngineNotAvailableError
 from ipu_core.graph.passes import on_device
 from ipu_core.testing import assert_inference_equals_plain, assert_training_equals_plain
 from models import Chain, InPlace, Normed, Skip, Tied, Unused, batch, make
@@ -20,7 +28,14 @@ from test_executor import ARCHITECTURES
 from test_functions import Calling
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 pytestmark = pytest.mark.usefixtures("no_plugins")
 FIRST, LAST = torch.device("meta:0"), torch.device("meta:3")
@@ -332,6 +347,20 @@ CUDA = [str(device) for device in devices_there() if device.type == "cuda"]
 ON_GPUS = [["cuda:0", "cpu"], ["cpu", "cuda:0"], ["cuda:0", "cuda:0"], ["cuda:1", "cuda:0"]]
 
 
+def llama_on_a_gpu():
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = LlamaConfig(**sizes, vocab_size=64, pad_token_id=0, eos_token_id=None)
+    return LlamaForCausalLM(config).eval().cuda(), torch.randint(3, 64, (2, 6)).cuda()
+
+
+def t5_on_a_gpu():
+    torch.manual_seed(0)
+    sizes = {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2, "dropout_rate": 0.0}
+    config = T5Config(**sizes, vocab_size=64, pad_token_id=0, eos_token_id=None, decoder_start_token_id=1)
+    return T5ForConditionalGeneration(config).eval().cuda(), torch.randint(3, 64, (2, 6)).cuda()
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("devices", ON_GPUS, ids=str)
 @pytest.mark.parametrize("cls", [Chain, Skip, Tied, InPlace])
@@ -368,3 +397,28 @@ def test_a_checkpoint_is_saved_from_any_device(tmp_path):
     pipelined.save_pretrained(tmp_path)
     saved = GPT2LMHeadModel.from_pretrained(tmp_path)
     torch.testing.assert_close(saved.state_dict(), {n: t.cpu() for n, t in model.state_dict().items()})
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not CUDA, reason="there are no CUDA devices")
+@pytest.mark.parametrize("make", [llama_on_a_gpu, t5_on_a_gpu])
+@pytest.mark.parametrize("options", [{}, {"devices": ["cuda:0", "cuda:0"]}], ids=str)
+def test_a_model_that_lives_on_a_gpu_generates_there(make, options):
+    model, ids = make()
+    pipelined = to_pipelined(model, IPUConfig(layers_per_ipu=[-1, -1], **options))
+    for asked in ({"do_sample": False}, {"num_beams": 2, "do_sample": False}):
+        wanted = model.generate(ids, max_new_tokens=6, **asked)
+        assert torch.equal(generation_model(pipelined).generate(ids, max_new_tokens=6, **asked), wanted)
+    trained = training_model(to_pipelined(model, IPUConfig(layers_per_ipu=[-1, -1])))(input_ids=ids, labels=ids).loss
+    torch.testing.assert_close(trained, model.train()(input_ids=ids, labels=ids).loss)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not CUDA, reason="there are no CUDA devices")
+def test_a_model_that_moved_to_a_gpu_is_refused_by_its_old_generator():
+    model, ids = llama_on_a_gpu()
+    generator = generation_model(to_pipelined(model.cpu(), IPUConfig(layers_per_ipu=[-1])))
+    generator.generate(ids.cpu(), max_new_tokens=2)
+    model.cuda()
+    with pytest.raises(CacheError, match="is on cuda:0, and its steps were made on cpu: move it back"):
+        generator.generate(ids, max_new_tokens=2)

@@ -23,6 +23,7 @@ from transformers import DynamicCache, EncoderDecoderCache, GenerationMixin
 from ..config import ExecutionConfig
 from ..engine.cache import ExecutableCache
 from ..engine.compilers import Compilers
+from ..engine.devices import CPU
 from ..engine.lowering import Lowered
 from ..engine.packed import Packer
 from ..engine.residence import without_values
@@ -127,6 +128,7 @@ class Decoder:
         self._asks = False  # whether the last step was asked for more than logits
         self.more: dict[str, tuple[torch.Tensor, ...]] = {}  # what it gave then: hidden states, attentions
         self._is_prepared_anew = prepares_more_than_upstream(model.plain_class())
+        self._device = self._home()
 
     def sibling(self) -> Decoder:
         """Give a decoder of other sequences that shares the programs."""
@@ -159,14 +161,29 @@ class Decoder:
             self._parts.guards.check()
 
     def begin(self) -> None:
-        """Begin another turn: programs find the model's tensors anew."""
+        """Begin another turn: programs find the model's tensors anew.
+
+        Raises:
+            CacheError: the model was moved to another device.
+        """
+        if (home := self._home()) != self._device:
+            raise CacheError(
+                f"`{type(self._model).__name__}` is on {home}, and its steps were made on {self._device}: move it "
+                "back, or make another `generation_model`"
+            )
         self._turn += 1
+
+    def _home(self) -> torch.device:
+        """Return the device of the model, where its steps run unless its stages are on devices of their own."""
+        devices = {parameter.device for parameter in self._model.parameters()}
+        return devices.pop() if self._config.devices is None and len(devices) == 1 else CPU
 
     def new_cache(self, encoder_outputs: Any = None) -> StaticKV | None:
         """Give an empty cache, in the memory of the one before, which nobody may go on in; None if there is none."""
         if self._cache is None:
             attentions = self._attentions(encoder_outputs)
-            self._cache = StaticKV(attentions, capacity=self.sizes.max_length) if attentions else None
+            capacity = self.sizes.max_length
+            self._cache = StaticKV(attentions, capacity=capacity, device=self._device) if attentions else None
         else:
             self._cache = self._cache.renewed()
         return self._cache
@@ -188,7 +205,8 @@ class Decoder:
             )
         source = given.get("encoder_outputs")
         if source is not None and source[0].shape[1] < (self.sizes.source_length or 0):
-            given.setdefault("attention_mask", torch.ones(source[0].shape[:2], dtype=torch.long))
+            shown = torch.ones(source[0].shape[:2], dtype=torch.long, device=source[0].device)
+            given.setdefault("attention_mask", shown)
         rows = len(self._tokens(given))
         given = pytree.tree_map_only(torch.Tensor, self._filled, given)
         tokens = self._tokens(given)
@@ -406,8 +424,8 @@ class Decoder:
         if self._mask in inspect.signature(self._model.plain_class().forward).parameters:
             yield self._mask, self._padded_mask(given.get(self._mask), known + last - first)
         if cache is not None:
-            yield CACHE, cache.slots(torch.tensor(known))
-        yield AT, torch.tensor([last - first - 1])
+            yield CACHE, cache.slots(torch.tensor(known, device=self._device))
+        yield AT, torch.tensor([last - first - 1], device=self._device)
         yield "use_cache", cache is not None
 
     def _source(self, value: torch.Tensor) -> torch.Tensor:
@@ -419,7 +437,7 @@ class Decoder:
 
     def _padded_mask(self, mask: torch.Tensor | None, num_tokens: int) -> torch.Tensor:
         """Give a mask for all places, of which `num_tokens` have a token; a decoder may look at later ones too."""
-        padded = torch.zeros(self.sizes.rows, self.sizes.max_length, dtype=torch.long)
+        padded = torch.zeros(self.sizes.rows, self.sizes.max_length, dtype=torch.long, device=self._device)
         padded[:, :num_tokens] = 1
         if mask is not None:
             if mask.dim() != 2:
