@@ -2,6 +2,7 @@
 """Executors and generators that are dropped leave nothing behind; several threads make and call their own at once."""
 
 import gc
+import itertools
 import linecache
 import logging
 import threading
@@ -24,20 +25,19 @@ def llama():
 
 @pytest.fixture
 def left():
-    """Count the objects that each call leaves behind, once the first ones have filled what is filled once."""
+    """Count the objects that each call leaves behind."""
     trace = logging.getLogger("torch.__trace")  # pytest keeps what torch logs
     level = trace.level
     trace.setLevel(logging.CRITICAL)
 
-    def count(make, times=3):
-        make()
-        make()
-        gc.collect()
-        before = len(gc.get_objects())
-        for _ in range(times):
+    def count(make):
+        sizes = []
+        for _ in range(5):
             make()
-        gc.collect()
-        return (len(gc.get_objects()) - before) / times
+            gc.collect()
+            sizes.append(len(gc.get_objects()))
+        # What is filled once is filled by some call; what is left behind, by each.
+        return min(after - before for before, after in itertools.pairwise(sizes))
 
     yield count
     trace.setLevel(level)
