@@ -130,8 +130,15 @@ def refuse_gradients_of_inputs(batch: Mapping[str, Any]) -> None:
 
 def rows_of(batch: Mapping[str, Any], start: int, stop: int) -> dict[str, Any]:
     """Give some rows of a batch, as views; what is no tensor, or a scalar, is in every part."""
-    taken: dict[str, Any] = pytree.tree_map_only(torch.Tensor, lambda t: t[start:stop] if t.ndim else t, dict(batch))
-    return taken
+
+    def cut(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor[start:stop] if tensor.ndim else tensor
+
+    # Most inputs are tensors, for which a walk through a tree takes ten times as long as the cut.
+    return {
+        name: cut(value) if isinstance(value, torch.Tensor) else pytree.tree_map_only(torch.Tensor, cut, value)
+        for name, value in batch.items()
+    }
 
 
 def is_returned(iteration: int, config: ExecutionConfig) -> bool:

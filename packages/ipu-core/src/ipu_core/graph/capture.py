@@ -144,6 +144,9 @@ def input_leaves(batch: Mapping[str, Any]) -> dict[str, Any]:
     """Flatten a batch into named leaves: ``{"past": [a, b]}`` becomes ``{"past[0]": a, "past[1]": b}``."""
     leaves: dict[str, Any] = {}
     for key, value in batch.items():
+        if isinstance(value, torch.Tensor):  # most are, and this is asked several times a step
+            leaves[key] = value
+            continue
         for path, leaf in pytree.tree_flatten_with_path(value)[0]:
             leaves[key + pytree.keystr(path)] = leaf
     return leaves
