@@ -415,9 +415,10 @@ class _Loop(_LoopBase):
         prepared: dict[str, Any] = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
         new = prepared.pop(_NEXT, None)  # upstream's own method keeps it
         name = self._generator.model.plain_class().__name__
-        if cache is None or not (prepared.get(CACHE) or prepared.get("use_cache")):
+        is_handed_on = prepared.get(CACHE) is not None
+        if cache is None or not (is_handed_on or prepared.get("use_cache")):
             return prepared  # each step runs all tokens
-        if prepared.get(CACHE) is not None:
+        if is_handed_on:
             tokens = prepared.get("input_ids")
             if new is not None and tokens is not None and tokens.shape[1] > new:
                 raise GenerationModeError(
