@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from .adapters import forward_parameters
 from .errors import BatchError, nearest
 
-Kinds = type[Any] | tuple[type[Any], ...]
+Types = type[Any] | tuple[type[Any], ...]
 # So near to a name that no other is meant.
 _MISSPELT = 0.8
 
@@ -36,8 +36,8 @@ def refuse_other_numbers(given: Mapping[str, Any]) -> None:
             raise ValueError(f"`{name}={value}`: give 1 or more, or leave it out")
 
 
-def refuse_other_kinds(given: Mapping[str, Any], kind: Kinds, *, instead: str, optional: bool = False) -> None:
-    """Refuse what is no `kind`, or None where that is `optional`; `instead` says what to give.
+def refuse_other_types(given: Mapping[str, Any], kind: Types, *, instead: str, optional: bool = False) -> None:
+    """Refuse what is not of a type, or None where that is `optional`; `instead` says what to give.
 
     Raises:
         TypeError: it is something else.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .door import refuse_other_choices, refuse_other_kinds
+from .door import refuse_other_choices, refuse_other_types
 from .errors import LossError, nearest
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def identity_loss(value: torch.Tensor, reduction: str = "none") -> torch.Tensor:
 
     Source: PopTorch's `identity_loss`.
     """
-    refuse_other_kinds({"value": value}, torch.Tensor, instead="a floating point tensor")
+    refuse_other_types({"value": value}, torch.Tensor, instead="a floating point tensor")
     refuse_other_choices("reduction", reduction, REDUCTIONS)
     marked: torch.Tensor = _identity_loss(value if reduction == "none" else getattr(value, reduction)())
     return marked

@@ -21,7 +21,7 @@ from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
 from .adapters import adapted, has_adapters
 from .config import IPU_CONFIG_NAME, ExecutionConfig, IPUConfig
-from .door import refuse_other_kinds
+from .door import refuse_other_types
 from .errors import LayoutError
 from .graph.capture import CAPTURING
 from .graph.guards import OF_TORCH, TABLES
@@ -252,7 +252,7 @@ class PipelineMixin(_MixinBase):
         Raises:
             TypeError: `save_directory` is no path.
         """
-        refuse_other_kinds({"save_directory": save_directory}, (str, os.PathLike), instead="a directory")
+        refuse_other_types({"save_directory": save_directory}, (str, os.PathLike), instead="a directory")
         with self.plain():
             self.to_transformers().save_pretrained(save_directory, **kwargs)
         if kwargs.get("is_main_process", True) and self._ipu_config is not None:
@@ -325,7 +325,7 @@ def to_pipelined(
     """
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"`model` is a {type(model).__name__}: give a transformers model or another torch module")
-    refuse_other_kinds({"family": family}, Family, instead="what a plugin declares, or None", optional=True)
+    refuse_other_types({"family": family}, Family, instead="what a plugin declares, or None", optional=True)
     rewrites = _rewrites_of(rewrites)
     if isinstance(model, PipelineMixin):
         plain = model.to_transformers()

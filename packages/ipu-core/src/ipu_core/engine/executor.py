@@ -19,7 +19,7 @@ from transformers import Cache
 
 from ..adapters import refuse_nothing_to_train
 from ..config import ExecutionConfig, IPUConfig
-from ..door import refuse_other_batches, refuse_other_kinds, refuse_other_optimizers, refuse_other_outputs
+from ..door import refuse_other_batches, refuse_other_optimizers, refuse_other_outputs, refuse_other_types
 from ..errors import BatchError, BatchSizeError, IncompatibleIPUConfigError, LossError, NotCompiledError, nearest
 from ..graph.capture import CAPTURING, Capture, input_leaves
 from ..graph.guards import Guards
@@ -102,7 +102,7 @@ class Executor:
         captured: Capture | None = None,
     ) -> None:
         refuse_other_outputs(outputs)
-        refuse_other_kinds({"loss": loss}, str, instead="the name of an output, or None", optional=True)
+        refuse_other_types({"loss": loss}, str, instead="the name of an output, or None", optional=True)
         self._model = model
         self._captured = captured
         self._config = config
@@ -481,8 +481,8 @@ def plan(
             or times are measured. Otherwise the plan says nothing about memory.
     """
     view = _ipu_config(model)
-    refuse_other_kinds({"for_inference": for_inference}, bool, instead="True or False")
-    refuse_other_kinds({"loss": loss}, str, instead="the name of an output, or None", optional=True)
+    refuse_other_types({"for_inference": for_inference}, bool, instead="True or False")
+    refuse_other_types({"loss": loss}, str, instead="the name of an output, or None", optional=True)
     config = view.for_inference() if for_inference else view.for_training()
     refuse_other_optimizers(optimizer, takes_class=True)
     refuse_other_batches(model, inputs)

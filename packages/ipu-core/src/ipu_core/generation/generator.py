@@ -22,7 +22,7 @@ from transformers.generation.logits_process import UnbatchedClassifierFreeGuidan
 from transformers.modeling_outputs import CausalLMOutputWithPast, Seq2SeqLMOutput
 
 from ..config import ExecutionConfig
-from ..door import refuse_no_tensors, refuse_other_choices, refuse_other_kinds, refuse_other_numbers
+from ..door import refuse_no_tensors, refuse_other_choices, refuse_other_numbers, refuse_other_types
 from ..engine.compile import refuse_other_processors
 from ..engine.engines import Engine, usable_engine
 from ..engine.executor import Executor
@@ -525,7 +525,7 @@ def _refuse_other_inputs(model: PipelineMixin, args: Sequence[Any], kwargs: Mapp
     given = kwargs if main is None else {model.main_input_name: main, **kwargs}
     refuse_no_tensors(model, given)
     config = {"generation_config": kwargs.get("generation_config")}
-    refuse_other_kinds(config, GenerationConfig, instead="a `transformers.GenerationConfig`, or None", optional=True)
+    refuse_other_types(config, GenerationConfig, instead="a `transformers.GenerationConfig`, or None", optional=True)
 
 
 def _refuse_other_modes(model: PipelineMixin, kwargs: dict[str, Any]) -> None:
