@@ -179,15 +179,30 @@ def test_what_cannot_be_compiled_is_an_error_with_what_to_do(monkeypatch):
         executor(**inputs())
 
 
-def test_code_for_shorter_vectors_than_the_processor_has_is_loaded_without_a_warning(tmp_path, caplog):
-    program = torch.fx.symbolic_trace(lambda x: (x.relu() + 1,))
+@pytest.fixture(scope="module")
+def short_vectors(tmp_path_factory):
+    """A program compiled for short vectors, whose second input was expanded where it was captured: a mask, say."""
+    folder = tmp_path_factory.mktemp("executable")
+    program = torch.fx.symbolic_trace(lambda x, y: (x.relu() + y,))
     options = {**OPTIONS, "cpp.simdlen": 256}
-    write_executable(program, [torch.zeros(2, 8)], tmp_path, with_gradients=False, options=options)
+    examples = [torch.zeros(2, 8), torch.zeros(8).expand(2, 8)]
+    write_executable(program, examples, folder, with_gradients=False, options=options)
+    return folder
+
+
+def test_code_for_shorter_vectors_than_the_processor_has_is_loaded_without_a_warning(short_vectors, caplog):
     caplog.clear()
-    executable = Executable(tmp_path)
+    executable = Executable(short_vectors)
     assert [record.message for record in caplog.records if record.levelno >= logging.WARNING] == []
     x = torch.randn(2, 8)
-    assert torch.equal(executable(x)[0], x.relu() + 1)
+    assert torch.equal(executable(x, torch.ones(2, 8))[0], x.relu() + 1)
+
+
+def test_an_input_that_was_expanded_may_differ_from_row_to_row(short_vectors):
+    x, y = torch.randn(2, 8), torch.randn(2, 8)
+    executable = Executable(short_vectors)
+    assert torch.equal(executable(x, y)[0], x.relu() + y)
+    assert torch.equal(executable(x, y[:1].expand(2, 8))[0], x.relu() + y[:1])
 
 
 def test_headers_are_compiled_beforehand_only_for_many_graphs(monkeypatch):

@@ -175,6 +175,7 @@ def write_executable(
     Raises:
         CompileError: torch's compiler fails, or there is no C++ compiler.
     """
+    examples = list(map(_without_overlap, examples))
     try:
         if with_gradients and any(example.requires_grad for example in examples):
             manifest = _write_differentiable(program, examples, folder, options)
@@ -238,6 +239,16 @@ def _without_aliases(program: torch.fx.GraphModule) -> torch.fx.GraphModule:
         else:
             values[node] = graph.node_copy(node, lambda source: values[source])
     return graph_module(program, graph)
+
+
+def _without_overlap(example: torch.Tensor) -> torch.Tensor:
+    """Give an example whose elements each have memory of their own, as compiled code gives its results.
+
+    An expanded tensor (a mask that is the same for each row of the batch) has a stride of 0 in the graph.
+    """
+    if not any(stride == 0 and size > 1 for size, stride in zip(example.shape, example.stride(), strict=True)):
+        return example
+    return example.detach().contiguous().requires_grad_(example.requires_grad)
 
 
 def _drop_missing_outputs(program: torch.fx.GraphModule) -> tuple[int, ...]:
