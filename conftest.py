@@ -111,7 +111,7 @@ def _save_times(reports):
 @pytest.fixture(autouse=True, scope="session")
 def _cache_of_the_run(tmp_path_factory):
     """Let executors that name no directory keep their graphs in one of the run's."""
-    from ipu_core.engine.cache import ExecutableCache
+    from ipu_core.compile.disk_cache import ExecutableCache
 
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "executables"

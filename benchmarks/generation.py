@@ -30,9 +30,9 @@ from typing import Any
 import torch
 import transformers
 from ipu_core import IPUConfig, generation_model, to_pipelined
-from ipu_core.engine.packed import Packer
-from ipu_core.generation.program import HEAD_BITS, WEIGHTS
-from ipu_core.graph.packed_weights import Packing
+from ipu_core.generation.decode_step import HEAD_BITS, WEIGHTS
+from ipu_core.kernels.quantization import Packing
+from ipu_core.kernels.quantize_pass import Packer
 from results import report
 
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -15,7 +15,7 @@ from unittest import mock
 import torch
 import transformers
 from ipu_core import IPUConfig, to_pipelined, training_model
-from ipu_core.graph.guards import Guards
+from ipu_core.capture.guards import Guards
 from ipu_core.samples import sample_batch
 from results import report
 

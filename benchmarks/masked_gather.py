@@ -15,7 +15,7 @@ import torch
 import transformers
 from host_overhead import SHAPE, compare
 from ipu_core import IPUConfig, to_pipelined, training_model
-from ipu_core.rewrites.masked import IGNORED
+from ipu_core.rewrites.masked_lm_head import IGNORED
 from results import report
 
 ROWS, LENGTH, MASKED = 8, 128, 0.15

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 import transformers
 from ipu_core import IPUConfig, to_pipelined
-from ipu_core.automatic import Owners, ipu_times
-from ipu_core.cost import entry_seconds, estimated_seconds
-from ipu_core.engine.lowering import capture_model, lower
-from ipu_core.layout import layout
+from ipu_core.lowering import capture_model, lower
+from ipu_core.memory.auto_partition import Owners, ipu_times
+from ipu_core.partition.cost import entry_seconds, estimated_seconds
+from ipu_core.partition.layout import layout
 from ipu_core.samples import sample_batch
 from results import report
 

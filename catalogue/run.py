@@ -30,13 +30,13 @@ from typing import Any
 import torch
 import transformers
 from ipu_core import IPUConfig, generation_model, to_pipelined
-from ipu_core.engine.batch import micro_batches
-from ipu_core.engine.engines import usable_engine
-from ipu_core.engine.executor import Executor
-from ipu_core.engine.lowering import capture_model
+from ipu_core.batch import micro_batches
+from ipu_core.capture.capture import without_cache
+from ipu_core.engines import usable_engine
 from ipu_core.errors import CacheError, GenerationModeError
-from ipu_core.graph.capture import without_cache
-from ipu_core.layout import layout
+from ipu_core.executor import Executor
+from ipu_core.lowering import capture_model
+from ipu_core.partition.layout import layout
 from ipu_core.plugins.registry import installed
 from ipu_core.samples import sample_batch
 from ipu_core.testing import with_loss

@@ -20,7 +20,7 @@ import metrics
 import task
 import torch
 import transformers
-from ipu_core.rewrites.masked import masked_positions
+from ipu_core.rewrites.masked_lm_head import masked_positions
 
 SUBJECTS = {"the sun": "shines", "the rain": "falls", "the wind": "blows", "the river": "flows", "the bird": "sings"}
 

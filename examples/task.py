@@ -19,7 +19,7 @@ import tokenizers
 import torch
 import transformers
 from ipu_core import IPUConfig
-from ipu_core.config import IPU_CONFIG_NAME
+from ipu_core.config.ipu_config import IPU_CONFIG_NAME
 from ipu_core.errors import IPUError, NotCompiledError
 from ipu_trainer import IPUTrainer, IPUTrainingArguments
 

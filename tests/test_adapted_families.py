@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 from ipu_core import IPUConfig, plan, to_pipelined, training_model
-from ipu_core.adapters import adapted
+from ipu_core.peft import adapted
 from ipu_core.plugins.registry import installed
 from ipu_core.samples import sample_batch
 from ipu_core.testing import assert_inference_equals_plain, assert_training_equals_plain

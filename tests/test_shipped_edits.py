@@ -3,7 +3,7 @@
 
 import pytest
 from ipu_core.plugins.registry import installed
-from ipu_core.rewrites.review import APPLIES, review
+from ipu_core.rewrites.edit_review import APPLIES, review
 
 
 @pytest.mark.turns(1)

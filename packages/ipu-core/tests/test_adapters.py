@@ -9,9 +9,9 @@ import pytest
 import torch
 import transformers
 from ipu_core import IPUConfig, PipelineMixin, inference_model, plan, to_pipelined, training_model
-from ipu_core.adapters import KINDS, adapted, adapted_path, beside
+from ipu_core.capture.fingerprint import fingerprint
 from ipu_core.errors import AdapterError, BatchMismatchError, LossError, ModelChangedError
-from ipu_core.graph.fingerprint import fingerprint
+from ipu_core.peft import KINDS, adapted, adapted_path, beside
 from ipu_core.samples import sample_batch
 from ipu_core.testing import assert_inference_equals_plain, assert_round_trip, assert_training_equals_plain
 

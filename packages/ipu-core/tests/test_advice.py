@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 from ipu_core import IPUConfig, plan, to_pipelined
-from ipu_core.advice import Impossible, Setup, advise, spread_vocabulary, vocabulary_size
+from ipu_core.memory.advice import Impossible, Setup, advise, spread_vocabulary, vocabulary_size
 from ipu_core.samples import sample_batch
 
 pytestmark = pytest.mark.usefixtures("no_plugins")
@@ -68,7 +68,7 @@ def test_inference_changes_its_own_options():
 
 
 def test_one_process_is_helped_by_neither_ipus_nor_shards(monkeypatch):
-    monkeypatch.setattr("ipu_core.hardware._host_memory", lambda: 1_000)
+    monkeypatch.setattr("ipu_core.config.device_memory._host_memory", lambda: 1_000)
     advice = advice_for("host")
     assert [a.change for a in advice] == [
         "recompute_checkpoint_every_layer=True",

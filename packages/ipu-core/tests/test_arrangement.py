@@ -4,9 +4,9 @@
 import pytest
 import torch
 from ipu_core import IPUConfig, plan, to_pipelined
+from ipu_core.capture.capture import capture
 from ipu_core.errors import IncompatibleIPUConfigError
-from ipu_core.graph.capture import capture
-from ipu_core.layout import layout
+from ipu_core.partition.layout import layout
 from ipu_core.testing import assert_inference_equals_plain, assert_training_equals_plain
 from models import Block, Chain, batch, make
 from torch import nn

@@ -7,12 +7,12 @@ import pytest
 import torch
 import transformers
 from ipu_core import IPUConfig, plan, to_pipelined, training_model
-from ipu_core.automatic import Owners
-from ipu_core.engine.lowering import capture_model
+from ipu_core.capture.loss import loss_value
 from ipu_core.errors import IncompatibleIPUConfigError, LossError, MemoryLimitError
-from ipu_core.footprint import footprint
-from ipu_core.layout import layout
-from ipu_core.loss import loss_value
+from ipu_core.lowering import capture_model
+from ipu_core.memory.auto_partition import Owners
+from ipu_core.memory.search import footprint
+from ipu_core.partition.layout import layout
 from ipu_core.samples import sample_batch
 from models import Chain, batch, make
 from torch import nn
@@ -104,7 +104,7 @@ def test_the_largest_module_alone_may_be_too_much(bert):
 
 
 def test_the_memory_of_this_machine_does_not_constrain_a_split(bert, monkeypatch):
-    monkeypatch.setattr("ipu_core.hardware._host_memory", lambda: 1_000)
+    monkeypatch.setattr("ipu_core.config.device_memory._host_memory", lambda: 1_000)
     made = planned(bert, "auto", device_memory="host")
     assert made.layers_per_ipu == planned(bert, "auto").layers_per_ipu
     assert list(made.excess) == ["this process"]

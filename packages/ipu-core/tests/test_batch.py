@@ -6,7 +6,7 @@ import dataclasses
 import pytest
 import torch
 from ipu_core import IPUConfig
-from ipu_core.engine.batch import BatchSpec, combine, is_returned, micro_batch_size, micro_batches
+from ipu_core.batch import BatchSpec, combine, is_returned, micro_batch_size, micro_batches
 from ipu_core.errors import BatchMismatchError, BatchSizeError
 
 CONFIG = IPUConfig(replication_factor=2, gradient_accumulation_steps=3, device_iterations=2).for_training()

@@ -5,9 +5,9 @@ import json
 import os
 
 import pytest
-from ipu_core.engine.cache import CHECKSUMS, NO_CACHE, ExecutableCache
+from ipu_core.compile.disk_cache import CHECKSUMS, NO_CACHE, ExecutableCache
 
-LOGGER = "ipu_core.engine.cache"
+LOGGER = "ipu_core.compile.disk_cache"
 
 
 class Value:

@@ -16,11 +16,11 @@ SMALL = ["--set", "n_embd=32", "--set", "n_head=2", "--set", "vocab_size=99"]
 @pytest.fixture(autouse=True)
 def gpt2_alone(monkeypatch):
     family = Family(
-        model_type="gpt2", layout=("wte", "wpe", "h.*", "ln_f"), models={"GPT2Model": "ipu_core.modeling:none"}
+        model_type="gpt2", layout=("wte", "wpe", "h.*", "ln_f"), models={"GPT2Model": "ipu_core.model.pipelined:none"}
     )
     registry = Registry((Plugin(name="gpt2", version="1", state="ok", families=(family,)),))
     monkeypatch.setattr("ipu_core.cli.installed", lambda: registry)
-    monkeypatch.setattr("ipu_core.modeling.installed", lambda: Registry(()))
+    monkeypatch.setattr("ipu_core.model.pipelined.installed", lambda: Registry(()))
 
 
 def test_plan_of_a_family_has_the_layers_that_were_asked_for(capsys):

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 from ipu_core import IPUConfig, inference_model, to_pipelined, training_model
-from ipu_core.engine.cache import NO_CACHE
-from ipu_core.engine.compilers import FEW_GRAPHS, Compilers
-from ipu_core.engine.executable import OPTIONS, Executable, write_executable
-from ipu_core.engine.lowering import lower
+from ipu_core.compile.disk_cache import NO_CACHE
+from ipu_core.compile.executable import OPTIONS, Executable, write_executable
+from ipu_core.compile.worker_pool import FEW_GRAPHS, Compilers
 from ipu_core.errors import BatchMismatchError, CompileError, IncompatibleIPUConfigError
+from ipu_core.lowering import lower
 from ipu_core.testing import assert_inference_equals_plain, assert_training_equals_plain
 from models import Chain, Normed, Skip, Tied, batch, make
 from torch import nn
@@ -52,7 +52,7 @@ def cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         from ipu_core.plugins.registry import Registry
 
-        patch.setattr("ipu_core.modeling.installed", lambda: Registry(()))
+        patch.setattr("ipu_core.model.pipelined.installed", lambda: Registry(()))
         training_model(to_pipelined(make(Layers), config)).compile(**inputs())
         inference_model(to_pipelined(make(Layers), config)).compile(**inputs())
     return directory
@@ -62,7 +62,7 @@ def cache(tmp_path_factory):
 def config(cache, monkeypatch):
     """A configuration whose executables are all there: compiling anything is an error."""
     refuse = lambda *a, **k: pytest.fail("compiled again")  # noqa: E731
-    monkeypatch.setattr("ipu_core.engine.compilers.write_executable", refuse)
+    monkeypatch.setattr("ipu_core.compile.worker_pool.write_executable", refuse)
     return IPUConfig(layers_per_ipu=[1, 1], compile=True, executable_cache_dir=str(cache))
 
 
@@ -94,7 +94,7 @@ def test_compiled_micro_batches_are_those_of_the_graph_dropout_included(config, 
 def test_equal_layers_are_compiled_once(config, caplog):
     model = make(Layers, num_layers=9)
     executor = inference_model(to_pipelined(model, config.replace(layers_per_ipu=[4, 5])))
-    with caplog.at_level(logging.INFO, logger="ipu_core.engine.compile"):
+    with caplog.at_level(logging.INFO, logger="ipu_core.compile.stages"):
         executor.compile(**inputs())
     assert "9 pieces run 2 executables" in caplog.text
     with torch.no_grad():
@@ -105,9 +105,9 @@ def test_the_next_process_neither_captures_nor_compiles(cache):
     code = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-import ipu_core.engine.compile, ipu_core.engine.lowering
+import ipu_core.compile.stages, ipu_core.lowering
 def refuse(*a, **k): raise AssertionError("captured or compiled again")
-ipu_core.engine.compilers.write_executable = ipu_core.engine.lowering.capture = refuse
+ipu_core.compile.worker_pool.write_executable = ipu_core.lowering.capture = refuse
 from test_compile import *
 config = IPUConfig(layers_per_ipu=[1, 1], compile=True, executable_cache_dir={str(cache)!r})
 torch.set_num_threads({torch.get_num_threads()})
@@ -152,7 +152,7 @@ def test_parameters_frozen_later_get_no_gradient(config):
 
 
 def test_a_parameter_that_carries_a_gradient_only_later_is_refused(cache, monkeypatch):
-    from ipu_core.engine.executable import Executable
+    from ipu_core.compile.executable import Executable
 
     entries = [Executable(entry) for entry in cache.iterdir() if entry.name.startswith("code-")]
     inference = next(entry for entry in entries if not entry.manifest.requires_grad)
@@ -214,7 +214,7 @@ def test_headers_are_compiled_beforehand_only_for_many_graphs(monkeypatch):
         (folder / "code").touch()
 
     monkeypatch.setattr(compilers, "start", lambda: None)
-    monkeypatch.setattr("ipu_core.engine.compilers.write_job", compile_here)
+    monkeypatch.setattr("ipu_core.compile.worker_pool.write_job", compile_here)
     few = FEW_GRAPHS * compilers.cores
     for number in (few, few + 1):
         jobs = dict.fromkeys(map(str, range(number)))
@@ -242,7 +242,7 @@ def test_a_cache_that_cannot_be_written_does_not_stop_a_run(tmp_path, caplog):
 def test_a_graph_that_is_kept_is_not_captured_again(tmp_path, monkeypatch):
     config = IPUConfig(layers_per_ipu=[1, 2], executable_cache_dir=str(tmp_path / "cache"))
     first = training_model(to_pipelined(make(Skip), config))(**batch())
-    monkeypatch.setattr("ipu_core.engine.lowering.capture", lambda *a, **k: pytest.fail("captured again"))
+    monkeypatch.setattr("ipu_core.lowering.capture", lambda *a, **k: pytest.fail("captured again"))
     again = training_model(to_pipelined(make(Skip), config))(**batch())
     assert torch.equal(first["loss"], again["loss"])
 
@@ -268,7 +268,7 @@ def test_a_graph_is_kept_for_any_split_that_no_rewrite_reads(tmp_path, monkeypat
     config = IPUConfig(layers_per_ipu=[1, 2], executable_cache_dir=str(tmp_path / "cache"))
     training_model(to_pipelined(make(Chain), config, rewrites=rewrites)).compile(**batch())
     calls = []
-    from ipu_core.engine import lowering
+    from ipu_core import lowering
 
     capture = lowering.capture
     monkeypatch.setattr(lowering, "capture", lambda *a, **k: calls.append(1) or capture(*a, **k))

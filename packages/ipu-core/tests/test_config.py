@@ -6,7 +6,7 @@ import json
 
 import pytest
 from ipu_core import IncompatibleIPUConfigError, IPUConfig, split_encoder_decoder_ipu_config
-from ipu_core.options import ATTRIBUTES, OPTIONS
+from ipu_core.config.options import ATTRIBUTES, OPTIONS
 
 
 def test_defaults():

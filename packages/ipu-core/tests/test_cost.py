@@ -4,8 +4,8 @@
 import pytest
 import torch
 import transformers
-from ipu_core.cost import Cost, Rates, entry_costs
-from ipu_core.graph.capture import capture
+from ipu_core.capture.capture import capture
+from ipu_core.partition.cost import Cost, Rates, entry_costs
 from ipu_core.samples import sample_batch
 from models import Chain, batch, make
 from torch.utils.flop_counter import FlopCounterMode

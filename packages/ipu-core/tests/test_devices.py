@@ -16,10 +16,10 @@ from ipu_core import (
     to_pipelined,
     training_model,
 )
-from ipu_core.engine.devices import CPU, devices_there
-from ipu_core.engine.residence import move_state
+from ipu_core.capture.passes import on_device
 from ipu_core.errors import CacheError, CaptureError, EngineNotAvailableError
-from ipu_core.graph.passes import on_device
+from ipu_core.runtime.device_placement import move_state
+from ipu_core.runtime.devices import CPU, devices_there
 from ipu_core.testing import assert_inference_equals_plain, assert_training_equals_plain
 from models import Chain, InPlace, Normed, Skip, Tied, Unused, batch, make
 from simulated_devices import COPIES, Simulation, to_plain
@@ -49,8 +49,8 @@ ON_TWO_OF_THREE = IPUConfig(layers_per_ipu=[1, 1, 1], devices=["meta:3", "cpu", 
 @pytest.fixture
 def simulation(monkeypatch):
     there = (torch.device("cpu"), *(torch.device("meta", i) for i in range(4)))
-    monkeypatch.setattr("ipu_core.engine.devices.devices_there", lambda: there)
-    monkeypatch.setattr("ipu_core.engine.residence._move", _move_simulated)
+    monkeypatch.setattr("ipu_core.runtime.devices.devices_there", lambda: there)
+    monkeypatch.setattr("ipu_core.runtime.device_placement._move", _move_simulated)
     with Simulation() as made:
         yield made
 

@@ -15,7 +15,7 @@ import traceback
 import pytest
 import torch
 from ipu_core.errors import EditError
-from ipu_core.rewrites.edits import Edit, digest_of, edited, edited_source, edits_of
+from ipu_core.rewrites.source_edits import Edit, digest_of, edited, edited_source, edits_of
 
 UPSTREAM = '''
 import functools

@@ -193,7 +193,7 @@ def test_compiling_runs_nothing():
 def test_a_second_call_does_not_capture_again(monkeypatch):
     executor = inference_model(to_pipelined(make(Chain), IPUConfig()))
     executor(x=batch()["x"])
-    monkeypatch.setattr("ipu_core.engine.lowering.capture", lambda *a, **k: pytest.fail("captured again"))
+    monkeypatch.setattr("ipu_core.lowering.capture", lambda *a, **k: pytest.fail("captured again"))
     executor(x=batch(seed=1)["x"])
 
 
@@ -305,9 +305,9 @@ def test_layers_that_do_not_add_up_are_refused_before_anything_runs():
 
 
 def test_a_capture_can_be_shared():
-    from ipu_core.engine.engines import usable_engine
-    from ipu_core.engine.executor import Executor
-    from ipu_core.engine.lowering import capture_model
+    from ipu_core.engines import usable_engine
+    from ipu_core.executor import Executor
+    from ipu_core.lowering import capture_model
 
     model = to_pipelined(make(Chain), IPUConfig(layers_per_ipu=[1, 2]))
     config = model.ipu_config.for_inference()

@@ -5,9 +5,9 @@ import math
 
 import pytest
 import torch
-from ipu_core.engine.executable import Executable, write_executable
-from ipu_core.engine.kernels import load_kernels
-from ipu_core.graph.few_rows import (
+from ipu_core.compile.executable import Executable, write_executable
+from ipu_core.kernels.build import load_kernels
+from ipu_core.kernels.ops import (
     MOST_ROWS,
     few_rows_linear,
     one_query_attention,

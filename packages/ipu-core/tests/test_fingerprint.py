@@ -9,7 +9,7 @@ import threading
 import pytest
 import torch
 import transformers
-from ipu_core.graph.fingerprint import NoFingerprint, fingerprint
+from ipu_core.capture.fingerprint import NoFingerprint, fingerprint
 from models import Chain, Tied, make
 
 KEY = """
@@ -22,7 +22,7 @@ key = fingerprint(transformers.GPT2LMHeadModel(config), {"a": {"b", "c"}}, ignor
 def test_the_key_is_the_same_in_every_process():
     here = {"transformers": transformers, "fingerprint": fingerprint}
     exec(KEY, here)
-    code = f"import transformers\nfrom ipu_core.graph.fingerprint import fingerprint\n{KEY}\nprint(key)"
+    code = f"import transformers\nfrom ipu_core.capture.fingerprint import fingerprint\n{KEY}\nprint(key)"
     # Sets are ordered otherwise there.
     seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
     environment = {**os.environ, "PYTHONHASHSEED": seed}

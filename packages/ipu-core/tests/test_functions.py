@@ -6,10 +6,10 @@ import logging
 import pytest
 import torch
 from ipu_core import IPUConfig, inference_model, plan, to_pipelined, training_model
-from ipu_core.engine.lowering import capture_model
+from ipu_core.capture.autograd_functions import is_function
+from ipu_core.capture.serialization import NotStorable, write_capture
 from ipu_core.errors import CaptureError
-from ipu_core.graph.functions import is_function
-from ipu_core.graph.store import NotStorable, write_capture
+from ipu_core.lowering import capture_model
 from ipu_core.testing import assert_training_equals_plain
 from models import Chain, batch, make
 from torch import nn

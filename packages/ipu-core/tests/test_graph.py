@@ -3,10 +3,10 @@
 
 import pytest
 import torch
+from ipu_core.capture.capture import capture, input_leaves
 from ipu_core.errors import CaptureError
-from ipu_core.graph.capture import capture, input_leaves
-from ipu_core.graph.cut import cut
-from ipu_core.graph.split import split
+from ipu_core.partition.cut import cut
+from ipu_core.partition.stage_graph import split
 from models import Branching, Chain, InPlaceThenReadLater, Skip, Tied, batch, make
 
 

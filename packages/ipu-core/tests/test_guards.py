@@ -8,8 +8,8 @@ import safetensors.torch
 import torch
 import transformers
 from ipu_core import IPUConfig, generation_model, inference_model, to_pipelined, training_model
+from ipu_core.capture.guards import Snapshot
 from ipu_core.errors import ModelChangedError
-from ipu_core.graph.guards import Snapshot
 from torch.nn.utils import prune
 
 CONFIG = IPUConfig(layers_per_ipu=[1, 1])

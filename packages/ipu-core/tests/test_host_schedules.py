@@ -4,10 +4,10 @@
 import pytest
 import torch
 from ipu_core import IPUConfig, plan, to_pipelined
-from ipu_core.engine.engines import usable_engine
-from ipu_core.engine.executor import Executor
-from ipu_core.engine.lowering import capture_model
-from ipu_core.engine.schedule import SCHEDULES, make_schedule, simulate
+from ipu_core.engines import usable_engine
+from ipu_core.executor import Executor
+from ipu_core.lowering import capture_model
+from ipu_core.schedule import SCHEDULES, make_schedule, simulate
 from models import Chain, Skip, batch, make
 
 NUM_LAYERS = 6
@@ -61,7 +61,7 @@ def setting():
     with pytest.MonkeyPatch.context() as patch:
         from ipu_core.plugins.registry import Registry
 
-        patch.setattr("ipu_core.modeling.installed", lambda: Registry(()))
+        patch.setattr("ipu_core.model.pipelined.installed", lambda: Registry(()))
         yield Setting()
 
 

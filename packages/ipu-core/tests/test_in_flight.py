@@ -7,9 +7,9 @@ import pytest
 import torch
 import transformers
 from ipu_core import IPUConfig, generation_model, to_pipelined
-from ipu_core.engine.schedule import FORWARD, Action
-from ipu_core.engine.straight import StraightLine
 from ipu_core.errors import CacheError, GenerationModeError
+from ipu_core.runtime.replay import StraightLine
+from ipu_core.schedule import FORWARD, Action
 from ipu_core.upstream import CACHE
 from test_device_loops import BEAMS, KEPT, ROWS, bart, both, llama  # noqa: F401
 from test_generation import EOS, HEADS, SIZE, lively

@@ -5,11 +5,11 @@ import platform
 
 import pytest
 import torch
-from ipu_core.engine import kernels
-from ipu_core.engine.cache import ExecutableCache
+from ipu_core.compile.disk_cache import ExecutableCache
 from ipu_core.errors import CompileError
-from ipu_core.graph.few_rows import few_rows_linear, few_rows_packed_linear, one_query_attention
-from ipu_core.graph.packed_weights import Packing
+from ipu_core.kernels import build as kernels
+from ipu_core.kernels.ops import few_rows_linear, few_rows_packed_linear, one_query_attention
+from ipu_core.kernels.quantization import Packing
 
 
 def made(*shape, seed=0, dtype=torch.float32):

@@ -5,9 +5,9 @@ import re
 
 import pytest
 import transformers
+from ipu_core.capture.capture import capture
 from ipu_core.errors import LayoutError
-from ipu_core.graph.capture import capture
-from ipu_core.layout import count_layers, explain_no_list, layout, module_entries
+from ipu_core.partition.layout import count_layers, explain_no_list, layout, module_entries
 from ipu_core.samples import sample_batch
 from models import Backwards, Chain, Flat, Unused, batch, make
 

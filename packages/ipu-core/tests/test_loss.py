@@ -4,8 +4,8 @@
 import pytest
 import torch
 from ipu_core import IPUConfig, identity_loss, inference_model, to_pipelined, training_model
-from ipu_core.engine.schedule import SCHEDULES
 from ipu_core.errors import BatchError, LossError
+from ipu_core.schedule import SCHEDULES
 from ipu_core.testing import compositions
 from models import Chain, Marked, MarkedUnreturned, Skip, batch, make
 

@@ -6,7 +6,7 @@ import torch
 import transformers
 from ipu_core import Family, IncompatibleIPUConfigError, IPUConfig, inference_model, plan, to_pipelined, training_model
 from ipu_core.errors import MaskedTokensError
-from ipu_core.rewrites.masked import masked_positions
+from ipu_core.rewrites.masked_lm_head import masked_positions
 from ipu_core.testing import assert_round_trip
 
 pytestmark = pytest.mark.usefixtures("no_plugins")

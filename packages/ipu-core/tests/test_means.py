@@ -3,9 +3,9 @@
 
 import pytest
 import torch
-from ipu_core.graph.capture import capture
-from ipu_core.graph.means import shares, terms_of
-from ipu_core.loss import loss_value
+from ipu_core.capture.capture import capture
+from ipu_core.capture.loss import loss_value
+from ipu_core.capture.loss_terms import shares, terms_of
 from torch.nn import functional
 
 BATCH = {"x": torch.randn(4, 3), "y": torch.tensor([0, 2, -100, 1]), "z": torch.rand(4, 3)}

@@ -7,10 +7,10 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 import torch
 from ipu_core import IPUConfig, Plan, inference_model, plan, to_pipelined, training_model
-from ipu_core.accounts import in_flight
-from ipu_core.engine.dry_run import DryRun, OptimizerCost, Usage, _Storages
-from ipu_core.engine.schedule import BACKWARD, FORWARD, Action
 from ipu_core.errors import LossError, MemoryLimitError
+from ipu_core.memory.activations import DryRun, OptimizerCost, Usage, _Storages
+from ipu_core.memory.in_flight import in_flight
+from ipu_core.schedule import BACKWARD, FORWARD, Action
 from models import Chain, Tied, batch, make
 
 pytestmark = pytest.mark.usefixtures("no_plugins")
@@ -31,7 +31,7 @@ def measured(model, config, inputs):
         def watch(action):
             return storages.watched(action, ipu=0)
 
-        from ipu_core.engine.batch import micro_batches
+        from ipu_core.batch import micro_batches
 
         parts = list(micro_batches(inputs, config.for_training()))
         weights = [1.0] * len(parts)
@@ -171,7 +171,7 @@ def test_what_does_not_fit_is_refused_before_anything_runs():
 
 
 def test_what_does_not_fit_is_refused_before_it_is_compiled(monkeypatch):
-    monkeypatch.setattr("ipu_core.engine.executor.compiled", lambda *a: pytest.fail("compiled what does not fit"))
+    monkeypatch.setattr("ipu_core.executor.compiled", lambda *a: pytest.fail("compiled what does not fit"))
     config = IPUConfig(layers_per_ipu=[2, 2], device_memory=50_000, compile=True)
     with pytest.raises(MemoryLimitError):
         training_model(to_pipelined(make(Chain, **WIDE), config)).compile(**batch(64))

@@ -3,7 +3,7 @@
 
 import pytest
 import torch
-from ipu_core.graph.norms import with_norms
+from ipu_core.kernels.fuse_rms_norm import with_norms
 
 rms_norm = torch.ops.aten.rms_norm.default
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 from ipu_core.cli import main
-from ipu_core.config import IPUConfig
-from ipu_core.engine.engines import HOST_INERT
-from ipu_core.options import HARDWARE_HINTS, OPTIONS
+from ipu_core.config.ipu_config import IPUConfig
+from ipu_core.config.options import HARDWARE_HINTS, OPTIONS
+from ipu_core.engines import HOST_INERT
 
 HERE = Path(__file__).parent
 # option -> the test that observes its effect

@@ -6,8 +6,7 @@ import weakref
 
 import pytest
 import torch
-from ipu_core import IPUConfig, to_pipelined, training_model
-from ipu_core.engine import executor as executor_module
+from ipu_core import IPUConfig, executor as executor_module, to_pipelined, training_model
 from models import Chain, batch, make
 
 pytestmark = pytest.mark.usefixtures("no_plugins")

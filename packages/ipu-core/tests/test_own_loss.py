@@ -5,8 +5,8 @@ import pytest
 import torch
 import transformers
 from ipu_core import IPUConfig, inference_model, to_pipelined, training_model
+from ipu_core.capture.capture import capture
 from ipu_core.errors import BatchError, BatchSizeError
-from ipu_core.graph.capture import capture
 from ipu_core.rewrites.loss import loss_of
 from ipu_core.samples import sample_batch
 from ipu_core.testing import assert_round_trip

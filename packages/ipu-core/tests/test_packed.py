@@ -7,8 +7,8 @@ import transformers
 from ipu_core import IncompatibleIPUConfigError, IPUConfig, inference_model, plan, to_pipelined, training_model
 from ipu_core.errors import MaskedTokensError, PackingError
 from ipu_core.packing import places
-from ipu_core.rewrites.grid import Grid
-from ipu_core.rewrites.masked import masked_positions
+from ipu_core.rewrites.masked_lm_head import masked_positions
+from ipu_core.rewrites.packed_grid import Grid
 from ipu_core.testing import assert_round_trip
 from ipu_core.testing.equality import executors
 

@@ -9,11 +9,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from ipu_core import IPUConfig, generation_model, to_pipelined
-from ipu_core.engine.packed import Packer
 from ipu_core.errors import BatchMismatchError, CompileError, GenerationModeError
-from ipu_core.generation.program import HEAD_BITS, _are_worth_it
-from ipu_core.graph.few_rows import few_rows_packed_linear, with_few_row_products
-from ipu_core.graph.packed_weights import NotExactError, Packing, Room, packed_linear
+from ipu_core.generation.decode_step import HEAD_BITS, _are_worth_it
+from ipu_core.kernels.ops import few_rows_packed_linear, with_few_row_products
+from ipu_core.kernels.quantization import NotExactError, Packing, Room, packed_linear
+from ipu_core.kernels.quantize_pass import Packer
 from test_generation import HEADS, SIZE, lively
 from transformers import BartConfig, BartForConditionalGeneration, LlamaConfig, LlamaForCausalLM
 

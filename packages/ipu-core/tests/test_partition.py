@@ -5,8 +5,8 @@ import itertools
 import random
 
 import pytest
+from ipu_core.config.layers_per_ipu import balance, encoder_decoder_cut, expand_layers_per_ipu, layer_ipus, rounds
 from ipu_core.errors import IncompatibleIPUConfigError
-from ipu_core.partition import balance, encoder_decoder_cut, expand_layers_per_ipu, layer_ipus, rounds
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import pytest
 import torch
 import transformers
 from ipu_core import IPUConfig, Plan, plan, to_pipelined
-from ipu_core.engine.lowering import capture_model, lower
+from ipu_core.lowering import capture_model, lower
 from ipu_core.samples import sample_batch
 from models import Chain, Tied, Unused, batch, make
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 from ipu_core import IPUConfig, inference_model, to_pipelined
-from ipu_core.report.progress import progress
+from ipu_core.progress import progress
 from models import Chain, batch, make
 
 pytestmark = pytest.mark.usefixtures("no_plugins")

@@ -5,9 +5,9 @@ import pytest
 import torch
 import transformers
 from ipu_core import IPUConfig, inference_model, to_pipelined, training_model
+from ipu_core.capture.capture import capture
+from ipu_core.capture.index_bounds import index_ranges
 from ipu_core.errors import BatchError
-from ipu_core.graph.capture import capture
-from ipu_core.graph.ranges import index_ranges
 from ipu_core.samples import sample_batch
 
 pytestmark = pytest.mark.usefixtures("no_plugins")

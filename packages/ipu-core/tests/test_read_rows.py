@@ -5,10 +5,10 @@ import pytest
 import torch
 import transformers
 from ipu_core import IPUConfig, inference_model, plan, to_pipelined, training_model
-from ipu_core.engine.lowering import capture_model
-from ipu_core.graph.capture import capture
-from ipu_core.graph.read_rows import without_unread_rows
-from ipu_core.graph.store import read_capture
+from ipu_core.capture.capture import capture
+from ipu_core.capture.prune_unread_rows import without_unread_rows
+from ipu_core.capture.serialization import read_capture
+from ipu_core.lowering import capture_model
 from ipu_core.testing.equality import executors
 from test_packed import (
     CONFIGS,

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from ipu_core import IPUConfig, inference_model, to_pipelined
+from ipu_core.capture.capture import capture
 from ipu_core.errors import CaptureError
-from ipu_core.graph.capture import capture
 from ipu_core.samples import sample_batch
 from models import Chain, batch, make
 from transformers import (

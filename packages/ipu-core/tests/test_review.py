@@ -12,8 +12,8 @@ import pytest
 from ipu_core import Family, PipelineMixin, cli
 from ipu_core.plugins.manager import Plugin
 from ipu_core.plugins.registry import Registry
-from ipu_core.rewrites.edits import Edit, digest_of
-from ipu_core.rewrites.review import review
+from ipu_core.rewrites.edit_review import review
+from ipu_core.rewrites.source_edits import Edit, digest_of
 from transformers import GPT2LMHeadModel
 
 MLP = "transformers.models.gpt2.modeling_gpt2:GPT2MLP.forward"

@@ -2,7 +2,8 @@
 """Schedules: text, ends, bubbles, stashes."""
 
 import pytest
-from ipu_core.engine.schedule import (
+from ipu_core.errors import ScheduleError
+from ipu_core.schedule import (
     BACKWARD,
     FORWARD,
     SCHEDULES,
@@ -13,7 +14,6 @@ from ipu_core.engine.schedule import (
     make_schedule,
     simulate,
 )
-from ipu_core.errors import ScheduleError
 
 EVERY_SIZE = [(stages, micro_batches) for stages in range(1, 7) for micro_batches in range(1, 13)]
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 import transformers
 from ipu_core import Family, IncompatibleIPUConfigError, IPUConfig, inference_model, plan, to_pipelined, training_model
-from ipu_core.rewrites.serialized import SerializedEmbedding, SerializedLinear, SplitProjection
+from ipu_core.rewrites.sharded_vocabulary import SerializedEmbedding, SerializedLinear, SplitProjection
 from ipu_core.testing import (
     assert_inference_equals_plain,
     assert_round_trip,

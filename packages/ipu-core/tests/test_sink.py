@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 from ipu_core import IPUConfig, to_pipelined
-from ipu_core.engine.lowering import lower
-from ipu_core.engine.straight import StraightLine
-from ipu_core.engine.weights import Weights
-from ipu_core.graph.sink import sunk
+from ipu_core.kernels.sink_pass import sunk
+from ipu_core.lowering import lower
+from ipu_core.runtime.replay import StraightLine
+from ipu_core.runtime.weights import Weights
 from test_generation import HEADS, SIZE, lively
 from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -4,8 +4,8 @@
 import pytest
 import torch
 from ipu_core import IPUConfig
-from ipu_core.engine.host import HostProgram
-from ipu_core.graph import split as split_module
+from ipu_core.partition import stage_graph as split_module
+from ipu_core.runtime.interpreter import HostProgram
 from ipu_core.testing import (
     assert_inference_equals_plain,
     assert_round_trip,
@@ -61,6 +61,6 @@ def test_a_wrong_gradient_is_found(monkeypatch):
 
 
 def test_a_model_that_is_changed_by_pipelining_is_found(monkeypatch):
-    monkeypatch.setattr("ipu_core.modeling.PipelineMixin.deparallelize", lambda self: self.double())
+    monkeypatch.setattr("ipu_core.model.pipelined.PipelineMixin.deparallelize", lambda self: self.double())
     with pytest.raises(AssertionError):
         assert_round_trip(make(Chain), CONFIG)

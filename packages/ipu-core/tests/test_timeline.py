@@ -6,9 +6,9 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 from ipu_core import IPUConfig, inference_model, to_pipelined, training_model
-from ipu_core.engine.schedule import BACKWARD, FORWARD, make_schedule, simulate
 from ipu_core.errors import NotCompiledError
 from ipu_core.report.timeline import Timeline
+from ipu_core.schedule import BACKWARD, FORWARD, make_schedule, simulate
 from models import Chain, batch, make
 
 pytestmark = pytest.mark.usefixtures("no_plugins")

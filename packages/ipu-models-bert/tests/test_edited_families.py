@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
-from ipu_core.rewrites.edits import edited, edits_of
+from ipu_core.rewrites.source_edits import edited, edits_of
 from ipu_core.testing import (
     sample_batch,
 )

@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 from ipu_core import IPUConfig, inference_model, to_pipelined, training_model
-from ipu_core.rewrites.edits import edited, edits_of
+from ipu_core.rewrites.source_edits import edited, edits_of
 from ipu_core.testing import assert_inference_equals_plain, assert_training_equals_plain, sample_batch
 from ipu_models_bert.edited import IBERT, LONGFORMER, NYSTROMFORMER, REFORMER
 

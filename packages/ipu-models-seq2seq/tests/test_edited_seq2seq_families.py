@@ -8,7 +8,7 @@ import torch
 import transformers
 from ipu_core import IPUConfig, generation_model, to_pipelined
 from ipu_core.errors import CacheError, GenerationModeError
-from ipu_core.rewrites.edits import edited, edits_of
+from ipu_core.rewrites.source_edits import edited, edits_of
 from ipu_core.testing import (
     sample_batch,
 )

@@ -10,7 +10,7 @@ import torch
 import transformers
 from ipu_core import IPUConfig, to_pipelined, training_model
 from ipu_core.plugins.registry import installed
-from ipu_core.rewrites.edits import edited, edits_of
+from ipu_core.rewrites.source_edits import edited, edits_of
 from ipu_core.testing import assert_training_equals_plain, sample_batch
 from ipu_models_seq2seq import edited as edited_families, edits
 

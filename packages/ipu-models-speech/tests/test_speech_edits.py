@@ -9,9 +9,9 @@ import pytest
 import torch
 import transformers
 from ipu_core import IPUConfig, to_pipelined, training_model
-from ipu_core.graph.capture import capture
+from ipu_core.capture.capture import capture
 from ipu_core.plugins.registry import installed
-from ipu_core.rewrites.edits import edited
+from ipu_core.rewrites.source_edits import edited
 from ipu_core.testing import sample_batch
 from ipu_models_speech import edits
 

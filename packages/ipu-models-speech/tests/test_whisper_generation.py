@@ -8,8 +8,8 @@ import torch
 import transformers
 from ipu_core import IPUConfig, generation_model, to_pipelined
 from ipu_core.errors import GenerationModeError
-from ipu_core.generation.program import HEAD_BITS
-from ipu_core.graph.packed_weights import Packing
+from ipu_core.generation.decode_step import HEAD_BITS
+from ipu_core.kernels.quantization import Packing
 
 SIZE = {"d_model": 32, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "num_mel_bins": 8, "vocab_size": 1700}
 LAYERS = {"encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2, "decoder_attention_heads": 2}

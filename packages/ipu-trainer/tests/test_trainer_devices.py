@@ -19,8 +19,8 @@ ON_TWO = ON_ONE.replace(devices=["meta:0", "cpu"])
 @pytest.fixture
 def simulation(monkeypatch):
     there = (torch.device("cpu"), torch.device("meta", 0))
-    monkeypatch.setattr("ipu_core.engine.devices.devices_there", lambda: there)
-    monkeypatch.setattr("ipu_core.engine.residence._move", _move_simulated)
+    monkeypatch.setattr("ipu_core.runtime.devices.devices_there", lambda: there)
+    monkeypatch.setattr("ipu_core.runtime.device_placement._move", _move_simulated)
     with Simulation() as made:
         yield made
 

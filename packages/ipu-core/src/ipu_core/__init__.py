@@ -21,36 +21,36 @@ from typing import TYPE_CHECKING, Any
 from .upstream import refuse_too_old
 
 if TYPE_CHECKING:
-    from .config import ExecutionConfig, IPUConfig, split_encoder_decoder_ipu_config
-    from .engine.executor import Executor, inference_model, plan, training_model
+    from .capture.loss import identity_loss
+    from .config.ipu_config import ExecutionConfig, IPUConfig, split_encoder_decoder_ipu_config
     from .errors import IncompatibleIPUConfigError, IPUError
+    from .executor import Executor, inference_model, plan, training_model
     from .generation.generator import Generator, generation_model
-    from .loss import identity_loss
-    from .modeling import PipelineMixin, to_pipelined
-    from .planning import Plan, Stage
+    from .model.pipelined import PipelineMixin, to_pipelined
+    from .partition.plan import Plan, Stage
     from .plugins.family import Family, pipelined_in
     from .plugins.hookspecs import hookimpl
 
 _HOMES = {
-    "ExecutionConfig": "config",
-    "Executor": "engine.executor",
+    "ExecutionConfig": "config.ipu_config",
+    "Executor": "executor",
     "Family": "plugins.family",
     "Generator": "generation.generator",
-    "IPUConfig": "config",
+    "IPUConfig": "config.ipu_config",
     "IPUError": "errors",
     "IncompatibleIPUConfigError": "errors",
-    "PipelineMixin": "modeling",
-    "Plan": "planning",
-    "Stage": "planning",
+    "PipelineMixin": "model.pipelined",
+    "Plan": "partition.plan",
+    "Stage": "partition.plan",
     "generation_model": "generation.generator",
     "hookimpl": "plugins.hookspecs",
-    "identity_loss": "loss",
-    "inference_model": "engine.executor",
+    "identity_loss": "capture.loss",
+    "inference_model": "executor",
     "pipelined_in": "plugins.family",
-    "plan": "engine.executor",
-    "split_encoder_decoder_ipu_config": "config",
-    "to_pipelined": "modeling",
-    "training_model": "engine.executor",
+    "plan": "executor",
+    "split_encoder_decoder_ipu_config": "config.ipu_config",
+    "to_pipelined": "model.pipelined",
+    "training_model": "executor",
 }
 
 __all__ = [

@@ -21,9 +21,9 @@ from .upstream import CORE, upstreams
 if TYPE_CHECKING:
     import torch
 
-    from .config import IPUConfig
-    from .modeling import PipelineMixin
-    from .planning import Plan
+    from .config.ipu_config import IPUConfig
+    from .model.pipelined import PipelineMixin
+    from .partition.plan import Plan
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -115,7 +115,7 @@ def _plain(family: Any) -> dict[str, Any]:
 
 
 def _edits(options: argparse.Namespace) -> int:
-    from .rewrites.review import review
+    from .rewrites.edit_review import review
 
     found = []
     for reviewed in review(installed().plugins):
@@ -132,7 +132,7 @@ def _edits(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from .engine.engines import engines
+    from .engines import engines
 
     found = {upstream.name: upstream for upstream in upstreams()}
     for package in (CORE, "torch", "transformers", "optimum"):
@@ -154,7 +154,7 @@ def _doctor(options: argparse.Namespace) -> int:
 
 def _print_edits() -> bool:
     """Print which families' source edits do not match the installed upstream; say whether all do."""
-    from .rewrites.review import DRIFTED, matches
+    from .rewrites.edit_review import DRIFTED, matches
 
     found = list(matches(installed().plugins))
     if not found:
@@ -175,9 +175,9 @@ def _print_edits() -> bool:
 
 def _effects(file: Path) -> str:
     """Say of every option whether the host engine gives it an effect, and what it means where it is changed."""
-    from .config import IPUConfig
-    from .engine.engines import HOST_INERT
-    from .options import OPTIONS, attribute_option
+    from .config.ipu_config import IPUConfig
+    from .config.options import OPTIONS, attribute_option
+    from .engines import HOST_INERT
 
     ipu_config = IPUConfig.from_pretrained(file)
     changed = ipu_config.changed(OPTIONS) | ipu_config.changed(OPTIONS, for_inference=True)
@@ -199,14 +199,14 @@ def _plan(options: argparse.Namespace) -> int:
     import torch
     from torch.utils import _pytree as pytree
 
-    from .engine.executor import plan
+    from .executor import plan
 
     optimizer = _optimizer(options)
     device = "cpu" if options.measure else "meta"
     model = _random_model(options, device=device)
 
     def plan_of(ipu_config: IPUConfig, rows: int) -> Plan:
-        from .modeling import to_pipelined
+        from .model.pipelined import to_pipelined
 
         batch = _combined_batch(options, model, ipu_config, rows=rows)
         batch = pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), batch)
@@ -227,7 +227,7 @@ def _plan(options: argparse.Namespace) -> int:
 def _print_advice(
     options: argparse.Namespace, model: PipelineMixin, made: Plan, plan_of: Callable[[IPUConfig, int], Plan]
 ) -> None:
-    from .advice import Setup, advise, vocabulary_size
+    from .memory.advice import Setup, advise, vocabulary_size
 
     setup = Setup(
         ipu_config=model.ipu_config,
@@ -257,7 +257,7 @@ def _optimizer(options: argparse.Namespace) -> type[torch.optim.Optimizer] | Non
 
 
 def _trace(options: argparse.Namespace) -> int:
-    from .engine.executor import training_model
+    from .executor import training_model
 
     model = _random_model(options, device="cpu")
     batch = _combined_batch(options, model, model.ipu_config, rows=options.batch)
@@ -275,7 +275,7 @@ def _trace(options: argparse.Namespace) -> int:
 
 
 def _ipu_config(options: argparse.Namespace) -> IPUConfig:
-    from .config import IPUConfig
+    from .config.ipu_config import IPUConfig
 
     ipu_config = IPUConfig.from_pretrained(options.config) if options.config else IPUConfig()
     changes = {
@@ -305,7 +305,7 @@ def _random_model(options: argparse.Namespace, *, device: str) -> PipelineMixin:
     import torch
     import transformers
 
-    from .modeling import to_pipelined
+    from .model.pipelined import to_pipelined
 
     ipu_config = _ipu_config(options)
     values = dict(_key_value(text) for text in options.set)

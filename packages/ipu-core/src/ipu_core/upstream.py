@@ -2,7 +2,7 @@
 """The versions of torch and transformers this package works with, and everything that differs between them.
 
 No other module asks for a version. Whoever supports another release of upstream reads this file, and the variants of
-source edits (`rewrites/edits.py`).
+source edits (`rewrites/source_edits.py`).
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ Quantized training has autograd functions of its own, and is refused.
 
 from __future__ import annotations
 
-from ipu_core.rewrites.edits import Edit
+from ipu_core.rewrites.source_edits import Edit
 
 IBERT = "transformers.models.ibert.quant_modules"
 

@@ -6,7 +6,7 @@ The loss of everything is computed, and what is not meant counts nothing: the me
 
 from __future__ import annotations
 
-from ipu_core.rewrites.edits import Edit
+from ipu_core.rewrites.source_edits import Edit
 
 LABELLED_ROWS = tuple(
     Edit(

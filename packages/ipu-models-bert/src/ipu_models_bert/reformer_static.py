@@ -11,7 +11,7 @@ Activations are kept for the backward pass, not computed again from the outputs 
 from __future__ import annotations
 
 import torch
-from ipu_core.rewrites.edits import Edit
+from ipu_core.rewrites.source_edits import Edit
 from torch.utils._python_dispatch import _disable_current_modes
 
 VERSIONS = ">=5.23,<5.25"

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from ipu_core.rewrites.edits import Edit
 from ipu_core.rewrites.layerdrop import layerdrop
+from ipu_core.rewrites.source_edits import Edit
 
 VERSIONS = ">=5.23,<5.25"
 

@@ -10,8 +10,8 @@ Shapes: T tokens, D values a token, E experts, K places among experts.
 
 from __future__ import annotations
 
-from ipu_core.rewrites.edits import Change, Edit
 from ipu_core.rewrites.layerdrop import layerdrop
+from ipu_core.rewrites.source_edits import Change, Edit
 
 VERSIONS = ">=5.23,<5.25"
 SWITCH = "transformers.models.switch_transformers.modeling_switch_transformers"

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from ipu_core.config import ExecutionConfig
-from ipu_core.rewrites.edits import Edit
+from ipu_core.config.ipu_config import ExecutionConfig
 from ipu_core.rewrites.global_attention import static_global_attention
 from ipu_core.rewrites.layerdrop import REASON
+from ipu_core.rewrites.source_edits import Edit
 
 VERSIONS = ">=5.23,<5.25"
 LED = "transformers.models.led.modeling_led"

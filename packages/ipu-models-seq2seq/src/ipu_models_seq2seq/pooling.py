@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ipu_core.rewrites.edits import Edit
+from ipu_core.rewrites.source_edits import Edit
 
 _EQUAL_ENDS = """
 torch_compilable_check(

@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ipu_core.loss import IGNORED
-from ipu_core.rewrites.edits import Edit
+from ipu_core.capture.loss import IGNORED
+from ipu_core.rewrites.source_edits import Edit
 
 LABELS_ASKED_BEFORE = Edit(
     target="transformers.models.prophetnet.modeling_prophetnet:ProphetNetPreTrainedModel._shift_right",

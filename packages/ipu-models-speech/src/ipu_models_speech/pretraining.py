@@ -7,8 +7,8 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ipu_core.rewrites.edits import Edit
 from ipu_core.rewrites.inputs import taken_inputs
+from ipu_core.rewrites.source_edits import Edit
 
 TEMPERATURE = "gumbel_temperature"
 

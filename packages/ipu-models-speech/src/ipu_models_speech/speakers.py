@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from ipu_core.rewrites.edits import Edit
+from ipu_core.rewrites.source_edits import Edit
 
 STATISTICS_OF_FRAMES = Edit(
     target="transformers.models.wav2vec2.modeling_wav2vec2:Wav2Vec2ForXVector.forward",

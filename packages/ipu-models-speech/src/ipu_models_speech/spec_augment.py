@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from ipu_core.rewrites.edits import bound
 from ipu_core.rewrites.inputs import taken_inputs
+from ipu_core.rewrites.source_edits import bound
 
 TIME, FEATURE = "mask_time_indices", "mask_feature_indices"
 _STATES, _SPECTROGRAM = "_mask_hidden_states", "_mask_input_features"

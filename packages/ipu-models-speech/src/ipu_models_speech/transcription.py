@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from ipu_core.loss import IGNORED
-from ipu_core.rewrites.edits import Edit
+from ipu_core.capture.loss import IGNORED
+from ipu_core.rewrites.source_edits import Edit
 from torch.nn import functional
 
 

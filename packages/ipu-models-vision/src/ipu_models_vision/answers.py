@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from ipu_core.rewrites.edits import Edit
+from ipu_core.rewrites.source_edits import Edit
 
 SOFT_ANSWERS = Edit(
     target="transformers.models.lxmert.modeling_lxmert:LxmertForQuestionAnswering.forward",

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from ipu_core import Executor, PipelineMixin
-from ipu_core.engine.batch import rows_of
-from ipu_core.engine.cache import ExecutableCache
-from ipu_core.engine.engines import usable_engine
-from ipu_core.engine.lowering import capture_model
-from ipu_core.graph.capture import Capture
+from ipu_core.batch import rows_of
+from ipu_core.capture.capture import Capture
+from ipu_core.compile.disk_cache import ExecutableCache
+from ipu_core.engines import usable_engine
+from ipu_core.lowering import capture_model
 from torch.utils import _pytree as pytree
 
 Prepare = Callable[[dict[str, Any]], dict[str, Any]]

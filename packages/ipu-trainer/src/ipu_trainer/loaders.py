@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from ipu_core import IPUConfig
-from ipu_core.engine.batch import arithmetic
+from ipu_core.batch import arithmetic
 from ipu_core.errors import BatchSizeError
 from transformers import Trainer
 from transformers.trainer_utils import has_length

@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from ipu_core.adapters import adapted
-from ipu_core.engine.batch import rows_of
-from ipu_core.graph.means import NUM_ITEMS
-from ipu_core.loss import IGNORED
+from ipu_core.batch import rows_of
+from ipu_core.capture.loss import IGNORED
+from ipu_core.capture.loss_terms import NUM_ITEMS
+from ipu_core.peft import adapted
 from ipu_core.rewrites import Rewrite
 from ipu_core.rewrites.loss import loss_of, takes
 from transformers import Trainer, TrainingArguments

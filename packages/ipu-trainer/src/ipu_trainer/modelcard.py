@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Self
 
 from ipu_core import PipelineMixin
-from ipu_core.adapters import adapted
+from ipu_core.peft import adapted
 from transformers.modelcard import TASK_MAPPING, TrainingSummary
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from ipu_core import PipelineMixin
-from ipu_core.adapters import adapted, has_adapters
+from ipu_core.peft import adapted, has_adapters
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedConfig, PreTrainedModel, Trainer, TrainerState
 from transformers.core_model_loading import revert_weight_conversion

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 from ipu_core import Executor, IPUConfig, PipelineMixin, to_pipelined
-from ipu_core.adapters import has_adapters
-from ipu_core.engine.engines import usable_engine
-from ipu_core.engine.residence import move_state
-from ipu_core.graph.means import NUM_ITEMS, shares
+from ipu_core.capture.loss_terms import NUM_ITEMS, shares
+from ipu_core.engines import usable_engine
+from ipu_core.peft import has_adapters
 from ipu_core.rewrites.loss import computed_by, takes
+from ipu_core.runtime.device_placement import move_state
 from torch.utils._pytree import tree_leaves
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput

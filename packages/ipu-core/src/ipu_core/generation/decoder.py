@@ -20,24 +20,24 @@ from torch.nn.functional import pad
 from torch.utils import _pytree as pytree
 from transformers import DynamicCache, EncoderDecoderCache, GenerationMixin
 
-from ..config import ExecutionConfig
-from ..engine.cache import ExecutableCache
-from ..engine.compilers import Compilers
-from ..engine.devices import CPU
-from ..engine.lowering import Lowered
-from ..engine.packed import Packer
-from ..engine.residence import without_values
-from ..engine.straight import result_of
+from ..capture.capture import CAPTURING, in_mode
+from ..capture.guards import Guards
+from ..compile.disk_cache import ExecutableCache
+from ..compile.worker_pool import Compilers
+from ..config.ipu_config import ExecutionConfig
 from ..errors import CacheError, CaptureError, CompileError, GenerationModeError, IncompatibleIPUConfigError, IPUError
-from ..graph.capture import CAPTURING, in_mode
-from ..graph.guards import Guards
+from ..kernels.quantize_pass import Packer
+from ..lowering import Lowered
+from ..runtime.device_placement import without_values
+from ..runtime.devices import CPU
+from ..runtime.replay import result_of
 from ..upstream import CACHE
 from .cache import Attention, StaticKV, attentions_of
-from .program import POSITION, ROUNDED, BoundProgram, Kind, Move, Parts, Program, copy_tokens, count_up, show_place
+from .decode_step import POSITION, ROUNDED, BoundProgram, Kind, Move, Parts, Program, copy_tokens, count_up, show_place
 from .views import ASKING, AT, StepView, part
 
 if TYPE_CHECKING:
-    from ..modeling import PipelineMixin
+    from ..model.pipelined import PipelineMixin
 
 # Whatever upstream says of how a call returns; a step returns logits.
 _HOW = frozenset(("return_dict", "use_cache", "logits_to_keep", "is_first_iteration"))

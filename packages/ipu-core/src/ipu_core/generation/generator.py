@@ -21,19 +21,19 @@ from transformers import GenerationConfig
 from transformers.generation.logits_process import UnbatchedClassifierFreeGuidanceLogitsProcessor
 from transformers.modeling_outputs import CausalLMOutputWithPast, Seq2SeqLMOutput
 
-from ..config import ExecutionConfig
-from ..door import refuse_no_tensors, refuse_other_choices, refuse_other_numbers, refuse_other_types
-from ..engine.compile import refuse_other_processors
-from ..engine.engines import Engine, usable_engine
-from ..engine.executor import Executor
-from ..engine.schedule import Schedule, decode_schedule
+from ..compile.stages import refuse_other_processors
+from ..config.ipu_config import ExecutionConfig
+from ..engines import Engine, usable_engine
 from ..errors import CacheError, GenerationModeError, IPUError, NotCompiledError
-from ..modeling import PipelineMixin, view
+from ..executor import Executor
+from ..model.pipelined import PipelineMixin, view
+from ..schedule import Schedule, decode_schedule
 from ..upstream import CACHE
+from ..validation import refuse_no_tensors, refuse_other_choices, refuse_other_numbers, refuse_other_types
 from .cache import GroupedKV, StaticKV
+from .decode_step import WEIGHTS
 from .decoder import EMBEDS, WIDEST_PROMPT, Decoder, Sizes
 from .loops import DeviceLoop
-from .program import WEIGHTS
 from .views import ASKING, EncoderView, part
 
 if TYPE_CHECKING:

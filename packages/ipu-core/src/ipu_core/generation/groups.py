@@ -29,9 +29,9 @@ from transformers.generation.utils import (
     GenerateEncoderDecoderOutput,
 )
 
-from ..engine.host import generator_states, set_generator_states
-from ..engine.straight import one_behind_the_other
 from ..errors import GenerationModeError
+from ..runtime.interpreter import generator_states, set_generator_states
+from ..runtime.replay import one_behind_the_other
 from ..upstream import CACHE
 from .cache import GroupedKV
 

@@ -31,7 +31,7 @@ class Family:
         tiny: configuration values that make a model small enough for a test.
         tiny_by_class: more of them for single classes, by name, where a head wants others than the rest.
         rewrites: "module:function" of reversible changes `parallelize` makes; see `ipu_core.rewrites`.
-        edits: "module:NAME" of checked source edits `parallelize` makes; see `ipu_core.rewrites.edits`.
+        edits: "module:NAME" of checked source edits `parallelize` makes; see `ipu_core.rewrites.source_edits`.
         checks: "module:function" of what is asked of every batch before it runs, `(model, config, batch) -> None`,
             which raises a ValueError. What upstream asks of the values of a batch is asked here: a graph has none.
         sample: "module:function" that completes a random batch for classes with inputs of their own:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
-from ..engine.schedule import BACKWARD, FORWARD, Action, Schedule, Simulation, simulate
+from ..schedule import BACKWARD, FORWARD, Action, Schedule, Simulation, simulate
 
 Span = tuple[Action, float, float]
 """An action, and the seconds at which it began and ended."""

@@ -20,7 +20,7 @@ from typing import Protocol
 
 import torch
 
-from ..config import ExecutionConfig
+from ..config.ipu_config import ExecutionConfig
 
 
 class Rewrite(Protocol):

@@ -10,7 +10,7 @@ Shapes: B rows, L positions, D values a position.
 
 from __future__ import annotations
 
-from .edits import Change, Edit
+from .source_edits import Change, Edit
 
 REASON = "the global positions of a batch are gathered: each position has a place, and a mask says which are global"
 

@@ -12,7 +12,7 @@ import textwrap
 from collections.abc import Mapping
 from typing import Any
 
-from .edits import Edit
+from .source_edits import Edit
 
 REASON = "LayerDrop is a branch on a random value: every layer runs, and the value picks its output or its input"
 

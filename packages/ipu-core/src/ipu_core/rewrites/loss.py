@@ -12,10 +12,10 @@ import torch
 from torch.utils import _pytree as pytree
 from transformers.utils import ModelOutput
 
-from ..config import ExecutionConfig
-from ..graph.means import NUM_ITEMS
+from ..capture.loss_terms import NUM_ITEMS
+from ..config.ipu_config import ExecutionConfig
 from . import Rewrite
-from .edits import bound
+from .source_edits import bound
 
 ComputeLoss = Callable[..., torch.Tensor]
 LABELS = "labels"

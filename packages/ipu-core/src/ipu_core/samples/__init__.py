@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from ..adapters import adapted
 from ..errors import LayoutError
+from ..peft import adapted
 from ..plugins.family import load
 from ..plugins.registry import installed
 from .draw import Draw

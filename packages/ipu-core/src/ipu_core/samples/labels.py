@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers.models.auto import modeling_auto
 
-from ..loss import IGNORED
+from ..capture.loss import IGNORED
 from .draw import Draw
 from .inputs import NUM_CHOICES, text_config
 

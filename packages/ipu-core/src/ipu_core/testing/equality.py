@@ -11,13 +11,13 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from torch.utils import _pytree as pytree
 
-from ..config import ExecutionConfig, IPUConfig
-from ..engine.batch import micro_batches
-from ..engine.engines import usable_engine
-from ..engine.executor import Executor
-from ..engine.lowering import CUTS, capture_model
-from ..graph.capture import Capture, without_cache
-from ..modeling import PipelineMixin, to_pipelined
+from ..batch import micro_batches
+from ..capture.capture import Capture, without_cache
+from ..config.ipu_config import ExecutionConfig, IPUConfig
+from ..engines import usable_engine
+from ..executor import Executor
+from ..lowering import CUTS, capture_model
+from ..model.pipelined import PipelineMixin, to_pipelined
 
 T = TypeVar("T")
 OneOrMany: TypeAlias = T | Sequence[T]

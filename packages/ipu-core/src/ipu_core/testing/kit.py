@@ -20,13 +20,13 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from ..config import IPUConfig
-from ..engine.executor import Executor, inference_model
+from ..capture.capture import module_of
+from ..config.ipu_config import IPUConfig
 from ..errors import CacheError, GenerationModeError, nearest
+from ..executor import Executor, inference_model
 from ..generation.generator import generation_model
-from ..graph.capture import module_of
-from ..layout import count_layers, module_entries
-from ..modeling import PipelineMixin, to_pipelined
+from ..model.pipelined import PipelineMixin, to_pipelined
+from ..partition.layout import count_layers, module_entries
 from ..plugins.family import Family, load
 from ..plugins.hookspecs import GROUP
 from ..plugins.registry import installed

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a forward may not do while it is captured, because one static graph would silently leave it out."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import random
+import threading
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..errors import CaptureError
+from .autograd_functions import functions_as_operators
+
+
+@contextlib.contextmanager
+def watched(model: torch.nn.Module, *, training: bool) -> Iterator[None]:
+    """Refuse, inside the block, a forward that gives its model other tensors; keep its own backwards in training.
+
+    It may not draw from the global random generators of NumPy or Python either. The model's tensors are put back, and
+    plain tensor attributes and these generators get their values back.
+
+    Raises:
+        CaptureError: the forward does one of these.
+    """
+    with contextlib.ExitStack() as stack:
+        if training:
+            stack.enter_context(functions_as_operators(type(model).__name__))
+        stack.enter_context(restored_generators())
+        for name, module in (("NumPy", np.random), ("Python", random)):
+            stack.enter_context(_no_draw(model, name, module))
+        stack.enter_context(_no_new_parameter(model))
+        stack.enter_context(_no_lost_tensor(model))
+        yield
+
+
+def in_this_thread(here: Callable[..., Any], elsewhere: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a function that is `here` for the thread that asks, and `elsewhere`, whose place it takes, for others."""
+    thread = threading.get_ident()
+
+    @functools.wraps(elsewhere)
+    def choose(*args: Any, **kwargs: Any) -> Any:
+        return (here if threading.get_ident() == thread else elsewhere)(*args, **kwargs)
+
+    return choose
+
+
+@contextlib.contextmanager
+def _no_new_parameter(model: torch.nn.Module) -> Iterator[None]:
+    modules = {module: path for path, module in model.named_modules()}
+
+    def refuse(module: torch.nn.Module, name: str, parameter: Any) -> None:
+        if module in modules:
+            path = f"{modules[module]}.{name}".removeprefix(".")
+            raise CaptureError(
+                f"`{type(model).__name__}` gives itself a new parameter `{path}` in its forward, and a captured graph "
+                "has the parameters the model has: change it before the call"
+            )
+
+    handle = torch.nn.modules.module.register_module_parameter_registration_hook(refuse)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextlib.contextmanager
+def _no_lost_tensor(model: torch.nn.Module) -> Iterator[None]:
+    before = [(module, vars(module).copy()) for module in model.modules()]
+    tensors = [(module, dict(module._parameters), dict(module._buffers)) for module in model.modules()]
+    plain = [(v, v.clone()) for _, state in before for v in state.values() if _is_plain_tensor(v)]
+    lost = []
+    try:
+        yield
+        paths = {module: path for path, module in model.named_modules()}
+        for module, parameters, buffers in tensors:
+            gone = (set(parameters) - set(module._parameters)) | (set(buffers) - set(module._buffers))
+            lost += [f"{paths[module]}.{name}".removeprefix(".") for name in sorted(gone)]
+        if lost:
+            raise CaptureError(
+                f"`{type(model).__name__}` removes {', '.join(f'`{name}`' for name in lost)} in its forward, and every "
+                "call runs the graph of the first: remove it before the call"
+            )
+    finally:
+        for module, state in before:
+            _forget_tensors(module, state)
+        for module, parameters, buffers in tensors:
+            module._parameters.update(parameters)
+            module._buffers.update(buffers)
+        with torch.no_grad():
+            for tensor, value in plain:
+                if not torch.equal(tensor, value):
+                    tensor.copy_(value)
+
+
+def _forget_tensors(module: torch.nn.Module, state: dict[str, Any]) -> None:
+    """Put back attributes that a capture left a tensor in, which has no values: a hook may set one at every call."""
+    for name, value in list(vars(module).items()):
+        if isinstance(value, torch.Tensor) and value is not state.get(name):
+            if name in state:
+                vars(module)[name] = state[name]
+            else:
+                del vars(module)[name]
+
+
+def _is_plain_tensor(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and not value.is_meta
+
+
+_SEED_OR_STATE = ("seed", "getstate", "setstate", "get_state", "set_state")
+
+
+@contextlib.contextmanager
+def restored_generators() -> Iterator[None]:
+    """Leave the global random generators of NumPy and Python as they were."""
+    states = np.random.get_state(), random.getstate()
+    try:
+        yield
+    finally:
+        np.random.set_state(states[0])
+        random.setstate(states[1])
+
+
+@contextlib.contextmanager
+def _no_draw(model: torch.nn.Module, name: str, module: ModuleType) -> Iterator[None]:
+    """Refuse what draws from the global generator of a module: a graph would repeat the draw of its capture."""
+    generator = module.random.__self__
+    functions = {n: f for n, f in vars(module).items() if getattr(f, "__self__", None) is generator}
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise CaptureError(
+            f"`{type(model).__name__}` draws from {name}'s global random generator in its forward, and every call of a "
+            "captured graph would repeat that draw: draw with torch, make it an input of the model, or turn it off in "
+            "the model's configuration"
+        )
+
+    for function in functions.keys() - set(_SEED_OR_STATE):
+        setattr(module, function, in_this_thread(refuse, functions[function]))
+    try:
+        yield
+    finally:
+        for function, original in functions.items():
+            setattr(module, function, original)

@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compiled code for one graph: made with torch's ahead-of-time inductor, kept as files, called like the graph.
+
+An executable is a folder: `forward.pt2`, `backward.pt2` where there are gradients, and `executable.json`, which says
+what goes in and comes out. Loading one runs native code; nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch._functorch.aot_autograd import aot_export_joint_simple
+from torch._functorch.partitioners import min_cut_rematerialization_partition
+
+from ..capture.graph_module import graph_module
+from ..errors import BatchMismatchError, CompileError
+from ..kernels.build import SHIMS
+
+FORWARD_FILE, BACKWARD_FILE, MANIFEST = "forward.pt2", "backward.pt2", "executable.json"
+OPTIONS: Mapping[str, Any] = MappingProxyType(
+    {
+        # The plain model's random operations are called, so that seeds mean the same.
+        "fallback_random": True,
+        # What calls the kernels: most of the time to compile, and little of the time to run.
+        "aot_inductor.compile_wrapper_opt_level": "O0",
+        "aot_inductor.enable_line_tables": False,  # for debuggers
+        # Every compiler that takes torch's headers has the vector instructions that torch looks for, and the processor
+        # tells which it has: trying them out takes seconds.
+        "cpp.vec_isa_ok": True,
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """What compiled code takes a tensor for: it does not look itself."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: str
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> Spec:
+        """Read it off a tensor."""
+        return cls(shape=tuple(tensor.shape), stride=tuple(tensor.stride()), dtype=str(tensor.dtype))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What an executable takes and gives.
+
+    Attributes:
+        inputs: of the graph's inputs.
+        num_outputs: how many values the graph gives.
+        differentiable: which of them carry gradients; empty where nothing does.
+        requires_grad: which inputs may carry gradients.
+        saved: what the backward code takes before the gradients of the differentiable outputs.
+        with_gradient: which inputs it gives gradients for.
+        options: what torch's inductor was told.
+    """
+
+    inputs: tuple[Spec, ...]
+    num_outputs: int
+    options: Mapping[str, Any]
+    differentiable: tuple[int, ...] = ()
+    requires_grad: tuple[int, ...] = ()
+    saved: tuple[Spec, ...] = ()
+    with_gradient: tuple[int, ...] = ()
+
+    def to_json(self) -> str:
+        """Write it as JSON."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Manifest:
+        """Read what `to_json` wrote."""
+        values = json.loads(text)
+        for name in ("inputs", "saved"):
+            values[name] = tuple(
+                Spec(shape=tuple(s["shape"]), stride=tuple(s["stride"]), dtype=s["dtype"]) for s in values[name]
+            )
+        for name in ("differentiable", "requires_grad", "with_gradient"):
+            values[name] = tuple(values[name])
+        return cls(**values)
+
+
+class Executable:
+    """Compiled code that is called as the graph it was made of: ``outputs = executable(*inputs)``."""
+
+    def __init__(self, folder: Path) -> None:
+        """Load the code in a folder."""
+        self.manifest = Manifest.from_json((folder / MANIFEST).read_text())
+        # Loaded as it was compiled: torch compares the vectors of the code with those that it would choose now.
+        with torch._inductor.config.patch(dict(self.manifest.options)):
+            self._forward = _loaded(folder / FORWARD_FILE)
+            self._backward = _loaded(folder / BACKWARD_FILE) if self.manifest.differentiable else None
+        self._inputs = [_expected(spec) for spec in self.manifest.inputs]
+        self._saved = [_expected(spec) for spec in self.manifest.saved]
+
+    def __call__(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Run it; gradients flow as through the graph.
+
+        Raises:
+            BatchMismatchError: an input requires a gradient, which none did when this was compiled.
+        """
+        if torch.is_grad_enabled():
+            self._refuse_other_gradients(inputs)
+        if self._backward is None:
+            return tuple(self.forward(inputs))
+        outputs: tuple[torch.Tensor, ...] = _Differentiable.apply(self, *inputs)
+        return outputs
+
+    def _refuse_other_gradients(self, inputs: Sequence[torch.Tensor]) -> None:
+        for i, tensor in enumerate(inputs):
+            if tensor.requires_grad and i not in self.manifest.requires_grad:
+                raise BatchMismatchError(
+                    f"a {tensor.dtype} {list(tensor.shape)} requires a gradient, and it did not when the stage was "
+                    "compiled: make a new executor after unfreezing parameters"
+                )
+
+    def straight(self) -> Callable[[list[torch.Tensor]], list[torch.Tensor]]:
+        """Give the code itself, for inputs that are laid out as the compiled ones; it empties the list it is given."""
+        return self._forward
+
+    def forward(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Give the outputs, and what the backward code takes."""
+        with torch.no_grad():
+            results: list[torch.Tensor] = self._forward(_as_expected(inputs, self._inputs))
+        return results
+
+    def backward(self, saved: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor]) -> list[torch.Tensor | None]:
+        """Give the gradients of all inputs, None where there is none."""
+        assert self._backward is not None
+        results = self._backward([*_as_expected(saved, self._saved), *(g.contiguous() for g in gradients)])
+        found: list[torch.Tensor | None] = [None] * len(self.manifest.inputs)
+        for position, gradient in zip(self.manifest.with_gradient, results, strict=True):
+            found[position] = gradient
+        return found
+
+
+class _Differentiable(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, executable: Executable, *inputs: torch.Tensor) -> Any:
+        manifest = executable.manifest
+        results = executable.forward(inputs)
+        outputs = results[: manifest.num_outputs]
+        ctx.executable = executable
+        ctx.save_for_backward(*results[manifest.num_outputs :])
+        ctx.mark_non_differentiable(*(t for i, t in enumerate(outputs) if i not in manifest.differentiable))
+        return tuple(outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        executable: Executable = ctx.executable
+        wanted = [gradients[i] for i in executable.manifest.differentiable]
+        return (None, *executable.backward(ctx.saved_tensors, wanted))
+
+
+def write_executable(
+    program: torch.fx.GraphModule,
+    examples: Sequence[torch.Tensor],
+    folder: Path,
+    *,
+    with_gradients: bool,
+    options: Mapping[str, Any] = OPTIONS,
+) -> None:
+    """Compile a graph for inputs like some examples, which may be fake, and write the executable into a folder.
+
+    Raises:
+        CompileError: torch's compiler fails, or there is no C++ compiler.
+    """
+    examples = list(map(_without_overlap, examples))
+    try:
+        if with_gradients and any(example.requires_grad for example in examples):
+            manifest = _write_differentiable(program, examples, folder, options)
+        else:
+            with torch.no_grad():
+                _write_code(_without_aliases(program), examples, folder / FORWARD_FILE, options)
+            manifest = Manifest(
+                inputs=tuple(map(Spec.of, examples)), num_outputs=_num_outputs(program), options=dict(options)
+            )
+    except Exception as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise CompileError(
+            f"torch could not compile a stage: {type(error).__name__}: {first}; `compile=True` needs a C++ compiler "
+            "(`g++ --version`) and operations torch's inductor knows: leave it out to run the graph as it is"
+        ) from error
+    (folder / MANIFEST).write_text(manifest.to_json())
+
+
+def _write_differentiable(
+    program: torch.fx.GraphModule, examples: Sequence[torch.Tensor], folder: Path, options: Mapping[str, Any]
+) -> Manifest:
+    plain = _without_aliases(program)
+    num_outputs = _num_outputs(program)
+    outputs = plain(*examples)
+    differentiable = tuple(i for i, output in enumerate(outputs) if output.requires_grad)
+    joint: Any = aot_export_joint_simple(plain, tuple(examples), trace_joint=True)
+    forward, backward = min_cut_rematerialization_partition(joint, examples, num_fwd_outputs=num_outputs)
+    with_gradient = _drop_missing_outputs(backward)
+    taken = [node.meta["val"] for node in backward.graph.nodes if node.op == "placeholder"]
+    saved = taken[: len(taken) - len(differentiable)]
+    gradients = [t.new_empty(t.shape) for t in taken[len(saved) :]]
+    with torch.no_grad():
+        _write_code(forward, [example.detach() for example in examples], folder / FORWARD_FILE, options)
+        _write_code(backward, [*saved, *gradients], folder / BACKWARD_FILE, options)
+    return Manifest(
+        inputs=tuple(map(Spec.of, examples)),
+        num_outputs=num_outputs,
+        options=dict(options),
+        differentiable=differentiable,
+        requires_grad=tuple(i for i, example in enumerate(examples) if example.requires_grad),
+        saved=tuple(map(Spec.of, saved)),
+        with_gradient=with_gradient,
+    )
+
+
+def _write_code(
+    program: torch.nn.Module, examples: Sequence[torch.Tensor], file: Path, options: Mapping[str, Any]
+) -> None:
+    exported = torch.export.export(program, tuple(examples), strict=False)
+    told = {**options, "aot_inductor.custom_ops_to_c_shims": SHIMS}
+    torch._inductor.aoti_compile_and_package(exported, package_path=str(file), inductor_configs=told)
+
+
+def _without_aliases(program: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    """Give the same graph with copies as outputs: none may share memory; the compiler leaves out the needless ones."""
+    graph = torch.fx.Graph()
+    values: dict[torch.fx.Node, torch.fx.Node] = {}
+    for node in program.graph.nodes:
+        if node.op == "output":
+            graph.output(tuple(graph.call_function(torch.ops.aten.clone.default, (values[v],)) for v in node.args[0]))
+        else:
+            values[node] = graph.node_copy(node, lambda source: values[source])
+    return graph_module(program, graph)
+
+
+def _without_overlap(example: torch.Tensor) -> torch.Tensor:
+    """Give an example whose elements each have memory of their own, as compiled code gives its results.
+
+    An expanded tensor (a mask that is the same for each row of the batch) has a stride of 0 in the graph.
+    """
+    if not any(stride == 0 and size > 1 for size, stride in zip(example.shape, example.stride(), strict=True)):
+        return example
+    return example.detach().contiguous().requires_grad_(example.requires_grad)
+
+
+def _drop_missing_outputs(program: torch.fx.GraphModule) -> tuple[int, ...]:
+    """Take the None among a graph's outputs away, and give the positions of the others."""
+    (output,) = [node for node in program.graph.nodes if node.op == "output"]
+    found = [(i, value) for i, value in enumerate(output.args[0]) if value is not None]
+    output.args = (tuple(value for _, value in found),)
+    program.recompile()
+    return tuple(i for i, _ in found)
+
+
+def _num_outputs(program: torch.fx.GraphModule) -> int:
+    return next(len(node.args[0]) for node in program.graph.nodes if node.op == "output")
+
+
+def _loaded(file: Path) -> Callable[[list[torch.Tensor]], list[torch.Tensor]]:
+    # Without the package's own call, which sorts arguments by name each time: all are tensors, in order.
+    code: Any = torch._inductor.aoti_load_package(str(file)).loader
+    run: Callable[[list[torch.Tensor]], list[torch.Tensor]] = code.boxed_run
+    return run
+
+
+def _expected(spec: Spec) -> tuple[torch.Size, tuple[int, ...], torch.dtype]:
+    return torch.Size(spec.shape), spec.stride, getattr(torch, spec.dtype.removeprefix("torch."))
+
+
+def _as_expected(
+    tensors: Sequence[torch.Tensor], expected: Sequence[tuple[torch.Size, tuple[int, ...], torch.dtype]]
+) -> list[torch.Tensor]:
+    """Lay tensors out as compiled code reads them: it looks at no stride."""
+    laid_out = []
+    for tensor, (shape, stride, dtype) in zip(tensors, expected, strict=True):
+        assert tensor.shape == shape and tensor.dtype == dtype, f"{tensor.dtype} {tensor.shape} for {dtype} {shape}"
+        if tensor.stride() != stride:
+            copy = torch.empty_strided(shape, stride, dtype=dtype, device=tensor.device)
+            tensor = copy.copy_(tensor)
+        laid_out.append(tensor.detach())
+    return laid_out

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which engines there are, and whether each can run here; a named engine that cannot is an error, never a fall-back."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+
+from .config.options import HARDWARE_HINTS
+from .errors import EngineNotAvailableError, nearest
+
+# Hints about memory and hardware: nothing in this process reads them.
+HOST_INERT = ("matmul_proportion", *HARDWARE_HINTS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """One engine, why it cannot run here, if it cannot, and the options of `IPUConfig` it gives no effect to."""
+
+    name: str
+    meaning: str
+    obstacle: str = ""
+    inert: tuple[str, ...] = ()
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether an executor can be made with it."""
+        return not self.obstacle
+
+
+def engines() -> dict[str, Engine]:
+    """Give every engine by name."""
+    known = (
+        Engine(name="host", meaning="this process, on the devices named, or where the model is", inert=HOST_INERT),
+        Engine(
+            name="distributed",
+            meaning="one process a stage, with torch.distributed",
+            obstacle="not part of this version of ipu-core",
+        ),
+        Engine(name="poptorch", meaning="Graphcore IPUs, with PopTorch", obstacle=_poptorch_obstacle()),
+    )
+    return {engine.name: engine for engine in known}
+
+
+def usable_engine(name: str | None) -> Engine:
+    """Give the engine called `name`, the host engine for None.
+
+    Raises:
+        TypeError: it is no name.
+        EngineNotAvailableError: there is no such engine, or it cannot run here.
+    """
+    if not isinstance(name, str | None):
+        raise TypeError(f"`engine={name!r}` is a {type(name).__name__}: give the name of an engine, or None")
+    known = engines()
+    engine = known.get("host" if name is None else name)
+    if engine is None:
+        raise EngineNotAvailableError(
+            f"there is no engine `{name}`; there are {', '.join(known)}{nearest(name or '', known)}"
+        )
+    if not engine.is_usable:
+        usable = ", ".join(e.name for e in known.values() if e.is_usable)
+        raise EngineNotAvailableError(
+            f"the engine `{name}` cannot run here: {engine.obstacle}; usable here: {usable} (see `ipu doctor`)"
+        )
+    return engine
+
+
+def _poptorch_obstacle() -> str:
+    if importlib.util.find_spec("poptorch") is None:
+        return "PopTorch is not installed (it comes with the Poplar SDK, not from a package registry)"
+    return "not part of this version of ipu-core"

@@ -1,0 +1,576 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Executor`: what a user calls instead of the model, for inference or for training."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import logging
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils import _pytree as pytree
+from transformers import Cache
+
+from .batch import (
+    BatchSpec,
+    arithmetic,
+    combine,
+    is_returned,
+    micro_batch_size,
+    micro_batches,
+    refuse_gradients_of_inputs,
+)
+from .capture.capture import CAPTURING, Capture, input_leaves
+from .capture.guards import Guards
+from .capture.index_bounds import IndexRange, check_ranges, index_ranges
+from .capture.loss import loss_value
+from .capture.loss_terms import Terms
+from .compile.disk_cache import ExecutableCache
+from .compile.stages import compiled, refuse_other_processors
+from .config.ipu_config import ExecutionConfig, IPUConfig
+from .engines import Engine, usable_engine
+from .errors import BatchError, BatchSizeError, IncompatibleIPUConfigError, LossError, NotCompiledError, nearest
+from .lowering import Lowered, lower, recomputed, schedule_of
+from .memory.estimate import refuse_what_does_not_fit, with_memory
+from .memory.parameters import trainable_values
+from .partition.plan import Plan
+from .peft import refuse_nothing_to_train
+from .report.timeline import Span, Timeline
+from .runtime.device_placement import Residence
+from .runtime.devices import refuse_missing_devices
+from .runtime.interpreter import HostProgram
+from .runtime.transfers import moved
+from .runtime.weights import Weights
+from .schedule import Action, Schedule
+from .validation import refuse_other_batches, refuse_other_optimizers, refuse_other_outputs, refuse_other_types
+
+if TYPE_CHECKING:
+    from .model.pipelined import PipelineMixin
+
+logger = logging.getLogger(__name__)
+LossWeight = float | Mapping[str, float]
+
+
+class Executor:
+    """A pipelined model as a function: a combined batch in, what the model returns out.
+
+    ::
+
+        executor = training_model(model, optimizer)
+        outputs = executor(input_ids=..., attention_mask=..., labels=...)   # compiles at the first call
+        print(executor.plan)
+
+    Made by `inference_model` and `training_model`. The first call compiles for the names, shapes and dtypes of its
+    batch; they are fixed from then on. The executor reads the model's own parameters at every call.
+
+    Without an optimizer a training executor adds the averaged gradients of the batch to the parameters' gradients, as
+    ``loss.backward()`` does; with one it clears them, and steps once for every device iteration.
+
+    Threads may each make and call executors, of one model too; one executor is called by one of them after the other.
+
+    With the option `devices` a call moves every parameter and buffer to the device of its stage, where it stays, the
+    same object, until `release`; outputs come back to the device of the batch.
+
+    Several executors of one model can share one `captured` graph, made for their micro-batch. An optimizer that
+    somebody else steps, `stepped_by`, is counted in the plan's memory, and not called.
+
+    Raises:
+        BatchSizeError: rows that do not divide into micro-batches.
+        BatchMismatchError: a batch other than the compiled one.
+        ModelChangedError: a model that is not as it was when it was compiled.
+        BatchError: a token the embedding has no row for, a label that is no class of the loss.
+        CaptureError, LayoutError, LossError, IncompatibleIPUConfigError: when compiling.
+        EngineNotAvailableError: when compiling, a device that is not there.
+    """
+
+    def __init__(
+        self,
+        model: PipelineMixin,
+        config: ExecutionConfig,
+        engine: Engine,
+        *,
+        optimizer: torch.optim.Optimizer | None = None,
+        stepped_by: torch.optim.Optimizer | None = None,
+        outputs: Collection[str] | None = None,
+        loss: str | None = None,
+        captured: Capture | None = None,
+    ) -> None:
+        refuse_other_outputs(outputs)
+        refuse_other_types({"loss": loss}, str, instead="the name of an output, or None", optional=True)
+        self._model = model
+        self._captured = captured
+        self._config = config
+        self._engine = engine
+        self._optimizer = optimizer
+        self._accounted = stepped_by if optimizer is None else optimizer
+        self._selected = outputs
+        self._loss = loss
+        self._compiled: _Compiled | None = None
+        self._plan: Plan | None = None
+        self._spans: list[Span] = []
+        self._update_loss: torch.Tensor | None = None
+        self._turns = threading.RLock()
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether shapes are fixed already."""
+        return self._compiled is not None
+
+    @property
+    def plan(self) -> Plan:
+        """Which modules sit on which IPU, and what they take; worked out when it is first asked for.
+
+        Raises:
+            NotCompiledError: before the first call or `compile`.
+        """
+        if self._compiled is None:
+            raise NotCompiledError("the executor has no plan yet: call `compile(**batch)` first")
+        if not self._plan:
+            self._plan = self._with_memory(self._compiled.lowered, self._compiled.loss)
+        return self._plan
+
+    def _with_memory(self, lowered: Lowered, loss: str | None) -> Plan:
+        return with_memory(lowered, self._config, self._model, optimizer=self._accounted, loss=loss)
+
+    def timeline(self) -> Timeline:
+        """Give what each stage did when, in the last update of the last call.
+
+        The times are this process's: of a device that works by itself, such as "cuda:0", when work was handed to it.
+        Waiting for it to be done would keep devices from working at the same time.
+
+        Raises:
+            NotCompiledError: it is not a training executor, or was not called yet.
+        """
+        if self._compiled is None or self._compiled.schedule is None or not self._spans:
+            raise NotCompiledError("there is no timeline yet: call a training executor first")
+        return Timeline.measured(self._compiled.lowered.plan.model, self._compiled.schedule, self._spans)
+
+    def compile(self, **batch: Any) -> Executor:
+        """Capture, plan and split the model for batches like this one, without running it; returns the executor.
+
+        Raises:
+            BatchMismatchError: it is compiled already, for other batches.
+        """
+        with self._turns:
+            if self._compiled is not None:
+                self._compiled.spec.check(batch)
+            else:
+                self._compile(batch)
+        return self
+
+    def _compile(self, batch: Mapping[str, Any]) -> None:
+        refuse_other_batches(self._model, batch)
+        refuse_cache(batch)
+        started = time.perf_counter()
+        self._name_options_without_effect()
+        if not self._config.inference:
+            refuse_nothing_to_train(self._model)
+        refuse_missing_devices(self._config)
+        if self._config.compile:
+            refuse_other_processors(self._model, self._config)
+        cache = ExecutableCache(self._config.executable_cache_dir)
+        lowered = lower(
+            self._model,
+            self._config,
+            next(micro_batches(batch, self._config)),
+            micro_batch_size=micro_batch_size(batch, self._config),
+            captured=self._captured,
+            cache=cache,
+            optimizer=self._accounted,
+            loss=self._loss,
+        )
+        captured = lowered.captured
+        loss = None if self._config.inference else loss_value(captured, self._loss)
+        if self._config.device_memory is not None:
+            refuse_what_does_not_fit(self._with_memory(lowered, loss), self._config)
+        if self._config.compile:
+            code = compiled(captured, lowered.programs, trainable_values(captured, self._model), cache)
+            lowered = replace(lowered, programs=code)
+        schedule = None if self._config.inference else schedule_of(lowered, self._config)
+        weights = Weights(captured, self._model)
+        self._compiled = _Compiled(
+            spec=BatchSpec.of(batch),
+            ranges=index_ranges(captured),
+            lowered=lowered,
+            program=HostProgram(
+                captured,
+                lowered.programs,
+                weights,
+                recomputed=recomputed(lowered, self._config, loss),
+            ),
+            residence=Residence(weights, lowered.programs),
+            guards=Guards(self._model),
+            kept=_selection(captured, loss, self._selected),
+            loss=loss,
+            schedule=schedule.schedule if schedule else None,
+            order=tuple(schedule.in_order()) if schedule else (),
+        )
+        self._compiled.guards.take(captured)
+        if self._config.seed is not None:
+            torch.manual_seed(self._config.seed)
+        seconds = time.perf_counter() - started
+        logger.info("compiled %s for the %s engine in %.1f s", captured.model_name, self._engine.name, seconds)
+
+    @property
+    def terms(self) -> Terms:
+        """What the loss adds up, and what each part of it is a mean over.
+
+        Raises:
+            NotCompiledError: it is not a training executor, or was not compiled yet.
+        """
+        if self._compiled is None or self._compiled.lowered.terms is None:
+            raise NotCompiledError("there is no loss yet: compile a training executor first")
+        return self._compiled.lowered.terms
+
+    @property
+    def update_loss(self) -> torch.Tensor:
+        """What the gradient of the last update is of, a scalar: the weighted losses of its micro-batches.
+
+        Raises:
+            NotCompiledError: it is not a training executor, or was not called yet.
+        """
+        if self._update_loss is None:
+            raise NotCompiledError("there is no loss yet: call a training executor first")
+        return self._update_loss
+
+    def item_counts(self, **batch: Any) -> list[list[float]]:
+        """Count, for each micro-batch of one, the items of each mean that the loss adds up, such as labelled tokens.
+
+        `ipu_core.capture.loss_terms.shares` makes `loss_weights` of them, with which the gradient of micro-batches is
+        that of all their rows together.
+        """
+        self.compile(**batch)
+        assert self._compiled is not None
+        values = self._compiled.program.initial_values
+        return [self.terms.items(values(part)) for part in micro_batches(batch, self._config)]
+
+    def __call__(self, *, loss_weights: Sequence[LossWeight] | None = None, **batch: Any) -> Any:
+        """Run one combined batch; returns what the model returns, its micro-batches joined as `output_mode` says.
+
+        Args:
+            loss_weights: for each micro-batch, the factor of its loss in the gradient of its update. By default those
+                of one update average: each is 1 / (`gradient_accumulation_steps` x `replication_factor`). Micro-batches
+                whose losses are means over different numbers of items are together the mean over all items with
+                ``items / items.sum()``. A micro-batch of weight zero adds nothing, whatever its loss is. Where a loss
+                has several means over different items, a weight is a mapping with one of each, see `item_counts`.
+            batch: the tensors, by the names of the forward's arguments.
+
+        Raises:
+            BatchSizeError: another number of weights than micro-batches.
+        """
+        with self._turns:
+            return self._call(batch, loss_weights)
+
+    def _call(self, batch: Mapping[str, Any], loss_weights: Sequence[LossWeight] | None) -> Any:
+        self.compile(**batch)
+        assert self._compiled is not None
+        with CAPTURING:  # of this model another thread may make a graph
+            self._compiled.guards.check()
+        self._model.check_batch(batch, config=self._config)
+        check_ranges(self._compiled.ranges, batch)
+        self._compiled.residence.settle(self._optimizer)
+        if self._config.inference:
+            if loss_weights is not None:
+                raise BatchError("`loss_weights` is for training, and this executor takes no gradients: leave it out")
+            outputs = [self._compiled.keep(self._compiled.program.infer(b)) for b in micro_batches(batch, self._config)]
+        else:
+            outputs = self._train(self._compiled, batch, loss_weights)
+        combined = combine(outputs, self._config)
+        if self._config.devices is not None:
+            # Only now, when every device has all its work: on the way the host would wait for each micro-batch.
+            combined = _brought_together(combined, batch)
+        return pytree.tree_unflatten(combined, self._compiled.lowered.captured.output_spec)
+
+    def release(self) -> None:
+        """Move the model's tensors, and their gradients, back from the devices of its stages to where they were.
+
+        The next call moves them out again. An optimizer's state stays where it is.
+        """
+        if self._compiled is not None:
+            self._compiled.residence.release()
+
+    def _train(
+        self, compiled: _Compiled, batch: Mapping[str, Any], loss_weights: Sequence[LossWeight] | None
+    ) -> list[list[Any]]:
+        assert compiled.loss is not None
+        refuse_gradients_of_inputs(batch)
+        parts = list(micro_batches(batch, self._config))
+        per_update = self._config.micro_batches_per_update
+        weights: list[LossWeight] = [1 / per_update] * len(parts) if loss_weights is None else list(loss_weights)
+        if len(weights) != len(parts):
+            raise BatchSizeError(
+                f"`loss_weights` has {len(weights)} numbers, and {arithmetic(self._config)}: give one each"
+            )
+        outputs: list[list[Any]] = []
+        for iteration in range(self._config.device_iterations):
+            update = slice(iteration * per_update, (iteration + 1) * per_update)
+            starts = [compiled.starts(weight) for weight in weights[update]]
+            run = functools.partial(self._update, compiled, parts[update], starts, iteration)
+            if self._optimizer is None:
+                found, self._update_loss = run()
+            elif not needs_closure(self._optimizer):
+                self._optimizer.zero_grad()
+                found, self._update_loss = run()
+                self._optimizer.step()
+            else:
+                found, self._update_loss = _stepped_with_closure(self._optimizer, run)
+            outputs += found
+            if self._config.output_mode == "final":
+                del outputs[: -self._config.replication_factor]
+        return outputs
+
+    def _update(
+        self,
+        compiled: _Compiled,
+        parts: Sequence[Mapping[str, Any]],
+        starts: Sequence[Mapping[str, float]],
+        number: int,
+    ) -> tuple[list[list[Any]], torch.Tensor]:
+        """Add up the gradients of one update, the device iteration `number`; give what it returns, and its loss."""
+        outputs: list[list[Any]] = []
+        losses = []
+        self._spans = []
+        for leaves, loss in compiled.program.train(parts, compiled.order, starts=starts, watch=self._timed):
+            losses.append(loss)
+            if is_returned(number, self._config):
+                outputs.append(compiled.keep(leaves))
+            if self._config.output_mode == "final":
+                del outputs[: -self._config.replication_factor]
+        return outputs, torch.as_tensor(sum(losses))
+
+    def _name_options_without_effect(self) -> None:
+        changed = self._model.ipu_config.changed(self._engine.inert, for_inference=self._config.inference)
+        if changed:
+            options = ", ".join(f"{name}={value}" for name, value in changed.items())
+            logger.warning("the %s engine gives no effect to %s", self._engine.name, options)
+
+    @contextlib.contextmanager
+    def _timed(self, action: Action) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self._spans.append((action, started, time.perf_counter()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Compiled:
+    """What compiling fixes."""
+
+    spec: BatchSpec
+    ranges: tuple[IndexRange, ...]
+    lowered: Lowered
+    program: HostProgram
+    residence: Residence
+    guards: Guards
+    kept: frozenset[int]
+    loss: str | None
+    schedule: Schedule | None
+    order: tuple[Action, ...]
+
+    def starts(self, weight: LossWeight) -> dict[str, float]:
+        """Give the values a backward pass starts from: the loss, or its terms where they have weights of their own."""
+        assert self.loss is not None and self.lowered.terms is not None
+        if not isinstance(weight, Mapping):
+            return {self.loss: weight}
+        if self.lowered.terms.are_apart:
+            return dict(weight)
+        # Terms that are means over the same have the same weight, but for what they are multiplied by.
+        term = next(term for term in self.lowered.terms.terms if term.factor)
+        return {self.loss: weight[term.value] / term.factor}
+
+    def keep(self, leaves: list[Any]) -> list[Any]:
+        """Drop the outputs nobody asked for, so that their memory is free before the next micro-batch."""
+        return [leaf if i in self.kept else None for i, leaf in enumerate(leaves)]
+
+
+def inference_model(
+    model: PipelineMixin, engine: str | None = None, *, outputs: Collection[str] | None = None
+) -> Executor:
+    """Make an executor that runs a pipelined model without gradients.
+
+    ::
+
+        executor = inference_model(to_pipelined(model, ipu_config))
+        logits = executor(input_ids=input_ids, attention_mask=attention_mask).logits
+
+    Args:
+        model: made by `to_pipelined`.
+        engine: "host" (the default), or another engine `ipu doctor` calls usable.
+        outputs: names of the outputs to return, "loss" among them whatever the model calls it; all by default.
+
+    Raises:
+        EngineNotAvailableError: the engine is not usable here.
+        TypeError: `model` is not pipelined.
+    """
+    return Executor(model, _ipu_config(model).for_inference(), usable_engine(engine), outputs=outputs)
+
+
+def training_model(
+    model: PipelineMixin,
+    optimizer: torch.optim.Optimizer | None = None,
+    engine: str | None = None,
+    *,
+    outputs: Collection[str] | None = None,
+    loss: str | None = None,
+) -> Executor:
+    """Make an executor that runs a pipelined model forward and backward.
+
+    ::
+
+        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4)
+        executor = training_model(model, optimizer)
+        loss = executor(input_ids=input_ids, labels=labels).loss
+
+    Args:
+        model: made by `to_pipelined`.
+        optimizer: steps after every `gradient_accumulation_steps` x `replication_factor` micro-batches. Without one
+            the averaged gradients are left on the parameters.
+        engine: "host" (the default), or another engine `ipu doctor` calls usable.
+        outputs: names of the outputs to return, "loss" among them whatever the model calls it; all by default.
+        loss: the name of the output to take the gradient of, where it is not called `loss` and the forward cannot mark
+            it with `identity_loss`; the outputs of a tuple are called "0", "1", and so on.
+
+    Raises:
+        EngineNotAvailableError: the engine is not usable here.
+        IncompatibleIPUConfigError: several device iterations, and no optimizer to step between them.
+        TypeError: `model` is not pipelined.
+        ValueError: the optimizer has none of the model's parameters.
+    """
+    config = _ipu_config(model).for_training()
+    if optimizer is None and config.device_iterations > 1:
+        raise IncompatibleIPUConfigError(
+            f"`device_iterations={config.device_iterations}` needs an optimizer to step between the iterations: "
+            "pass one to `training_model`, or set `device_iterations=1`"
+        )
+    refuse_other_optimizers(optimizer)
+    if optimizer is not None:
+        owned = {id(parameter) for parameter in model.parameters()}
+        if not any(id(p) in owned for group in optimizer.param_groups for p in group["params"]):
+            raise ValueError("the optimizer has none of the model's parameters: make it from `model.parameters()`")
+    return Executor(model, config, usable_engine(engine), optimizer=optimizer, outputs=outputs, loss=loss)
+
+
+def plan(
+    model: PipelineMixin,
+    inputs: Mapping[str, Any],
+    for_inference: bool = False,
+    *,
+    optimizer: torch.optim.Optimizer | type[torch.optim.Optimizer] | None = torch.optim.AdamW,
+    loss: str | None = None,
+) -> Plan:
+    """Say which modules sit on which IPU and what they hold, before anything runs.
+
+    ::
+
+        print(plan(model, batch))
+
+    Args:
+        model: made by `to_pipelined`; it may be on the meta device.
+        inputs: a combined batch, of which only names, shapes and dtypes are read.
+        for_inference: read the inference options of the configuration.
+        optimizer: what will step in training, or its class, for the memory of its state; None for none.
+        loss: as for `training_model`.
+
+    Raises:
+        LossError: the model has no loss for this batch, and one is named, or there is a limit to hold memory against,
+            or times are measured. Otherwise the plan says nothing about memory.
+    """
+    view = _ipu_config(model)
+    refuse_other_types({"for_inference": for_inference}, bool, instead="True or False")
+    refuse_other_types({"loss": loss}, str, instead="the name of an output, or None", optional=True)
+    config = view.for_inference() if for_inference else view.for_training()
+    refuse_other_optimizers(optimizer, takes_class=True)
+    refuse_other_batches(model, inputs)
+    refuse_cache(inputs)
+    size = micro_batch_size(inputs, config)
+    lowered = lower(
+        model,
+        config,
+        next(micro_batches(inputs, config)),
+        micro_batch_size=size,
+        optimizer=optimizer,
+        loss=loss,
+    )
+    try:
+        value = None if for_inference else loss_value(lowered.captured, loss)
+    except LossError:
+        if loss is not None or config.device_memory is not None:
+            raise
+        return lowered.plan
+    return with_memory(lowered, config, model, optimizer=optimizer, loss=value)
+
+
+def _ipu_config(model: Any) -> IPUConfig:
+    if not hasattr(type(model), "parallelized"):
+        raise TypeError(f"`{type(model).__name__}` is not pipelined: call `to_pipelined(model, ipu_config)` first")
+    ipu_config: IPUConfig = model.ipu_config
+    return ipu_config
+
+
+def needs_closure(optimizer: torch.optim.Optimizer) -> bool:
+    """Say whether an optimizer's step evaluates the loss by itself, as that of L-BFGS does, several times."""
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    return closure is not None and closure.default is inspect.Parameter.empty
+
+
+def _stepped_with_closure(
+    optimizer: torch.optim.Optimizer, run: Callable[[], tuple[list[list[Any]], torch.Tensor]]
+) -> tuple[list[list[Any]], torch.Tensor]:
+    """Step an optimizer that evaluates an update as often as it likes; give what the first evaluation gave."""
+    results: list[tuple[list[list[Any]], torch.Tensor]] = []
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        outputs, loss = run()
+        results.append((outputs if not results else [], loss))
+        return loss
+
+    optimizer.step(closure)  # type: ignore[arg-type]
+    return results[0]
+
+
+def refuse_cache(batch: Mapping[str, Any]) -> None:
+    """Refuse a batch that asks for keys and values, or brings some: those of a static graph are generation's.
+
+    Raises:
+        BatchError: it does.
+    """
+    given = [name for name, value in batch.items() if isinstance(value, Cache) or (name == "use_cache" and value)]
+    if given:
+        value = batch[given[0]]
+        shown = f"{given[0]}={value}" if given[0] == "use_cache" else f"{given[0]}` is a `{type(value).__name__}"
+        raise BatchError(
+            f"`{shown}`: an executor runs whole sequences, and keeps no keys and values: leave `{given[0]}` out, or "
+            "generate with `generation_model`"
+        )
+
+
+def _brought_together(leaves: list[Any], batch: Mapping[str, Any]) -> list[Any]:
+    """Bring output leaves to the device of the batch."""
+    device = next(leaf.device for leaf in input_leaves(batch).values() if isinstance(leaf, torch.Tensor))
+    return [moved(leaf, device) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+
+
+def _selection(captured: Capture, loss: str | None, selected: Collection[str] | None) -> frozenset[int]:
+    """Give the indices of the selected output leaves; "loss" is the loss whatever the model calls it."""
+    names = captured.named_outputs()
+    if selected is not None and "loss" in selected and "loss" not in names:
+        loss = loss or loss_value(captured)
+        names["loss"] = [i for i, value in enumerate(captured.outputs) if value == loss]
+        if not names["loss"]:
+            raise BatchError(
+                f"`outputs` names `loss`, and the value that `{captured.model_name}` marks as its loss is not among "
+                f"what it returns, {list(captured.named_outputs())}: return it, or leave `loss` out of `outputs`"
+            )
+    for name in selected or ():
+        if name not in names:
+            raise BatchError(
+                f"`{captured.model_name}` returns {list(names)} for this batch, and `outputs` names "
+                f"`{name}`{nearest(name, names)}"
+            )
+    return frozenset(i for name, leaves in names.items() if selected is None or name in selected for i in leaves)

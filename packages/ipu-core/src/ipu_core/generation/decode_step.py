@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Programs of a decoder: a step for tokens of one width, captured, split, compiled, and run on fixed tensors."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections import Counter
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch.utils import _pytree as pytree
+
+from ..capture.capture import input_leaves
+from ..capture.guards import Guards
+from ..capture.index_bounds import check_ranges, index_ranges
+from ..compile.disk_cache import ExecutableCache
+from ..compile.stages import STEP_OPTIONS, Compilation, changed_once
+from ..compile.worker_pool import Compilers
+from ..config.ipu_config import ExecutionConfig
+from ..errors import GenerationModeError
+from ..kernels.build import load_kernels, uses_kernels
+from ..kernels.fuse_rms_norm import with_norms
+from ..kernels.ops import with_few_row_products, with_one_query_attention
+from ..kernels.quantization import Packing
+from ..kernels.quantize_pass import PackedWeights, Packer, Slot, with_packed_weights
+from ..kernels.sink_pass import sunk
+from ..lowering import lower
+from ..partition.stage_graph import StageGraph
+from ..runtime.device_placement import Residence, homes
+from ..runtime.replay import StraightLine
+from ..runtime.weights import Tensors, Weights
+from ..upstream import CACHE
+from .cache import StaticKV
+
+if TYPE_CHECKING:
+    from ..model.pipelined import PipelineMixin
+
+WEIGHTS = {"int8": 8, "int4": 4, "exact": None}  # and the bits that weights are rounded to
+ROUNDED = frozenset(name for name, bits in WEIGHTS.items() if bits is not None)
+HEAD_BITS = 8  # at least: nearly all that 4 bits cost in perplexity, they cost in the head
+Move = Callable[[torch.Tensor, torch.Tensor, int], Any]
+POSITION = f"{CACHE}[0]"
+# Of the operations of the program that has most. What has fewer takes longer to compile than it would ever save.
+SMALLEST_PART = 0.05
+# Steps that are seen to follow from one another before the ones after them are taken to do so.
+_REGULAR = 1
+
+
+class Kind(NamedTuple):
+    """What calls have in common that one program runs.
+
+    Attributes:
+        width: tokens of a row.
+        is_cached: whether there is a cache.
+        writes_cross: whether what an encoder gave is written to it.
+        names: what the call was given; a graph reads nothing else.
+    """
+
+    width: int
+    is_cached: bool
+    writes_cross: bool
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What the programs of a decoder share.
+
+    Attributes:
+        model: made by `to_pipelined`.
+        view: the part of it that is captured.
+        config: its options for inference.
+        rows: of every call of a program.
+        weights: one of WEIGHTS, to pack those of linear layers; None to leave them.
+        packer: has those that are packed.
+        cache: where graphs and executables are kept.
+        compilers: processes that compile.
+        guards: what the graphs take for constant of the model.
+        programs: those made so far.
+        packings: how weights are packed, as far as it is known.
+    """
+
+    model: PipelineMixin
+    view: Any
+    config: ExecutionConfig
+    rows: int
+    weights: str | None
+    packer: Packer
+    cache: ExecutableCache
+    compilers: Compilers
+    guards: Guards
+    programs: dict[Kind, Program] = field(default_factory=dict)
+    packings: dict[str, Packing | None] = field(default_factory=dict)
+
+    def packing(self, name: str) -> Packing | None:
+        """Say how the weights of a parameter are packed: those of a head keep more bits."""
+        assert self.weights is not None
+        if name not in self.packings:
+            parameter, bits = self.model.get_parameter(name), WEIGHTS[self.weights]
+            if bits is None:
+                self.packings[name] = self.packer.exact(parameter)
+            else:
+                is_head = parameter is getattr(self.model.get_output_embeddings(), "weight", None)
+                self.packings[name] = Packing.of(parameter.shape[1], max(bits, HEAD_BITS) if is_head else bits)
+        return self.packings[name]
+
+
+class Program:
+    """A step for tokens of one width; other processes begin to compile it at once, and its first run waits for them.
+
+    Args:
+        parts: of the decoder.
+        batch: inputs of the shapes it is for.
+        moves: how each input follows from that of the step before, for steps of one token; these alone are compiled.
+    """
+
+    def __init__(self, parts: Parts, batch: Mapping[str, Any], moves: Mapping[str, Move]) -> None:
+        config = parts.config
+        self.lowered = lower(parts.view, config, batch, micro_batch_size=parts.rows, cache=parts.cache)
+        captured = self.lowered.captured
+        self._weights: Tensors = Weights(captured, parts.model)
+        pieces = self.lowered.programs
+        slots: tuple[Slot, ...] = ()
+        if parts.weights is not None:
+            pieces, slots = with_packed_weights(captured, pieces, parts.packing)
+            _refuse_nothing_exact(parts, slots)
+            self._weights = PackedWeights(self._weights, slots, parts.packer)
+        self._compilation: Compilation | None = None
+        if config.compile:
+            lowered = changed_once(with_few_row_products, pieces)
+            is_chosen = _are_worth_it(pieces, lowered) if moves else [False] * len(pieces)
+            with_fewer = changed_once(with_norms, lowered)
+            lowered = tuple(a if chosen else b for a, b, chosen in zip(lowered, with_fewer, is_chosen, strict=True))
+            if moves:
+                lowered = changed_once(with_one_query_attention, lowered)
+                lowered = sunk(captured, lowered, into=list(itertools.compress(lowered, is_chosen)))
+                self._compilation = Compilation(
+                    captured,
+                    lowered,
+                    cache=parts.cache,
+                    more={slot.name: slot.like for slot in slots},
+                    options=STEP_OPTIONS,
+                    only=list(itertools.compress(lowered, is_chosen)),
+                    compilers=parts.compilers,
+                )
+            pieces = lowered
+        self.lowered = replace(self.lowered, programs=pieces)
+        self._cache = parts.cache
+        self.ranges = index_ranges(captured)
+        self.moves = dict(moves)
+
+    @functools.cached_property
+    def residence(self) -> Residence:
+        """Where the tensors it reads have to be."""
+        return Residence(self._weights, self.lowered.programs)
+
+    def line(self) -> StraightLine:
+        """Give it as a line of calls, with tensors of its own."""
+        if uses_kernels(piece.program for piece in self.lowered.programs):
+            load_kernels(self._cache)
+        if self._compilation is not None:
+            self.lowered = replace(self.lowered, programs=self._compilation.finish())
+            self._compilation = None
+        return StraightLine(self.lowered.captured, self.lowered.programs, self._weights)
+
+    def place(self, cache: StaticKV) -> None:
+        """Move what is cached to the devices of the stages that write it."""
+        home = homes(self.lowered.programs)
+        paths = {source.name: value for value, source in self.lowered.captured.sources.items()}
+        # The first leaf is the position.
+        cache.move([home.get(paths.get(f"{CACHE}[{i + 1}]", "")) for i in range(len(cache.tensors))])
+
+
+class BoundProgram:
+    """A program on the tensors of some rows, which are read again at each run."""
+
+    def __init__(self, program: Program) -> None:
+        self._program = program
+        self._turn, self._streak = -1, 0
+        self._tokens = next((name for name, move in program.moves.items() if move is copy_tokens), "")
+        self._bound: dict[str, Any] = {}
+        self._given: dict[str, Any] = {}
+        self.more: dict[str, tuple[torch.Tensor, ...]] = {}  # what the last call gave besides, by name
+
+    @functools.cached_property
+    def _line(self) -> StraightLine:
+        return self._program.line()
+
+    def __call__(self, batch: Mapping[str, Any], turn: int) -> torch.Tensor:
+        """Run it; the first call of a turn finds the model's tensors."""
+        check_ranges(self._program.ranges, batch)
+        leaves = input_leaves(batch)
+        own = {n for n, v in leaves.items() if isinstance(v, torch.Tensor) and not _is_cached(n)}
+        moves = self._program.moves
+        if turn != self._turn:
+            self._program.residence.settle()
+            self._bound = {name: leaf.clone() if name in own else leaf for name, leaf in leaves.items()}
+            self._line.bind(self._bound)
+            self._turn, self._given, self._streak = turn, {name: leaves[name] for name in own}, 0
+        elif moves and self._streak < _REGULAR:
+            self._move(leaves[self._tokens])
+            self._streak = self._streak + 1 if all(torch.equal(self._bound[n], leaves[n]) for n in own) else 0
+        for name, leaf in self._given.items():
+            if leaves[name] is not leaf or name in moves:
+                self._bound[name].copy_(leaves[name])
+                self._given[name] = leaves[name]
+        outputs = pytree.tree_unflatten(list(self._line.run()), self._program.lowered.captured.output_spec)
+        result: torch.Tensor = outputs.pop("logits")
+        self.more = outputs
+        return result
+
+    def is_regular(self, turn: int, length: int) -> bool:
+        """Say whether steps of this turn were seen to follow from one another, the last one at `length` - 1."""
+        return self._turn == turn and self._streak >= _REGULAR and int(self._bound[POSITION]) == length - 1
+
+    def advancing(self, tokens: torch.Tensor) -> Generator[None, None, torch.Tensor]:
+        """Run the next token after that of the last call, with a stop before each stage but the first."""
+        self._move(tokens)
+        (logits,) = yield from self._line.by_stage()
+        return logits
+
+    def _move(self, tokens: torch.Tensor) -> None:
+        position = int(self._bound[POSITION]) + 1
+        for name, move in self._program.moves.items():
+            if name in self._bound:
+                move(self._bound[name], tokens, position)
+
+
+def copy_tokens(bound: torch.Tensor, tokens: torch.Tensor, position: int) -> None:
+    """Put the next tokens in the place of the last ones."""
+    bound.copy_(tokens)
+
+
+def show_place(bound: torch.Tensor, tokens: torch.Tensor, position: int) -> None:
+    """Let a mask show one more place."""
+    bound.select(1, position).fill_(1)
+
+
+def count_up(bound: torch.Tensor, tokens: torch.Tensor, position: int) -> None:
+    """Go on by one."""
+    bound.add_(1)
+
+
+def _refuse_nothing_exact(parts: Parts, slots: Sequence[Slot]) -> None:
+    if not slots and parts.weights is not None and WEIGHTS[parts.weights] is None:
+        raise GenerationModeError(
+            '`weights="exact"` packs weights that went through 4 or 8 bits before, such as those of GGUF files, and '
+            f"{parts.model.plain_class().__name__} has no linear layer with such: leave it out, or round them "
+            '(`weights="int8"`, `"int4"`)'
+        )
+
+
+def _are_worth_it(pieces: Sequence[StageGraph], lowered: Sequence[StageGraph]) -> list[bool]:
+    """Say which pieces are worth compiling: those with products, and a good part of a step's operations."""
+    sizes: Counter[torch.fx.GraphModule] = Counter()
+    for piece in lowered:
+        sizes[piece.program] += len(piece.program.graph.nodes)
+    fewest = SMALLEST_PART * max(sizes.values(), default=0)
+    return [new is not piece and sizes[new.program] >= fewest for piece, new in zip(pieces, lowered, strict=True)]
+
+
+def _is_cached(name: str) -> bool:
+    return name.startswith(f"{CACHE}[") and name != POSITION

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Builds the functions of `kernels.cpp`, once on a machine, and gives them to torch as the operations of `few_rows`.
+
+Compiled code calls them by their symbols, which have to be in the process before it is loaded; other graphs call them
+through torch, which hands over pointers. Threads are torch's.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import importlib.metadata
+import platform
+import subprocess
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import torch
+
+from ..compile.disk_cache import NO_CACHE, ExecutableCache
+from ..errors import CompileError
+from .ops import LIBRARY, few_rows_linear, few_rows_packed_linear, one_query_attention
+
+SOURCE = Path(__file__).with_name("kernels.cpp")
+BUILT = "kernels.so"
+PROCESSOR = ("-march=native",)
+# Symbols as torch's inductor is told of them, by the operation that they are.
+SHIMS = {
+    few_rows_linear: [
+        "AOTITorchError aoti_torch_cpu_few_rows_linear(AtenTensorHandle x, AtenTensorHandle weight, "
+        "AtenTensorHandle* result)"
+    ],
+    few_rows_packed_linear: [
+        "AOTITorchError aoti_torch_cpu_few_rows_packed_linear(AtenTensorHandle x, AtenTensorHandle words, "
+        "int64_t bits, int64_t outputs, AtenTensorHandle* result)"
+    ],
+    one_query_attention: [
+        "AOTITorchError aoti_torch_cpu_one_query_attention(AtenTensorHandle queries, AtenTensorHandle keys, "
+        "AtenTensorHandle values, AtenTensorHandle* key_scales, AtenTensorHandle* value_scales, "
+        "AtenTensorHandle* mask, double scale, AtenTensorHandle* result)"
+    ],
+}
+
+
+class _Kernels:
+    """The library of this process, once there is one."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._library: ctypes.CDLL | None = None
+
+    def load(self, cache: ExecutableCache) -> ctypes.CDLL:
+        with self._lock:
+            if self._library is None:
+                key = hashlib.sha256(repr(native_facts()).encode()).hexdigest()
+                self._library = cache.entry(f"kernels-{key}", load=_load, write=_build)
+            return self._library
+
+
+_KERNELS = _Kernels()
+
+
+def uses_kernels(programs: Iterable[torch.fx.GraphModule]) -> bool:
+    """Say whether graphs call one of the kernels."""
+    return any(node.target in SHIMS for program in programs for node in program.graph.nodes)
+
+
+def load_kernels(cache: ExecutableCache = NO_CACHE) -> ctypes.CDLL:
+    """Have the kernels in this process, built where `cache` has none of this machine.
+
+    Raises:
+        CompileError: the C++ compiler cannot be run, or fails.
+    """
+    return _KERNELS.load(cache)
+
+
+def _load(folder: Path) -> ctypes.CDLL:
+    return ctypes.CDLL(str(folder / BUILT), mode=ctypes.RTLD_GLOBAL)
+
+
+def _build(folder: Path) -> None:
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    home = Path(torch.__file__).parent
+    try:
+        command = [get_cpp_compiler(), "-std=c++17", "-O3", *PROCESSOR, "-fno-math-errno", "-fPIC", "-shared"]
+        paths = ["-I", str(home / "include"), "-L", str(home / "lib"), f"-Wl,-rpath,{home / 'lib'}"]
+        files = [str(SOURCE), "-o", str(folder / BUILT), "-ltorch_cpu"]
+        subprocess.run([*command, *paths, *files], check=True, capture_output=True, text=True)
+    except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
+        lines = (getattr(error, "stderr", None) or str(error) or type(error).__name__).strip().splitlines()
+        said = next((line for line in lines if " error: " in line), lines[0])
+        raise CompileError(
+            f"the products of compiled steps could not be built: {said[:200]}; "
+            "`compile=True` needs a C++ compiler (`g++ --version`, or another one that the variable CXX names): "
+            "leave it out to run the graph as it is"
+        ) from error
+
+
+@functools.cache
+def native_facts() -> tuple[str, ...]:
+    """Tell what native code is made of here, and for: code that one of them differs for is other code."""
+    source = hashlib.sha256(SOURCE.read_bytes()).hexdigest()
+    versions = [importlib.metadata.version(package) for package in ("ipu-core", "torch")]
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            processor = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    except OSError:
+        processor = platform.processor()
+    return (source, *versions, platform.machine(), torch.backends.cpu.get_cpu_capability(), processor)
+
+
+def _linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    x, weight = x.contiguous(), weight.contiguous()
+    result = x.new_empty(len(x), len(weight))
+    _call("ipu_linear", [x, weight, result], [x.stride(0), x.dtype is torch.bfloat16, len(x), *weight.shape[::-1]])
+    return result
+
+
+def _packed_linear(x: torch.Tensor, words: torch.Tensor, bits: int, outputs: int) -> torch.Tensor:
+    x = x.contiguous()
+    result = x.new_empty(len(x), outputs)
+    numbers = [x.stride(0), x.dtype is torch.bfloat16, bits, len(x), *words.shape[1:3], outputs]
+    _call("ipu_packed_linear", [x, words, result], numbers)
+    return result
+
+
+def _attention(
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    key_scales: torch.Tensor | None,
+    value_scales: torch.Tensor | None,
+    mask: torch.Tensor | None,
+    scale: float,
+) -> torch.Tensor:
+    queries, keys, values = queries.contiguous(), keys.contiguous(), values.contiguous()
+    mask = None if mask is None else mask.contiguous()
+    result = queries.new_empty(*queries.shape[:2], values.shape[-1])
+    sizes = [*queries.shape[:2], *keys.shape[1:], values.shape[-1], *queries.stride()[:2]]
+    sizes += [1, 1] if mask is None else mask.shape[:2]
+    tensors = [queries, keys, values, key_scales, value_scales, mask, result]
+    numbers = [queries.dtype is torch.bfloat16, (ctypes.c_int64 * len(sizes))(*sizes), ctypes.c_double(scale)]
+    _call("ipu_attention", tensors, numbers)
+    return result
+
+
+def _call(name: str, tensors: Sequence[torch.Tensor | None], numbers: Sequence[Any]) -> None:
+    pointers = [ctypes.c_void_p(None if tensor is None else tensor.data_ptr()) for tensor in tensors]
+    arguments = [ctypes.c_int64(number) if isinstance(number, int) else number for number in numbers]
+    failed = load_kernels()[name](*pointers, *arguments)
+    assert not failed, f"{name} {[None if tensor is None else (tensor.dtype, tensor.shape) for tensor in tensors]}"
+
+
+LIBRARY.impl("few_rows_linear", _linear, "CPU")
+LIBRARY.impl("few_rows_packed_linear", _packed_linear, "CPU")
+LIBRARY.impl("one_query_attention", _attention, "CPU")

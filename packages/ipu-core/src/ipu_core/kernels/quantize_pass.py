@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pieces that read packed weights in the place of the model's own, and the packed weights themselves.
+
+The model is not touched: a piece has other inputs, and these are made of the model's parameters when a run finds them.
+Linear layers that read the same value, such as queries, keys and values, are packed as one, and are one product.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from ..capture.capture import Capture
+from ..capture.graph_module import graph_module
+from ..errors import BatchMismatchError
+from ..partition.stage_graph import StageGraph
+from ..runtime.weights import Tensors
+from .quantization import LANES, NotExactError, Packing, packed_linear
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slot:
+    """Weights that are packed as one: the values of the graph they are, how, and a tensor like what is made of them."""
+
+    values: tuple[str, ...]
+    packing: Packing
+    like: torch.Tensor
+
+    @property
+    def name(self) -> str:
+        """The name of the packed weights, as an input of pieces."""
+        return f"{self.values[0]}_packed"
+
+
+def with_packed_weights(
+    captured: Capture, pieces: Sequence[StageGraph], packing: Callable[[str], Packing | None]
+) -> tuple[tuple[StageGraph, ...], tuple[Slot, ...]]:
+    """Give the same pieces with products of packed weights in the place of those of their linear layers.
+
+    Args:
+        captured: the captured model.
+        pieces: of it, in run order.
+        packing: says how the weights of a parameter are packed, by its name; None to leave them.
+
+    Returns:
+        the pieces, and what they read that is packed.
+    """
+    made: dict[Any, _Packed] = {}
+    changed: list[StageGraph] = []
+    slots: dict[tuple[str, ...], Slot] = {}
+    for piece in pieces:
+        sources = [captured.sources.get(name) for name in piece.inputs]
+        is_weight = _are_weights(piece.program)
+        wanted = tuple(
+            packing(source.name) if of_linear and source is not None and source.kind == "parameter" else None
+            for source, of_linear in zip(sources, is_weight, strict=True)
+        )
+        key = (piece.program, wanted)  # pieces that share a program go on sharing one
+        if key not in made:
+            made[key] = _packed(piece.program, wanted)
+        own = [group.slot(piece.inputs) for group in made[key].groups]
+        slots.update({slot.values: slot for slot in own})
+        kept = [piece.inputs[i] for i in made[key].kept]
+        changed.append(replace(piece, program=made[key].program, inputs=(*(slot.name for slot in own), *kept)))
+    return tuple(changed), tuple(slots.values())
+
+
+def _are_weights(program: torch.fx.GraphModule) -> list[bool]:
+    """Say which inputs of a program are weights of linear layers."""
+    placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
+    return [any(_weight(user) is node for user in node.users) for node in placeholders]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Group:
+    """Linear layers of a program that are packed as one, and the positions of their weights among its inputs."""
+
+    layers: list[torch.fx.Node]
+    weights: list[int]
+    packing: Packing
+
+    @property
+    def outputs(self) -> list[int]:
+        return [int(_weight(layer).meta["val"].shape[0]) for layer in self.layers]
+
+    @property
+    def like(self) -> torch.Tensor:
+        shape = self.packing.shape(sum(self.outputs), int(_weight(self.layers[0]).meta["val"].shape[1]))
+        return torch.empty(shape, dtype=torch.int32, device="meta")
+
+    def slot(self, inputs: Sequence[str]) -> Slot:
+        return Slot(values=tuple(inputs[i] for i in self.weights), packing=self.packing, like=self.like)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Packed:
+    """A program that reads packed weights: those of each group first, and then those of its inputs it kept."""
+
+    program: torch.fx.GraphModule
+    groups: list[_Group]
+    kept: list[int]
+
+
+def _packed(program: torch.fx.GraphModule, packings: Sequence[Packing | None]) -> _Packed:
+    """Pack the weights among the inputs of a program that there is a packing for."""
+    placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
+    groups = _groups(program.graph, {node: (i, of) for i, node in enumerate(placeholders) if (of := packings[i])})
+    packed = {layer for group in groups for layer in group.layers}
+    graph = torch.fx.Graph()
+    words = [graph.placeholder(f"packed_{i}") for i in range(len(groups))]
+    for group, node in zip(groups, words, strict=True):
+        node.meta["val"] = group.like
+    values: dict[torch.fx.Node, torch.fx.Node] = {}
+    kept = []
+    for i, node in enumerate(placeholders):
+        if not node.users or not packed.issuperset(node.users) or any(_weight(user) is not node for user in node.users):
+            values[node] = graph.node_copy(node)
+            kept.append(i)
+    for node in program.graph.nodes:
+        if node in packed and node not in values:
+            i = next(i for i, group in enumerate(groups) if node in group.layers)
+            values.update(_product(graph, groups[i], words[i], values))
+        elif node.op != "placeholder" and node not in values:
+            values[node] = graph.node_copy(node, lambda source: values[source])
+    return _Packed(program=graph_module(program, graph), groups=groups, kept=kept)
+
+
+def _groups(graph: torch.fx.Graph, parameters: Mapping[torch.fx.Node, tuple[int, Packing]]) -> list[_Group]:
+    """Give the linear layers of which weights can be packed, those together that read the same value.
+
+    Args:
+        graph: of a program.
+        parameters: positions of those of its inputs that may be packed, and how.
+    """
+    found: dict[Any, _Group] = {}
+    for node in graph.nodes:
+        weight, bias = _weight(node), _bias(node)
+        if weight not in parameters or (bias is not None and bias.op != "placeholder"):
+            continue
+        position, packing = parameters[weight]
+        if packing.group_size < packing.per_word:
+            continue
+        # Another one begins after channels that do not fill their block.
+        key = (node.args[0], packing, sum(1 for group in found.values() if group.outputs[-1] % LANES))
+        group = found.setdefault(key, _Group(layers=[], weights=[], packing=packing))
+        group.layers.append(node)
+        group.weights.append(position)
+    return list(found.values())
+
+
+def _product(
+    graph: torch.fx.Graph,
+    group: _Group,
+    words: torch.fx.Node,
+    values: Mapping[torch.fx.Node, torch.fx.Node],
+) -> dict[torch.fx.Node, torch.fx.Node]:
+    """Write the product of all layers of a group, and give those of each."""
+    aten = torch.ops.aten
+    x: Any = group.layers[0].args[0]
+    total = sum(group.outputs)
+    product = graph.call_function(packed_linear, (values[x], words, group.packing.bits, total))
+    product.meta["val"] = x.meta["val"].new_empty(*x.meta["val"].shape[:-1], total)
+    results = {}
+    start = 0
+    for layer, outputs in zip(group.layers, group.outputs, strict=True):
+        result = product
+        if len(group.layers) > 1:
+            result = graph.call_function(aten.slice.Tensor, (product, -1, start, start + outputs))
+        if _bias(layer) is not None:
+            result = graph.call_function(aten.add.Tensor, (result, values[_bias(layer)]))
+        result.meta = dict(layer.meta)
+        results[layer] = result
+        start += outputs
+    return results
+
+
+def _weight(node: torch.fx.Node) -> Any:
+    return node.args[1] if node.target is torch.ops.aten.linear.default else None
+
+
+def _bias(node: torch.fx.Node) -> Any:
+    return node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
+
+
+class Packer:
+    """Packs weights, once each for all programs that read them, and again once they have changed."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[str, ...], tuple[list[torch.Tensor], list[int], torch.Tensor]] = {}
+        self._ahead: dict[int, tuple[torch.Tensor, int, torch.Tensor]] = {}
+
+    def exact(self, weight: torch.Tensor) -> Packing | None:
+        """Pack a weight in the fewest bits that lose nothing, for `pack` to find; None where there are none."""
+        for packing in Packing.exact(weight.shape[1]):
+            with contextlib.suppress(NotExactError), torch.no_grad():
+                self._ahead[id(weight)] = (weight, weight._version, packing.pack(weight))
+                return packing
+        return None
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all that is packed."""
+        return sum(words.nbytes for *_, words in self._made.values())
+
+    def pack(self, slot: Slot, weights: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Give packed weights; their values have one name in all graphs of a model."""
+        known = self._made.get(slot.values)
+        versions = [weight._version for weight in weights]
+        if known is None or known[1] != versions or any(a is not b for a, b in zip(known[0], weights, strict=True)):
+            try:
+                with torch.no_grad():
+                    known = (list(weights), versions, self._packed(slot.packing, weights))
+            except NotExactError as error:
+                raise BatchMismatchError(
+                    f'{", ".join(slot.values)} changed, and with `weights="exact"` are packed without loss: {error}: '
+                    "make a new `generation_model`"
+                ) from error
+            self._made[slot.values] = known
+        return known[2]
+
+    def _packed(self, packing: Packing, weights: Sequence[torch.Tensor]) -> torch.Tensor:
+        found = []
+        for weight in weights:
+            known = self._ahead.pop(id(weight), None)
+            if known is None or known[0] is not weight or known[1] != weight._version:
+                return packing.pack(*weights)
+            found.append(known[2])
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+
+class PackedWeights:
+    """The tensors of a model, and packed ones."""
+
+    def __init__(self, weights: Tensors, slots: Sequence[Slot], packer: Packer) -> None:
+        self._weights = weights
+        self._slots = tuple(slots)
+        self._packer = packer
+
+    def read(self, values: Collection[str]) -> dict[str, torch.Tensor]:
+        """Give those of some values that are parameters, buffers, or packed weights."""
+        found = self._weights.read(values)
+        for slot in self._slots:
+            if slot.name in values:
+                of_slot = self._weights.read(slot.values)
+                found[slot.name] = self._packer.pack(slot, [of_slot[value] for value in slot.values])
+        return found

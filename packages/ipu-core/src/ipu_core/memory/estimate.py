@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each IPU of a plan holds: parameters, gradients, optimizer state, and activations in flight under a schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from ..capture.capture import Capture
+from ..config.device_memory import memory_limit
+from ..config.ipu_config import ExecutionConfig
+from ..config.layers_per_ipu import AUTO
+from ..errors import MemoryLimitError
+from ..lowering import Lowered, recomputed
+from ..partition.cut import Segment
+from ..partition.plan import Plan, value_bytes
+from ..report.plan_svg import MIB, largest_text
+from .activations import dry_run
+from .in_flight import Account, in_flight, update_order
+from .parameters import copies, held_by_ipus, holdings, trainable_values
+from .search import visits_of
+
+
+def with_memory(
+    lowered: Lowered,
+    config: ExecutionConfig,
+    model: torch.nn.Module,
+    *,
+    optimizer: torch.optim.Optimizer | type[torch.optim.Optimizer] | None,
+    loss: str | None,
+) -> Plan:
+    """Give the plan of a lowered model with what its IPUs hold, by a dry run of its programs.
+
+    Args:
+        lowered: the model.
+        config: the kind of run it was lowered for.
+        model: whose parameters it reads.
+        optimizer: the optimizer that will step, or its class; None where none does.
+        loss: the value the backward pass starts from; None for inference.
+    """
+    captured, made = lowered.captured, lowered.plan
+    run = dry_run(
+        captured,
+        lowered.programs,
+        trainable_values(captured, model),
+        recomputed=recomputed(lowered, config, loss),
+        loss=loss,
+    )
+    ipus = [stage.ipu for stage in made.stages]
+    received = _received_from_other_ipus(captured, lowered.stages)
+    replica = in_flight(run, update_order(config, ipus, config.gradient_accumulation_steps), ipus, received)
+    process = in_flight(run, update_order(config, ipus, config.micro_batches_per_update), ipus, received)
+    account = Account.of(config, model, optimizer)
+    held = holdings(captured, lowered.stages, model)
+    of_ipus = held_by_ipus(held, copies(captured, lowered.stages, model), ipus, config.ipus_per_replica)
+    memory = tuple(account.memory(ipu, holding, replica) for ipu, holding in enumerate(of_ipus))
+    # A process needs no copies.
+    gradients = sum(account.gradients(holding) for holding in held)
+    parameters = sum(holding.parameter_bytes + holding.buffer_bytes for holding in held)
+    always = parameters + round(gradients * account.optimizer.state)
+    largest, largest_bytes = _largest_module(lowered, model, account)
+    return replace(
+        made,
+        memory=memory,
+        process_peak_bytes=always + max(process.process_peak, gradients + account.workspace),
+        device=None if config.device_memory is None else str(config.device_memory),
+        limit_bytes=None if config.device_memory is None else memory_limit(config.device_memory),
+        largest_module=largest,
+        largest_bytes=largest_bytes,
+    )
+
+
+def refuse_what_does_not_fit(made: Plan, config: ExecutionConfig) -> None:
+    """Refuse a plan that needs more memory than its device has.
+
+    Raises:
+        MemoryLimitError: what needs how much more, what is largest, and where to read what might help.
+    """
+    if not made.excess:
+        return
+    assert made.limit_bytes is not None
+    limit = f"`{config.attribute('device_memory')}={made.device}`, {made.limit_bytes / MIB:.1f} MiB"
+    over = "; ".join(f"{where} needs {excess / MIB:.1f} MiB more" for where, excess in made.excess.items())
+    if config.layers_per_ipu == AUTO and config.ipu_memory_bytes is not None:
+        layers = list(made.layers_per_ipu)
+        closest = f"no split of its {sum(layers)} layers was found that does, and with the closest, {layers}, "
+    else:
+        closest = ""
+    raise MemoryLimitError(
+        f"`{made.model}` does not fit {limit}: {closest}{over}; {largest_text(made)}; "
+        f"`ipu plan --ipu {made.device}` says what holds it, and what would make it fit"
+    )
+
+
+def _largest_module(lowered: Lowered, model: torch.nn.Module, account: Account) -> tuple[str, int]:
+    """Give the module that holds the most, and how much that is; what is tied counts where it is first used."""
+    paths = list(dict.fromkeys(path for stage in lowered.plan.stages for path in stage.modules))
+    visits = visits_of(lowered.captured, paths)
+    held: dict[str, int] = {}
+    for visit, holding in zip(visits, holdings(lowered.captured, visits, model), strict=True):
+        path = paths[visit.ipu] if paths else lowered.plan.model
+        held[path] = held.get(path, 0) + account.always(holding)
+    return max(held.items(), key=lambda item: item[1])
+
+
+def _received_from_other_ipus(captured: Capture, segments: Sequence[Segment]) -> list[int]:
+    """Give the bytes each stage is handed from other IPUs for one micro-batch."""
+    sizes = {node.name: value_bytes(node.meta.get("val")) for node in captured.graph.nodes}
+    ipu_of = {name: segment.ipu for segment in segments for name in segment.nodes}
+    return [sum(sizes[name] for name in s.receives if ipu_of[name] != s.ipu) for s in segments]

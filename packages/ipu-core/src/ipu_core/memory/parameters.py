@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which stage holds which parameters and buffers: the first that reads them, shard by shard."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ..capture.capture import Capture
+from ..partition.cut import Segment
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True, kw_only=True)
+class Holding:
+    """What one stage or IPU holds: `num_parameters` elements, and bytes; copies are of what another IPU holds."""
+
+    num_parameters: int = 0
+    parameter_bytes: int = 0
+    trainable_bytes: int = 0
+    buffer_bytes: int = 0
+    copied_bytes: int = 0
+    copied_trainable_bytes: int = 0
+
+    def __add__(self, other: Holding) -> Holding:
+        return Holding(
+            num_parameters=self.num_parameters + other.num_parameters,
+            parameter_bytes=self.parameter_bytes + other.parameter_bytes,
+            trainable_bytes=self.trainable_bytes + other.trainable_bytes,
+            buffer_bytes=self.buffer_bytes + other.buffer_bytes,
+            copied_bytes=self.copied_bytes + other.copied_bytes,
+            copied_trainable_bytes=self.copied_trainable_bytes + other.copied_trainable_bytes,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Copies:
+    """One tensor that several segments read: `home` holds it, and an IPU without it that has a `reader` has `copy`."""
+
+    home: int
+    readers: frozenset[int]
+    copy: Holding
+
+
+def holdings(captured: Capture, segments: Sequence[Segment], model: torch.nn.Module) -> tuple[Holding, ...]:
+    """Give what each segment holds; every parameter is held once, by the last segment when none reads it."""
+    held = [Holding() for _ in segments]
+    parameters = {id(p) for p in model.parameters()}
+    for tensor, users in _readers(captured, model):
+        for segment, rows in _pieces(tensor, users, segments):
+            held[segment] += _holding(tensor, rows, is_parameter=id(tensor) in parameters)
+    return tuple(held)
+
+
+def copies(captured: Capture, segments: Sequence[Segment], model: torch.nn.Module) -> tuple[Copies, ...]:
+    """Give the tensors that several segments read, as the runs of a shared layer read their weights."""
+    home = {name: i for i, segment in enumerate(segments) for name in segment.nodes}
+    found = []
+    for tensor, users in _readers(captured, model):
+        readers = frozenset(home[user.name] for user in users)
+        if len(readers) > 1 and not all(_is_row_slice(user) for user in users):
+            trains = tensor.requires_grad and isinstance(tensor, torch.nn.Parameter)
+            copy = Holding(copied_bytes=_size(tensor), copied_trainable_bytes=_size(tensor) if trains else 0)
+            found.append(Copies(home=min(readers), readers=readers, copy=copy))
+    return tuple(found)
+
+
+def held_by_ipus(
+    held: Sequence[Holding], shared: Iterable[Copies], ipus: Sequence[int], num_ipus: int
+) -> list[Holding]:
+    """Add up what segments on some IPUs hold, and the copies those IPUs need."""
+    total = [Holding() for _ in range(num_ipus)]
+    for ipu, holding in zip(ipus, held, strict=True):
+        total[ipu] += holding
+    for tensor in shared:
+        for ipu in {ipus[reader] for reader in tensor.readers} - {ipus[tensor.home]}:
+            total[ipu] += tensor.copy
+    return total
+
+
+def trainable_values(captured: Capture, model: torch.nn.Module) -> set[str]:
+    """Give the values of a graph that are parameters with gradients."""
+    return {
+        value
+        for value, source in captured.sources.items()
+        if source.kind == "parameter" and model.get_parameter(source.name).requires_grad
+    }
+
+
+def _readers(captured: Capture, model: torch.nn.Module) -> Iterator[tuple[torch.Tensor, list[torch.fx.Node]]]:
+    """Give each parameter and buffer with the operations that read it; a tied one once, under all its names."""
+    named = {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
+    tensors = {id(tensor): tensor for tensor in named.values()}
+    users: dict[int, list[torch.fx.Node]] = {key: [] for key in tensors}
+    for node in captured.graph.nodes:
+        source = captured.sources.get(node.name)
+        if node.op == "placeholder" and source is not None and source.name in named:
+            users[id(named[source.name])] += [user for user in node.users if user.op == "call_function"]
+    yield from ((tensors[key], nodes) for key, nodes in users.items())
+
+
+def _pieces(
+    tensor: torch.Tensor, users: Sequence[torch.fx.Node], segments: Sequence[Segment]
+) -> Iterator[tuple[int, int]]:
+    """Give (segment, rows) for each part of a tensor that has a home of its own."""
+    home = {name: i for i, segment in enumerate(segments) for name in segment.nodes}
+    rows = tensor.shape[0] if tensor.ndim else 1
+    if not users or not all(_is_row_slice(user) for user in users):
+        yield min((home[user.name] for user in users), default=len(segments) - 1), rows
+        return
+    first: dict[tuple[int, int], int] = {}
+    for user in users:
+        part = _rows(user, rows)
+        first[part] = min(first.get(part, home[user.name]), home[user.name])
+    for (start, stop), segment in first.items():
+        yield segment, stop - start
+    # Rows nobody reads stay with the first shard; shards that overlap count as often as they are held.
+    unread = rows - sum(stop - start for start, stop in first)
+    if unread > 0:
+        yield min(first.values()), unread
+
+
+def _is_row_slice(node: torch.fx.Node) -> bool:
+    return node.target is aten.slice.Tensor and len(node.args) < 5 and bool((*node.args, 0)[1] == 0)
+
+
+def _rows(node: torch.fx.Node, rows: int) -> tuple[int, int]:
+    start, stop = (*node.args[2:4], None, None)[:2]
+    return (start if isinstance(start, int) else 0, min(stop, rows) if isinstance(stop, int) else rows)
+
+
+def _size(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _holding(tensor: torch.Tensor, rows: int, *, is_parameter: bool) -> Holding:
+    elements = tensor.numel() // tensor.shape[0] * rows if tensor.ndim and tensor.shape[0] else tensor.numel()
+    size = elements * tensor.element_size()
+    if not is_parameter:
+        return Holding(buffer_bytes=size)
+    return Holding(num_parameters=elements, parameter_bytes=size, trainable_bytes=size if tensor.requires_grad else 0)

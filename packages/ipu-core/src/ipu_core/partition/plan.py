@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Plan`: which modules sit on which IPU, the batch arithmetic, what each IPU holds; made before anything runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..capture.capture import Capture
+from ..config.device_memory import HOST
+from ..config.ipu_config import ExecutionConfig
+from ..config.layers_per_ipu import rounds
+from ..config.options import ESTIMATED
+from ..memory.parameters import holdings
+from ..report.plan_svg import plan_svg, plan_text
+from .cost import Cost, node_cost
+from .cut import Segment
+from .layout import Layout
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One stage of a plan.
+
+    Attributes:
+        ipu: the IPU it sits on.
+        modules: paths of the modules it runs, in run order.
+        num_layers: how many of them are repeated layers.
+        num_parameters: elements it holds; a tied parameter is counted where it is first used.
+        parameter_bytes: bytes of those.
+        flops: floating-point operations of its forward pass over one micro-batch.
+        seconds: an estimate of that pass's time, to compare stages with one another; or, where times are measured, the
+            time of one micro-batch, with its backward pass in training.
+        received_bytes: bytes of the values other stages hand it for one micro-batch.
+    """
+
+    ipu: int
+    modules: tuple[str, ...]
+    num_layers: int
+    num_parameters: int
+    parameter_bytes: int
+    flops: int
+    seconds: float
+    received_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """The most bytes one IPU holds.
+
+    Attributes:
+        ipu: which one.
+        parameters: of its parameters and buffers, and of its copies of those that another IPU holds and it reads too.
+        gradients: of its parameters' gradients, once all are there, and of its copies'.
+        optimizer: of the optimizer's state.
+        activations: when its forward passes have left the most for its backward passes, under the schedule.
+        peak: at any moment. Gradients come while activations go, so it is less than the sum of the others.
+    """
+
+    ipu: int
+    parameters: int
+    gradients: int
+    optimizer: int
+    activations: int
+    peak: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Which modules sit on which IPU, how a combined batch is cut, what memory it takes; `print(plan)` is a table.
+
+    Attributes:
+        memory: what each IPU of a replica holds.
+        process_peak_bytes: the most one process holds that runs every stage, as the host engine does.
+        device: what `limit_bytes` is the memory of: "bow", "gc200", "host" (this machine), or a number of bytes.
+        limit_bytes: the memory an IPU, or this machine, has; None when there is no limit to keep.
+        largest_module: the path of the module whose parameters, gradients and optimizer state are the most.
+        largest_bytes: of those.
+        cost_source: where the stages' times come from, "estimated" or "measured".
+    """
+
+    model: str
+    for_inference: bool
+    micro_batch_size: int
+    replication_factor: int
+    gradient_accumulation_steps: int
+    device_iterations: int
+    ipus_per_replica: int
+    stages: tuple[Stage, ...]
+    memory: tuple[Memory, ...] = ()
+    process_peak_bytes: int = 0
+    device: str | None = None
+    limit_bytes: int | None = None
+    largest_module: str = ""
+    largest_bytes: int = 0
+    cost_source: str = ESTIMATED
+
+    @property
+    def num_parameters(self) -> int:
+        """Elements of all parameters of one replica, tied ones once."""
+        return sum(stage.num_parameters for stage in self.stages)
+
+    @property
+    def combined_batch_size(self) -> int:
+        """Rows one call of an executor takes."""
+        factors = (self.replication_factor, self.gradient_accumulation_steps, self.device_iterations)
+        return self.micro_batch_size * math.prod(factors)
+
+    def to_json(self) -> str:
+        """Give the plan as JSON text."""
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """Read the text `to_json` wrote."""
+        values = json.loads(text)
+        stages = tuple(Stage(**{**stage, "modules": tuple(stage["modules"])}) for stage in values.pop("stages"))
+        memory = tuple(Memory(**held) for held in values.pop("memory"))
+        return cls(**values, stages=stages, memory=memory)
+
+    @property
+    def layers_per_ipu(self) -> tuple[int, ...]:
+        """How many of the repeated layers each IPU has."""
+        return tuple(
+            sum(stage.num_layers for stage in self.stages if stage.ipu == ipu) for ipu in range(self.ipus_per_replica)
+        )
+
+    @property
+    def limited(self) -> dict[str, int]:
+        """The peaks that `limit_bytes` is held against: of this process, or of every IPU."""
+        if self.device == HOST:
+            return {"this process": self.process_peak_bytes}
+        return {f"IPU {memory.ipu}": memory.peak for memory in self.memory}
+
+    @property
+    def excess(self) -> dict[str, int]:
+        """Where the plan needs more memory than there is, and how many bytes more; empty when it fits, or no limit."""
+        limit = self.limit_bytes
+        return {} if limit is None else {w: peak - limit for w, peak in self.limited.items() if peak > limit}
+
+    def to_svg(self, *, width: int = 960) -> str:
+        """Draw the plan: what each IPU holds, its limit, and its share of the work."""
+        return plan_svg(self, width=width)
+
+    def __str__(self) -> str:
+        return plan_text(self)
+
+
+def make_plan(
+    captured: Capture,
+    model_layout: Layout,
+    segments: tuple[Segment, ...],
+    config: ExecutionConfig,
+    model: torch.nn.Module,
+    *,
+    micro_batch_size: int,
+    seconds: Mapping[str, float],
+) -> Plan:
+    """Say what the stages of a captured model, cut as placed, hold; `seconds` are the times of its operations."""
+    return Plan(
+        model=model_layout.model_name,
+        for_inference=config.inference,
+        micro_batch_size=micro_batch_size,
+        replication_factor=config.replication_factor,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        device_iterations=config.device_iterations,
+        ipus_per_replica=config.ipus_per_replica,
+        stages=_stages(captured, model_layout, segments, model, seconds),
+        cost_source=config.cost_source,
+    )
+
+
+def place(
+    model_layout: Layout, config: ExecutionConfig, model: torch.nn.Module, layers_per_ipu: Sequence[int]
+) -> dict[str, int | None]:
+    """Give the IPU of each entry; None for an entry whose parts a rewrite spreads, the rest of it runs where they end.
+
+    What a rewrite puts on an IPU is there. Layers, with all their modules, go where `layers_per_ipu` says, in
+    `stages_per_ipu` rounds over the IPUs. A module that shares a parameter with one that ran before it goes to the same
+    IPU (a tied head sits with its embedding). Of the others, those before the first layer go to the first IPU, those
+    after the last layer to the last, and those in between to the IPU of the layer before them.
+    """
+    layers = iter(rounds(layers_per_ipu, config.stages_per_ipu))
+    remaining, current = model_layout.num_layers, 0
+    homes: dict[int, int] = {}
+    placed: dict[str, int | None] = {}
+    for entry in model_layout.entries:
+        parameters = [id(model.get_parameter(name)) for name in entry.parameters]
+        shared = [homes[p] for p in parameters if p in homes]
+        if entry.repeated:
+            current = next(layers)
+            remaining -= 1
+            ipu = current
+        elif entry.ipu is not None:
+            ipu = entry.ipu
+        elif entry.continues:
+            ipu = current
+        elif shared:
+            ipu = shared[0]
+        else:
+            ipu = current if remaining else config.ipus_per_replica - 1
+        is_spread = model_layout.is_spread(entry)
+        placed[entry.path] = None if is_spread else ipu
+        homes.update({p: ipu for p in parameters if p not in homes and not is_spread})
+    return placed
+
+
+def _stages(
+    captured: Capture,
+    model_layout: Layout,
+    segments: tuple[Segment, ...],
+    model: torch.nn.Module,
+    seconds: Mapping[str, float],
+) -> tuple[Stage, ...]:
+    entries = {entry.path: entry for entry in model_layout.entries}
+    nodes = {node.name: node for node in captured.graph.nodes}
+    costs = [sum((node_cost(nodes[name]) for name in segment.nodes), Cost()) for segment in segments]
+    sizes = {node.name: value_bytes(node.meta.get("val")) for node in captured.graph.nodes}
+    return tuple(
+        Stage(
+            ipu=segment.ipu,
+            modules=segment.entries,
+            num_layers=sum(entries[path].repeated for path in segment.entries),
+            num_parameters=held.num_parameters,
+            parameter_bytes=held.parameter_bytes,
+            flops=cost.flops,
+            seconds=sum(seconds.get(name, 0.0) for name in segment.nodes),
+            received_bytes=sum(sizes[name] for name in segment.receives),
+        )
+        for segment, held, cost in zip(segments, holdings(captured, segments, model), costs, strict=True)
+    )
+
+
+def value_bytes(value: Any) -> int:
+    """Give the bytes of a value of a graph, 0 of what is no tensor."""
+    return value.numel() * value.element_size() if isinstance(value, torch.Tensor) else 0

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a model's tensors live when its stages are on several devices: each with the stage that holds it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
+
+from ..capture.capture import CAPTURING, input_leaves
+from ..partition.stage_graph import StageGraph
+from .devices import CPU
+from .weights import Tensors
+
+
+class Residence:
+    """Moves a model's tensors to the devices of their stages, and back.
+
+    Parameters and buffers stay the objects they are, as with `Module.to`, so an optimizer goes on holding them.
+
+    Args:
+        weights: the model's tensors.
+        programs: its stages, on their devices.
+    """
+
+    def __init__(self, weights: Tensors, programs: Sequence[StageGraph]) -> None:
+        self._weights = weights
+        self._homes = homes(programs)
+        self._moved: dict[int, tuple[torch.Tensor, torch.device, torch.device]] = {}
+
+    def settle(self, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Move every tensor that is not with its stage, gradients and what `optimizer` keeps with them."""
+        tensors = self._weights.read(self._homes.keys())
+        away: dict[int, tuple[torch.Tensor, torch.device]] = {}
+        settled: set[int] = set()
+        for value, device in self._homes.items():
+            tensor = tensors.get(value)
+            if tensor is not None and id(tensor) not in settled:
+                settled.add(id(tensor))
+                if tensor.device != device:
+                    away[id(tensor)] = tensor, device
+        for key, (tensor, device) in away.items():
+            _, before, _ = self._moved.get(key, (tensor, tensor.device, device))
+            self._moved[key] = tensor, before, device
+            _move(tensor, device)
+        if optimizer is not None and away:
+            move_state(optimizer)
+
+    def release(self) -> None:
+        """Move back what is still where `settle` moved it."""
+        for tensor, before, device in self._moved.values():
+            if tensor.device == device:
+                _move(tensor, before)
+        self._moved.clear()
+
+
+def move_state(optimizer: torch.optim.Optimizer) -> None:
+    """Move what an optimizer keeps of each parameter to where the parameter is, as loading its state does.
+
+    Its count of steps stays on the host, unless it is an optimizer that counts beside the parameters.
+    """
+    for group in optimizer.param_groups:
+        counts_there = group.get("capturable") or group.get("fused")
+        for parameter in group["params"]:
+            kept = dict(optimizer.state.get(parameter, {}))
+            if not counts_there:
+                kept.pop("step", None)
+            for value in pytree.tree_leaves(kept):
+                if isinstance(value, torch.Tensor) and value.device != parameter.device:
+                    _move(value, parameter.device)
+
+
+def homes(programs: Sequence[StageGraph]) -> dict[str, torch.device]:
+    """Give the device each value lives on: that of the first segment that changes it, or else reads it.
+
+    In the order of their readers, so that of the values of a tied tensor the first one counts.
+    """
+    found: dict[str, torch.device] = {}
+    for names in ([p.changes for p in programs], [p.inputs for p in programs]):
+        for program, of_program in zip(programs, names, strict=True):
+            for name in of_program:
+                if program.device is not None:
+                    found.setdefault(name, program.device)
+    return found
+
+
+@contextlib.contextmanager
+def on_one_device(model: torch.nn.Module, batch: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Be a model of one device inside the block, and give such a batch: both without values.
+
+    A graph is captured on one device. A model whose tensors live on several has stand-ins on the CPU for that long,
+    which take no memory as nobody writes to them; where all is on one device nothing is done.
+    """
+    tables: list[dict[str, Any]] = [t for m in model.modules() for t in (m._parameters, m._buffers)]
+    held = [tensor for table in tables for tensor in table.values() if tensor is not None]
+    given = [leaf for leaf in input_leaves(batch).values() if isinstance(leaf, torch.Tensor)]
+    if len({tensor.device for tensor in (*held, *given)}) <= 1:
+        yield dict(batch)
+        return
+    before = [(table, dict(table)) for table in tables]
+    # A tied tensor has one stand-in.
+    stand_ins = {id(tensor): _stand_in(tensor) for tensor in held}
+    try:
+        for table, tensors in before:
+            table.update({k: None if t is None else stand_ins[id(t)] for k, t in tensors.items()})
+        yield pytree.tree_map_only(torch.Tensor, _stand_in, dict(batch))
+    finally:
+        for table, tensors in before:
+            table.update(tensors)
+
+
+@contextlib.contextmanager
+def without_values(model: torch.nn.Module, batch: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Be a model of the CPU inside the block, whose tensors, and those of the batch, have shapes and no values.
+
+    Attributes that the forward sets get back what they were.
+    """
+    tables: list[dict[str, Any]] = [t for m in model.modules() for t in (m._parameters, m._buffers)]
+    before = [(table, dict(table)) for table in (*tables, *map(vars, model.modules()))]
+    with CAPTURING, FakeTensorMode(allow_non_fake_inputs=True):
+        stand_ins = {id(t): _stand_in(t) for table in tables for t in table.values() if t is not None}
+        try:
+            for table in tables:
+                table.update({k: None if t is None else stand_ins[id(t)] for k, t in table.items()})
+            yield pytree.tree_map_only(torch.Tensor, _stand_in, dict(batch))
+        finally:
+            for table, entries in before:
+                for name in table.keys() - entries.keys():
+                    del table[name]
+                table.update(entries)
+
+
+def _stand_in(tensor: torch.Tensor) -> torch.Tensor:
+    made = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=CPU)
+    if isinstance(tensor, torch.nn.Parameter):
+        return torch.nn.Parameter(made, requires_grad=tensor.requires_grad)
+    return made.requires_grad_(tensor.requires_grad)
+
+
+def _move(tensor: torch.Tensor, device: torch.device) -> None:
+    tensor.data = tensor.data.to(device)
+    if tensor.grad is not None:
+        tensor.grad = tensor.grad.to(device)

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which torch device each IPU of a replica is, as the option `devices` names them, and stages placed on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from ..capture.aliasing import aliases, written
+from ..capture.capture import Capture
+from ..capture.passes import on_device
+from ..config.ipu_config import ExecutionConfig
+from ..errors import CaptureError, EngineNotAvailableError, IncompatibleIPUConfigError
+from ..partition.stage_graph import StageGraph
+
+CPU = torch.device("cpu")
+
+
+def named_devices(config: ExecutionConfig) -> tuple[torch.device, ...] | None:
+    """Give the device of each IPU, with its index; None where the option `devices` is not set.
+
+    Raises:
+        IncompatibleIPUConfigError: a name is no torch device.
+    """
+    return None if config.devices is None else tuple(_parse(config, name) for name in config.devices)
+
+
+def refuse_missing_devices(config: ExecutionConfig) -> None:
+    """Refuse a device that is not there, before any is touched.
+
+    Raises:
+        EngineNotAvailableError: which one, and what is there.
+    """
+    named = named_devices(config)
+    there = devices_there() if named else ()
+    for ipu, device in enumerate(named or ()):
+        if device not in there:
+            raise EngineNotAvailableError(
+                f"`{config.attribute('devices')}={list(config.devices or ())}` names `{device}` for IPU {ipu}, and it "
+                f"is not there; there are {', '.join(map(str, there))}: name one of these, several times if need be"
+            )
+
+
+def devices_there() -> tuple[torch.device, ...]:
+    """Give every device of this machine that torch can compute on."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator is None:
+        return (CPU,)
+    return (CPU, *(torch.device(accelerator.type, i) for i in range(torch.accelerator.device_count())))
+
+
+def placed(
+    captured: Capture, programs: Sequence[StageGraph], devices: Sequence[torch.device] | None
+) -> tuple[StageGraph, ...]:
+    """Put each program on the device of its IPU; programs as they are where there are no devices.
+
+    Raises:
+        CaptureError: a view that one stage made is read after another stage changed what it shows.
+    """
+    if devices is None:
+        return tuple(programs)
+    _refuse_shared_views(captured, programs)
+    needed = dict.fromkeys((program.program, devices[program.ipu]) for program in programs)
+    made = {key: on_device(*key) for key in needed}
+    return tuple(
+        replace(program, program=made[program.program, devices[program.ipu]], device=devices[program.ipu])
+        for program in programs
+    )
+
+
+def _refuse_shared_views(captured: Capture, programs: Sequence[StageGraph]) -> None:
+    roots = {value.name: root.name for value, root in aliases(captured.graph.nodes).items()}
+    handed_over: set[str] = set()
+    for i, program in enumerate(programs):
+        for name in handed_over:
+            if roots.get(name) not in program.changes:
+                continue
+            if _reads_after_writing(program, name, roots[name]) or any(name in p.inputs for p in programs[i + 1 :]):
+                raise CaptureError(
+                    f"`{captured.model_name}` changes `{captured.sources[roots[name]].name}` in place and reads it "
+                    f"afterwards as `{name}`, which an earlier stage made: with `devices` stages may have copies, so "
+                    "make that a `clone()`, or leave `devices` out"
+                )
+        handed_over.update(program.outputs)
+
+
+def _reads_after_writing(program: StageGraph, view: str, source: str) -> bool:
+    nodes = program.program.graph.nodes
+    roots = aliases(nodes)
+    entered = [node for node in nodes if node.op == "placeholder"]
+    called = dict(zip(entered, program.inputs, strict=True))
+
+    def name(value: torch.fx.Node) -> str | None:
+        return called.get(roots.get(value, value))
+
+    is_written = False
+    for node in nodes:
+        if is_written and any(name(value) == view for value in node.all_input_nodes):
+            return True
+        is_written = is_written or any(name(value) == source for value in written(node))
+    return False
+
+
+def _parse(config: ExecutionConfig, name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise IncompatibleIPUConfigError(
+            f"`{config.attribute('devices')}={list(config.devices or ())}` has `{name}`, which is no torch device: "
+            f'write "cpu", "cuda:0" and the like ({str(error).splitlines()[0]})'
+        ) from error
+    if device.type == "cpu":
+        return CPU
+    return device if device.index is not None else torch.device(device.type, _current_index(device.type))
+
+
+def _current_index(kind: str) -> int:
+    """Give the index that a device without one means: that of the current device."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return torch.accelerator.current_device_index() if accelerator is not None and accelerator.type == kind else 0

@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The host engine: every stage runs in this process, on the model's own tensors, in the order a schedule gives.
+
+Values that cross a cut are handed over detached, as between devices: the backward pass of a stage starts from the
+gradients its readers left, so a stage can run anywhere, micro-batches can overlap, and the result is the plain model's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+
+from ..capture.capture import Capture, input_leaves
+from ..partition.stage_graph import StageGraph
+from ..schedule import BACKWARD, FORWARD, Action
+from .transfers import Values
+from .weights import Tensors
+
+Watch = Callable[[Action], contextlib.AbstractContextManager[None]]
+
+
+def unwatched(action: Action) -> contextlib.AbstractContextManager[None]:
+    """Let an action pass."""
+    return contextlib.nullcontext()
+
+
+class Trained(NamedTuple):
+    """What one micro-batch gives: the leaves of its output, detached, and what its gradient is of, a scalar."""
+
+    leaves: list[Any]
+    loss: torch.Tensor
+
+
+class HostProgram:
+    """The stages of one captured model, ready to run micro-batches in this process.
+
+    Args:
+        captured: the captured model.
+        segments: its stages, or parts of stages, in run order; each runs on its device, where it has one.
+        weights: the model's tensors, or others in their place.
+        recomputed: segments of which only what crosses to others is kept, and which run again for their backward pass.
+    """
+
+    def __init__(
+        self,
+        captured: Capture,
+        segments: Sequence[StageGraph],
+        weights: Tensors,
+        *,
+        recomputed: Iterable[StageGraph] = (),
+    ) -> None:
+        self.captured = captured
+        self.weights = weights
+        self.segments = tuple(segments)
+        self.recomputed = frozenset(recomputed)
+        self.last_reader = {name: i for i, segment in enumerate(self.segments) for name in segment.inputs}
+        # Which values of a recomputed segment carry gradients is known once it has run.
+        self.carriers: dict[StageGraph, frozenset[str]] = {}
+        self._trainable: tuple[bool, ...] = ()
+        self._changing = frozenset[str]().union(*(segment.changes for segment in self.segments))
+        self._read = frozenset(self.last_reader) | {name for name in captured.outputs if isinstance(name, str)}
+        self._input_names = {v: s.name for v, s in captured.sources.items() if s.kind == "input"}
+
+    def infer(self, batch: Mapping[str, Any], *, watch: Watch = unwatched) -> list[Any]:
+        """Run one micro-batch without gradients and give the leaves of its output; each stage enters `watch`."""
+        with torch.no_grad():
+            values = self.initial_values(batch)
+            kept = {name for name in self.captured.outputs if isinstance(name, str)}
+            for i, segment in enumerate(self.segments):
+                with watch(Action(segment.stage, FORWARD, 0)):
+                    values.update(values.run(segment))
+                values.forget(n for n in segment.inputs if self.last_reader[n] == i and n not in kept)
+        return self.outputs(values)
+
+    def train(
+        self,
+        batches: Sequence[Mapping[str, Any]],
+        order: Iterable[Action],
+        *,
+        starts: Sequence[Mapping[str, float]],
+        watch: Watch = unwatched,
+    ) -> Iterator[Trained]:
+        """Run some micro-batches forward and backward; yield what each one gives, in their order.
+
+        The gradient of the values named in `starts`, times their weights, is added to the parameters' gradients. A
+        value of weight zero has no part in it, so that a loss over nothing, which is NaN, adds nothing.
+
+        Args:
+            batches: the micro-batches.
+            order: every forward and backward pass, each after those it needs, micro-batches in order.
+            starts: for each micro-batch, the values of the graph whose gradient is taken, and by how much they are
+                multiplied: the loss, or the terms of it.
+            watch: entered for each action, left when it is done.
+        """
+        self._forget_carriers_if_something_was_frozen()
+        passes: dict[int, _Pass] = {}
+        for action in order:
+            if action.micro_batch not in passes:
+                values = self.initial_values(batches[action.micro_batch])
+                passes[action.micro_batch] = _Pass(self, values, starts[action.micro_batch])
+            running = passes[action.micro_batch]
+            with watch(action):
+                if action.kind == FORWARD:
+                    running.forward(action.stage)
+                else:
+                    running.backward(action.stage)
+            if action.kind == BACKWARD and action.stage == 0:
+                del passes[action.micro_batch]
+                finished = [Trained(running.detached_outputs(), running.loss)]
+                del running  # with all it keeps, which an output that is not detached would keep too
+                yield finished.pop()
+
+    def _forget_carriers_if_something_was_frozen(self) -> None:
+        trainable = tuple(tensor.requires_grad for tensor in self.weights.read(self._read).values())
+        if trainable != self._trainable:
+            self._trainable = trainable
+            self.carriers.clear()
+
+    def initial_values(self, batch: Mapping[str, Any]) -> Values:
+        """Give the values a micro-batch starts with: parameters, buffers, constants and its own leaves."""
+        leaves = input_leaves(batch)
+        values: dict[str, Any] = dict(self.weights.read(self._read))
+        for value, name in self._input_names.items():
+            if name in leaves:
+                leaf = leaves[name]
+                values[value] = leaf.detach() if isinstance(leaf, torch.Tensor) else leaf
+        for value, source in self.captured.sources.items():
+            if source.kind == "constant":
+                values[value] = self.captured.constants[source.name]
+        return Values(values, self._changing)
+
+    def outputs(self, values: Mapping[str, Any]) -> list[Any]:
+        """Give the leaves of the output."""
+        return [values[leaf] if isinstance(leaf, str) else leaf.value for leaf in self.captured.outputs]
+
+
+@dataclass
+class _Pass:
+    """One micro-batch on its way through the segments and back."""
+
+    program: HostProgram
+    values: Values
+    starts: Mapping[str, float]
+    loss: Any = 0.0
+    results: dict[str, Any] = field(default_factory=dict)
+    sent: dict[StageGraph, dict[str, Any]] = field(default_factory=dict)
+    generators: dict[StageGraph, Any] = field(default_factory=dict)
+
+    def forward(self, stage: int) -> None:
+        for segment in self.program.segments:
+            if segment.stage == stage:
+                self._forward(segment)
+
+    def backward(self, stage: int) -> None:
+        for segment in reversed(self.program.segments):
+            if segment.stage == stage:
+                self._backward(segment)
+
+    def detached_outputs(self) -> list[Any]:
+        leaves = self.program.outputs({**self.values, **self.results})
+        return [leaf.detach() if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+
+    def _forward(self, segment: StageGraph) -> None:
+        is_recomputed = segment in self.program.recomputed
+        if is_recomputed:
+            self.generators[segment] = generator_states()
+        with torch.set_grad_enabled(not is_recomputed or segment not in self.program.carriers):
+            sent = self.values.run(segment)
+        carriers = self.program.carriers.get(segment) if is_recomputed else None
+        if carriers is None:
+            carriers = frozenset(n for n, v in sent.items() if isinstance(v, torch.Tensor) and v.requires_grad)
+        if is_recomputed:
+            self.program.carriers[segment] = carriers
+            sent = {name: v.detach() if isinstance(v, torch.Tensor) else v for name, v in sent.items()}
+        else:
+            self.sent[segment] = sent
+        for name, value in sent.items():
+            if name in self.program.captured.outputs:
+                self.results[name] = value
+            is_handed_over = name in carriers and name in self.program.last_reader
+            self.values[name] = value.detach().requires_grad_() if is_handed_over else value
+
+    def _backward(self, segment: StageGraph) -> None:
+        if segment in self.program.recomputed:
+            with _drawing_again(self.generators.pop(segment)), torch.enable_grad():
+                sent = self.values.run(segment)
+        else:
+            sent = self.sent.pop(segment)
+        starts = []
+        for name, value in sent.items():
+            leaf = self.values[name]
+            if isinstance(leaf, torch.Tensor) and leaf.is_leaf and leaf.grad is not None:
+                starts.append((value, leaf.grad))
+            if weight := self.starts.get(name, 0.0):
+                if value.requires_grad or len(self.starts) == 1:  # a term may be of frozen parameters alone
+                    starts.append((value, torch.full_like(value, weight)))
+                self.loss = self.loss + weight * value.detach()
+        if starts:
+            tensors, gradients = zip(*starts, strict=True)
+            torch.autograd.backward(tensors, gradients)
+
+
+@contextlib.contextmanager
+def _drawing_again(states: tuple[torch.Tensor, list[torch.Tensor]]) -> Iterator[None]:
+    """Draw, inside the block, what was drawn from these states; not `fork_rng`, which warns about several devices."""
+    now = generator_states()
+    set_generator_states(states)
+    try:
+        yield
+    finally:
+        set_generator_states(now)
+
+
+def generator_states() -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Give the state of every generator of random numbers: the CPU's and those of CUDA devices."""
+    return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+
+
+def set_generator_states(states: tuple[torch.Tensor, list[torch.Tensor]]) -> None:
+    """Go on from states that were given before."""
+    host, devices = states
+    torch.set_rng_state(host)
+    if devices:
+        torch.cuda.set_rng_state_all(devices)

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A program that runs over and over on the same tensors, as a straight line of calls.
+
+Values have numbers in the place of names, and what does not change between runs is looked up once: between two pieces
+there is nothing but a list of tensors. It is for the steps of generation, of which there are many, and short ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+
+from ..capture.capture import Capture, input_leaves
+from ..compile.executable import Executable, Spec
+from ..partition.stage_graph import StageGraph
+from .transfers import moved
+from .weights import Tensors
+
+Result = TypeVar("Result")
+
+
+class StraightLine:
+    """The pieces of a captured model, for inference on tensors that stay where they are.
+
+    ::
+
+        line = StraightLine(captured, pieces, weights)
+        line.bind(batch)        # finds weights and inputs; the tensors of `batch` are read again at each run
+        logits = line.run()
+
+    Args:
+        captured: the captured model.
+        pieces: its pieces, in run order.
+        weights: the model's tensors.
+    """
+
+    def __init__(self, captured: Capture, pieces: Sequence[StageGraph], weights: Tensors) -> None:
+        self._captured = captured
+        self._pieces = tuple(pieces)
+        self._weights = weights
+        names = [*captured.sources, *(name for piece in pieces for name in piece.outputs)]
+        self._number = {name: i for i, name in enumerate(dict.fromkeys(names))}
+        self._values: list[Any] = [None] * len(self._number)
+        self._last = {name: i for i, piece in enumerate(pieces) for name in piece.inputs}
+        self._calls: list[_Call] = []
+        self._is_checked = False
+        self._read = frozenset(name for piece in pieces for name in piece.inputs)
+
+    def bind(self, batch: Mapping[str, Any]) -> None:
+        """Read the model's tensors and those of a batch, of which the latter may change in place afterwards."""
+        leaves = input_leaves(batch)
+        fixed: dict[str, Any] = {}
+        for name, source in self._captured.sources.items():
+            if source.kind == "constant":
+                fixed[name] = self._captured.constants[source.name]
+            elif source.kind == "input":
+                self._values[self._number[name]] = leaves[source.name]
+        fixed |= {n: t.detach() for n, t in self._weights.read(self._read).items()}
+        self._calls = [self._call(i, piece, fixed) for i, piece in enumerate(self._pieces)]
+        self._is_checked = False
+
+    def run(self) -> list[Any]:
+        """Run it, and give the leaves of the output."""
+        return result_of(self.by_stage())
+
+    def by_stage(self) -> Generator[None, None, list[Any]]:
+        """Run it with a stop before each stage but the first, and return the leaves of the output."""
+        values = self._values
+        stage = self._pieces[0].stage if self._pieces else 0
+        for piece, call in zip(self._pieces, self._calls, strict=True):
+            if piece.stage != stage:
+                stage = piece.stage
+                yield
+            given = call.fixed.copy()
+            for position, number in call.changing:
+                given[position] = values[number]
+            if piece.device is not None:
+                given = [moved(v, piece.device) if isinstance(v, torch.Tensor) else v for v in given]
+            if not self._is_checked:
+                self._check(piece, given)
+            for number, value in zip(call.outputs, call.code(given), strict=True):
+                values[number] = value
+            for number in call.forgotten:
+                values[number] = None
+        self._is_checked = True
+        return [values[self._number[v]] if isinstance(v, str) else v.value for v in self._captured.outputs]
+
+    def _call(self, index: int, piece: StageGraph, fixed: Mapping[str, Any]) -> _Call:
+        kept = {value for value in self._captured.outputs if isinstance(value, str)} | self._captured.sources.keys()
+        weights = [fixed.get(name) for name in piece.inputs]
+        if piece.device is not None:
+            weights = [moved(v, piece.device) if isinstance(v, torch.Tensor) else v for v in weights]
+        code = piece.code.straight() if isinstance(piece.code, Executable) else _spread(piece.program)
+        changing = [name for name in piece.inputs if name not in fixed]
+        return _Call(
+            code=code,
+            fixed=weights,
+            changing=[(i, self._number[name]) for i, name in enumerate(piece.inputs) if name in changing],
+            outputs=[self._number[name] for name in piece.outputs],
+            forgotten=[self._number[n] for n in changing if self._last[n] == index and n not in kept],
+        )
+
+    def _check(self, piece: StageGraph, given: Sequence[Any]) -> None:
+        """Hold inputs against what compiled code takes them for: it looks at no stride."""
+        if isinstance(piece.code, Executable):
+            for name, tensor, spec in zip(piece.inputs, given, piece.code.manifest.inputs, strict=True):
+                assert Spec.of(tensor) == spec, f"{name} is {Spec.of(tensor)}, and the code was made for {spec}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Call:
+    """What running one piece takes.
+
+    Attributes:
+        code: the piece.
+        fixed: its inputs, None where they change between runs.
+        changing: positions of those that do, and their numbers.
+        outputs: numbers of what it gives.
+        forgotten: numbers of what nobody reads after it.
+    """
+
+    code: Callable[[list[Any]], Sequence[Any]]
+    fixed: list[Any]
+    changing: list[tuple[int, int]]
+    outputs: list[int]
+    forgotten: list[int]
+
+
+def result_of(work: Generator[None, None, Result]) -> Result:
+    """Run something through all its stops, and give what it returns."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            result: Result = end.value
+            return result
+
+
+def one_behind_the_other(works: Iterable[Generator[None, None, Result]]) -> Iterator[Result]:
+    """Run each of some works up to its next stop in turn, each beginning one turn after the one before it.
+
+    ::
+
+        results = list(one_behind_the_other([line.by_stage() for line in lines]))
+
+    Works whose stops are stages are in different stages at the same time. Results come as the works end.
+    """
+    waiting, running = list(works), list[Generator[None, None, Result]]()
+    while waiting or running:
+        running += waiting[:1]
+        del waiting[:1]
+        for work in list(running):
+            try:
+                next(work)
+            except StopIteration as end:
+                running.remove(work)
+                yield end.value
+
+
+def _spread(program: torch.fx.GraphModule) -> Callable[[list[Any]], Sequence[Any]]:
+    return lambda inputs: program(*inputs)

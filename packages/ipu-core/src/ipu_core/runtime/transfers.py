@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The values of one micro-batch, each on the device that made it, and copies where other devices read it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import Any
+
+import torch
+
+from ..partition.stage_graph import StageGraph
+
+
+class Values(dict[str, Any]):
+    """Values by name; what a segment on another device reads is copied there once.
+
+    A copy is made so that autograd takes its gradient back to the device of the value.
+
+    Args:
+        values: what a micro-batch starts with.
+        changing: names of those that a run changes in place; each reader gets a fresh copy of them.
+    """
+
+    def __init__(self, values: dict[str, Any], changing: Collection[str]) -> None:
+        super().__init__(values)
+        self._changing = changing
+        self._copies: dict[str, dict[torch.device, torch.Tensor]] = {}
+
+    def run(self, segment: StageGraph) -> dict[str, Any]:
+        """Run a segment on its device, and give its outputs by name."""
+        entered = [self._on(name, segment.device) for name in segment.inputs]
+        results = segment(*entered)
+        for name, value in zip(segment.inputs, entered, strict=True):
+            if name in segment.changes and value is not self[name]:
+                with torch.no_grad():
+                    self[name].copy_(value)
+        return dict(zip(segment.outputs, results, strict=True))
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Drop values that nobody reads any more."""
+        for name in names:
+            self.pop(name, None)
+            self._copies.pop(name, None)
+
+    def _on(self, name: str, device: torch.device | None) -> Any:
+        value = self[name]
+        if device is None or not isinstance(value, torch.Tensor) or value.device == device:
+            return value
+        if name in self._changing:
+            return moved(value, device)
+        copies = self._copies.setdefault(name, {})
+        if device not in copies:
+            # A segment that runs without gradients, to run again, may be the first of several that read the copy.
+            with torch.enable_grad():
+                copies[device] = moved(value, device)
+        return copies[device]
+
+
+def moved(value: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Give a tensor on a device, itself where it is there already.
+
+    The host waits for nothing but a copy to the CPU: it would read memory that is not written yet.
+    """
+    return value.to(device, non_blocking=device.type != "cpu")
