@@ -3,7 +3,8 @@
 
 import pytest
 import torch
-from ipu_core.capture.capture import capture, input_leaves
+from ipu_core.batch import input_leaves
+from ipu_core.capture.capture import capture
 from ipu_core.errors import CaptureError
 from ipu_core.partition.cut import cut
 from ipu_core.partition.stage_graph import split

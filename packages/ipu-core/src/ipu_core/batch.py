@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from .capture.capture import input_leaves
 from .config.ipu_config import ExecutionConfig
 from .config.options import EVERY_N
 from .errors import BatchError, BatchMismatchError, BatchSizeError
@@ -22,6 +21,18 @@ from .errors import BatchError, BatchMismatchError, BatchSizeError
 HOW_TO_CHANGE = (
     "shapes are fixed when an executor compiles: pad every batch to one shape, or make a new executor for the new one"
 )
+
+
+def input_leaves(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Flatten a batch into named leaves: ``{"past": [a, b]}`` becomes ``{"past[0]": a, "past[1]": b}``."""
+    leaves: dict[str, Any] = {}
+    for key, value in batch.items():
+        if isinstance(value, torch.Tensor):  # most are, and this is asked several times a step
+            leaves[key] = value
+            continue
+        for path, leaf in pytree.tree_flatten_with_path(value)[0]:
+            leaves[key + pytree.keystr(path)] = leaf
+    return leaves
 
 
 @dataclass(frozen=True, kw_only=True)

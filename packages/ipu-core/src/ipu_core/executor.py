@@ -21,12 +21,13 @@ from .batch import (
     BatchSpec,
     arithmetic,
     combine,
+    input_leaves,
     is_returned,
     micro_batch_size,
     micro_batches,
     refuse_gradients_of_inputs,
 )
-from .capture.capture import CAPTURING, Capture, input_leaves
+from .capture.capture import CAPTURING, Capture
 from .capture.guards import Guards
 from .capture.index_bounds import IndexRange, check_ranges, index_ranges
 from .capture.loss import loss_value
@@ -36,9 +37,10 @@ from .compile.stages import compiled, refuse_other_processors
 from .config.ipu_config import ExecutionConfig, IPUConfig
 from .engines import Engine, usable_engine
 from .errors import BatchError, BatchSizeError, IncompatibleIPUConfigError, LossError, NotCompiledError, nearest
-from .lowering import Lowered, lower, recomputed, schedule_of
+from .lowering import lower
 from .memory.estimate import refuse_what_does_not_fit, with_memory
-from .memory.parameters import trainable_values
+from .partition.lowered import Lowered, recomputed, schedule_of
+from .partition.parameters import trainable_values
 from .partition.plan import Plan
 from .peft import refuse_nothing_to_train
 from .report.timeline import Span, Timeline

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,39 +27,19 @@ from .errors import LossError
 from .memory.auto_partition import Owners, automatic_layers
 from .memory.search import footprint, visits_of
 from .partition.cost import estimated_seconds
-from .partition.cut import Segment, cut
+from .partition.cut import cut
 from .partition.layout import Entry, Layout, layout
-from .partition.plan import Plan, make_plan, place
-from .partition.stage_graph import StageGraph, split
+from .partition.lowered import Lowered
+from .partition.plan import make_plan, place
+from .partition.stage_graph import split
 from .runtime.device_placement import on_one_device
 from .runtime.devices import named_devices, placed
 from .runtime.profiler import measured_seconds
-from .schedule import Simulation, make_schedule, simulate
 
 if TYPE_CHECKING:
     from .model.pipelined import PipelineMixin
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Lowered:
-    """A model on its way to an engine.
-
-    Attributes:
-        captured: its forward as one graph.
-        stages: where the graph is cut.
-        programs: the stages as functions, on the devices of their IPUs; several of each stage where activations are
-            recomputed.
-        plan: what sits where; what it holds is not worked out yet.
-        terms: what the loss adds up; None in inference, and where there is no loss.
-    """
-
-    captured: Capture
-    stages: tuple[Segment, ...]
-    programs: tuple[StageGraph, ...]
-    plan: Plan
-    terms: Terms | None = None
 
 
 def lower(
@@ -157,33 +137,6 @@ def _automatic(
         held = footprint(captured, owners.paths, config, model, optimizer=optimizer, loss=start)
     return automatic_layers(
         owners, config, captured, num_layers=model_layout.num_layers, seconds=seconds, footprint=held
-    )
-
-
-def schedule_of(lowered: Lowered, config: ExecutionConfig) -> Simulation:
-    """Give the schedule of one optimizer update of a training run, simulated."""
-    return simulate(
-        make_schedule(
-            config.schedule,
-            stage_ipus=[stage.ipu for stage in lowered.plan.stages],
-            num_micro_batches=config.micro_batches_per_update,
-        )
-    )
-
-
-def recomputed(lowered: Lowered, config: ExecutionConfig, loss: str | None) -> frozenset[StageGraph]:
-    """Give the pieces of stages that run again for their backward pass.
-
-    Not those that read what a run changes. And not the one that makes the loss, when its stage has one micro-batch in
-    flight: its backward pass follows at once, so that running it again would keep more, not less.
-    """
-    if not config.recompute_checkpoint_every_layer:
-        return frozenset()
-    in_flight = schedule_of(lowered, config).peak_stash
-    return frozenset(
-        piece
-        for piece in lowered.programs
-        if piece.is_repeatable and not (loss in piece.outputs and in_flight[piece.stage] == 1)
     )
 
 

@@ -120,6 +120,12 @@ class Simulation:
         return sorted(self.spans, key=lambda action: (self.spans[action], action.kind == FORWARD, action))
 
 
+def one_pass(num_stages: int) -> Iterator[Action]:
+    """Give the passes of one micro-batch: forward through every stage, and back."""
+    yield from (Action(stage, FORWARD, 0) for stage in range(num_stages))
+    yield from (Action(stage, BACKWARD, 0) for stage in reversed(range(num_stages)))
+
+
 def simulate(
     schedule: Schedule, *, forward: Sequence[float] | float = 1.0, backward: Sequence[float] | float = 1.0
 ) -> Simulation:

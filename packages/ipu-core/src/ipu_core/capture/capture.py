@@ -24,6 +24,7 @@ import torch
 from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
+from ..batch import input_leaves
 from ..errors import CaptureError, IPUError
 from ..peft import adapted, forward_parameters
 from ..progress import progress_of_forward
@@ -138,18 +139,6 @@ def _without_values(tensor: torch.Tensor) -> torch.Tensor:
     """Give a tensor that looks like another one: of a view the tracer keeps more, for as long as its base lives."""
     made = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
     return made.requires_grad_(tensor.requires_grad)
-
-
-def input_leaves(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """Flatten a batch into named leaves: ``{"past": [a, b]}`` becomes ``{"past[0]": a, "past[1]": b}``."""
-    leaves: dict[str, Any] = {}
-    for key, value in batch.items():
-        if isinstance(value, torch.Tensor):  # most are, and this is asked several times a step
-            leaves[key] = value
-            continue
-        for path, leaf in pytree.tree_flatten_with_path(value)[0]:
-            leaves[key + pytree.keystr(path)] = leaf
-    return leaves
 
 
 def node_runs(node: torch.fx.Node) -> list[str]:

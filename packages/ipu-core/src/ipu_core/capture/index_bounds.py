@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
+from ..batch import input_leaves
 from ..errors import BatchError
-from .capture import Capture, input_leaves
+from .capture import Capture
 
 _ATEN = torch.ops.aten
 # Operations after which a number is still one of the input's, or the padding's.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch.utils import _pytree as pytree
 
-from ..capture.capture import input_leaves
+from ..batch import input_leaves
 from ..capture.guards import Guards
 from ..capture.index_bounds import check_ranges, index_ranges
 from ..compile.disk_cache import ExecutableCache

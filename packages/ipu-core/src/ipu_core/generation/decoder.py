@@ -27,7 +27,7 @@ from ..compile.worker_pool import Compilers
 from ..config.ipu_config import ExecutionConfig
 from ..errors import CacheError, CaptureError, CompileError, GenerationModeError, IncompatibleIPUConfigError, IPUError
 from ..kernels.quantize_pass import Packer
-from ..lowering import Lowered
+from ..partition.lowered import Lowered
 from ..runtime.device_placement import without_values
 from ..runtime.devices import CPU
 from ..runtime.replay import result_of

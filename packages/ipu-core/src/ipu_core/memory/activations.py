@@ -25,7 +25,7 @@ from ..capture.capture import Capture
 from ..capture.passes import on_device
 from ..partition.stage_graph import StageGraph
 from ..runtime.interpreter import HostProgram
-from ..schedule import FORWARD, Action
+from ..schedule import FORWARD, Action, one_pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,12 +150,6 @@ def dry_run(
             weights.forget_gradients()
         first = once()
         return DryRun(first=first, following=first if loss is None else once())
-
-
-def one_pass(num_stages: int) -> Iterator[Action]:
-    """Give the passes of one micro-batch: forward through every stage, and back."""
-    yield from (Action(stage, FORWARD, 0) for stage in range(num_stages))
-    yield from (Action(stage, "B", 0) for stage in reversed(range(num_stages)))
 
 
 class _Shapes:

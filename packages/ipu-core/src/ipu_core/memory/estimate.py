@@ -13,13 +13,13 @@ from ..config.device_memory import memory_limit
 from ..config.ipu_config import ExecutionConfig
 from ..config.layers_per_ipu import AUTO
 from ..errors import MemoryLimitError
-from ..lowering import Lowered, recomputed
 from ..partition.cut import Segment
+from ..partition.lowered import Lowered, recomputed
+from ..partition.parameters import copies, held_by_ipus, holdings, trainable_values
 from ..partition.plan import Plan, value_bytes
 from ..report.plan_svg import MIB, largest_text
 from .activations import dry_run
 from .in_flight import Account, in_flight, update_order
-from .parameters import copies, held_by_ipus, holdings, trainable_values
 from .search import visits_of
 
 

@@ -11,10 +11,10 @@ import torch
 
 from ..config.device_memory import HOST
 from ..config.ipu_config import ExecutionConfig
+from ..partition.parameters import Holding
 from ..partition.plan import Memory
 from ..schedule import FORWARD, Action, make_schedule, simulate
 from .activations import DryRun, OptimizerCost
-from .parameters import Holding
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,12 +18,12 @@ import torch
 from ..capture.capture import Capture
 from ..config.ipu_config import ExecutionConfig
 from ..partition.cut import Segment, cut
+from ..partition.parameters import Copies, Holding, copies, held_by_ipus, holdings, trainable_values
 from ..partition.plan import Memory, value_bytes
 from ..partition.stage_graph import StageGraph, split
 from ..schedule import BACKWARD, FORWARD, Action, make_schedule, simulate
 from .activations import DryRun, Usage, dry_run
 from .in_flight import Account, in_flight, update_order
-from .parameters import Copies, Holding, copies, held_by_ipus, holdings, trainable_values
 
 
 @dataclass(frozen=True, kw_only=True)

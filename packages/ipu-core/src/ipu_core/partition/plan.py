@@ -17,11 +17,11 @@ from ..config.device_memory import HOST
 from ..config.ipu_config import ExecutionConfig
 from ..config.layers_per_ipu import rounds
 from ..config.options import ESTIMATED
-from ..memory.parameters import holdings
 from ..report.plan_svg import plan_svg, plan_text
 from .cost import Cost, node_cost
 from .cut import Segment
 from .layout import Layout
+from .parameters import holdings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
-from ..capture.capture import CAPTURING, input_leaves
+from ..batch import input_leaves
+from ..capture.capture import CAPTURING
 from ..partition.stage_graph import StageGraph
 from .devices import CPU
 from .weights import Tensors

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..capture.capture import Capture, input_leaves
+from ..batch import input_leaves
+from ..capture.capture import Capture
 from ..partition.stage_graph import StageGraph
 from ..schedule import BACKWARD, FORWARD, Action
 from .transfers import Values

@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
-from ..capture.capture import Capture, input_leaves
+from ..batch import input_leaves
+from ..capture.capture import Capture
 from ..errors import IncompatibleIPUConfigError
-from ..memory.activations import one_pass
 from ..partition.cut import Segment
 from ..partition.stage_graph import split
 from ..progress import progress
-from ..schedule import FORWARD, Action
+from ..schedule import FORWARD, Action, one_pass
 from .interpreter import HostProgram
 from .weights import Weights
 

@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from ..capture.capture import Capture, input_leaves
+from ..batch import input_leaves
+from ..capture.capture import Capture
 from ..compile.executable import Executable, Spec
 from ..partition.stage_graph import StageGraph
 from .transfers import moved

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from ..capture.capture import Capture
-from ..partition.cut import Segment
+from .cut import Segment
 
 aten = torch.ops.aten
 

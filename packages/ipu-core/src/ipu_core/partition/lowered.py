@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an engine is given: the captured forward, cut into the stages of a plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..capture.capture import Capture
+from ..capture.loss_terms import Terms
+from ..config.ipu_config import ExecutionConfig
+from ..schedule import Simulation, make_schedule, simulate
+from .cut import Segment
+from .plan import Plan
+from .stage_graph import StageGraph
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lowered:
+    """A model on its way to an engine.
+
+    Attributes:
+        captured: its forward as one graph.
+        stages: where the graph is cut.
+        programs: the stages as functions, on the devices of their IPUs; several of each stage where activations are
+            recomputed.
+        plan: what sits where; what it holds is not worked out yet.
+        terms: what the loss adds up; None in inference, and where there is no loss.
+    """
+
+    captured: Capture
+    stages: tuple[Segment, ...]
+    programs: tuple[StageGraph, ...]
+    plan: Plan
+    terms: Terms | None = None
+
+
+def schedule_of(lowered: Lowered, config: ExecutionConfig) -> Simulation:
+    """Give the schedule of one optimizer update of a training run, simulated."""
+    return simulate(
+        make_schedule(
+            config.schedule,
+            stage_ipus=[stage.ipu for stage in lowered.plan.stages],
+            num_micro_batches=config.micro_batches_per_update,
+        )
+    )
+
+
+def recomputed(lowered: Lowered, config: ExecutionConfig, loss: str | None) -> frozenset[StageGraph]:
+    """Give the pieces of stages that run again for their backward pass.
+
+    Not those that read what a run changes. And not the one that makes the loss, when its stage has one micro-batch in
+    flight: its backward pass follows at once, so that running it again would keep more, not less.
+    """
+    if not config.recompute_checkpoint_every_layer:
+        return frozenset()
+    in_flight = schedule_of(lowered, config).peak_stash
+    return frozenset(
+        piece
+        for piece in lowered.programs
+        if piece.is_repeatable and not (loss in piece.outputs and in_flight[piece.stage] == 1)
+    )
