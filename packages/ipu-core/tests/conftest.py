@@ -17,4 +17,4 @@ def _two_threads():
 def no_plugins(monkeypatch):
     """Be where no plugin is installed."""
     empty = registry.Registry(())
-    monkeypatch.setattr("ipu_core.model.pipelined.installed", lambda: empty)
+    monkeypatch.setattr("ipu_core.plugins.registry.installed", lambda: empty)

@@ -20,7 +20,7 @@ def gpt2_alone(monkeypatch):
     )
     registry = Registry((Plugin(name="gpt2", version="1", state="ok", families=(family,)),))
     monkeypatch.setattr("ipu_core.cli.installed", lambda: registry)
-    monkeypatch.setattr("ipu_core.model.pipelined.installed", lambda: Registry(()))
+    monkeypatch.setattr("ipu_core.plugins.registry.installed", lambda: Registry(()))
 
 
 def test_plan_of_a_family_has_the_layers_that_were_asked_for(capsys):

@@ -52,7 +52,7 @@ def cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         from ipu_core.plugins.registry import Registry
 
-        patch.setattr("ipu_core.model.pipelined.installed", lambda: Registry(()))
+        patch.setattr("ipu_core.plugins.registry.installed", lambda: Registry(()))
         training_model(to_pipelined(make(Layers), config)).compile(**inputs())
         inference_model(to_pipelined(make(Layers), config)).compile(**inputs())
     return directory

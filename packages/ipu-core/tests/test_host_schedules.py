@@ -61,7 +61,7 @@ def setting():
     with pytest.MonkeyPatch.context() as patch:
         from ipu_core.plugins.registry import Registry
 
-        patch.setattr("ipu_core.model.pipelined.installed", lambda: Registry(()))
+        patch.setattr("ipu_core.plugins.registry.installed", lambda: Registry(()))
         yield Setting()
 
 

@@ -43,7 +43,7 @@ def declare(monkeypatch):
 
     def declare(family):
         registry = Registry((Plugin(name="mine", version="1", state="ok", families=(family,)),))
-        monkeypatch.setattr("ipu_core.model.pipelined.installed", lambda: registry)
+        monkeypatch.setattr("ipu_core.plugins.registry.installed", lambda: registry)
         monkeypatch.setattr("ipu_core.testing.kit.installed", lambda: registry)
         monkeypatch.setattr("ipu_core.samples.installed", lambda: registry)
         return family

@@ -53,7 +53,7 @@ def plugins(monkeypatch):
     def use(*families: Family) -> None:
         plugins = (Plugin(name=f"p{i}", version="1", state="ok", families=(f,)) for i, f in enumerate(families))
         registry = Registry(tuple(plugins))
-        monkeypatch.setattr("ipu_core.model.pipelined.installed", lambda: registry)
+        monkeypatch.setattr("ipu_core.plugins.registry.installed", lambda: registry)
 
     use()
     return use

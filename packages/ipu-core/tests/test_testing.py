@@ -61,6 +61,6 @@ def test_a_wrong_gradient_is_found(monkeypatch):
 
 
 def test_a_model_that_is_changed_by_pipelining_is_found(monkeypatch):
-    monkeypatch.setattr("ipu_core.model.pipelined.PipelineMixin.deparallelize", lambda self: self.double())
+    monkeypatch.setattr("ipu_core.model.mixin.PipelineMixin.deparallelize", lambda self: self.double())
     with pytest.raises(AssertionError):
         assert_round_trip(make(Chain), CONFIG)

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from .errors import IncompatibleIPUConfigError, IPUError
     from .executor import Executor, inference_model, plan, training_model
     from .generation.generator import Generator, generation_model
-    from .model.pipelined import PipelineMixin, to_pipelined
+    from .model.mixin import PipelineMixin
+    from .model.pipelined import to_pipelined
     from .partition.plan import Plan, Stage
     from .plugins.family import Family, pipelined_in
     from .plugins.hookspecs import hookimpl
@@ -39,7 +40,7 @@ _HOMES = {
     "IPUConfig": "config.ipu_config",
     "IPUError": "errors",
     "IncompatibleIPUConfigError": "errors",
-    "PipelineMixin": "model.pipelined",
+    "PipelineMixin": "model.mixin",
     "Plan": "partition.plan",
     "Stage": "partition.plan",
     "generation_model": "generation.generator",

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from .config.ipu_config import IPUConfig
-    from .model.pipelined import PipelineMixin
+    from .model.mixin import PipelineMixin
     from .partition.plan import Plan
 
 

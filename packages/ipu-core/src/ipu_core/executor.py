@@ -53,7 +53,7 @@ from .schedule import Action, Schedule
 from .validation import refuse_other_batches, refuse_other_optimizers, refuse_other_outputs, refuse_other_types
 
 if TYPE_CHECKING:
-    from .model.pipelined import PipelineMixin
+    from .model.mixin import PipelineMixin
 
 logger = logging.getLogger(__name__)
 LossWeight = float | Mapping[str, float]

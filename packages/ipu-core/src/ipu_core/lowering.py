@@ -37,7 +37,7 @@ from .runtime.devices import named_devices, placed
 from .runtime.profiler import measured_seconds
 
 if TYPE_CHECKING:
-    from .model.pipelined import PipelineMixin
+    from .model.mixin import PipelineMixin
 
 logger = logging.getLogger(__name__)
 

@@ -29,7 +29,7 @@ from ..errors import ModelChangedError
 from ..peft import adapted
 
 if TYPE_CHECKING:
-    from ..model.pipelined import PipelineMixin
+    from ..model.mixin import PipelineMixin
     from .capture import Capture
 
 # What no forward reads: of `generate`, of saving, loading and sharding, of warnings that were given once.

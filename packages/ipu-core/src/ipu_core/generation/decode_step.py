@@ -36,7 +36,7 @@ from ..upstream import CACHE
 from .cache import StaticKV
 
 if TYPE_CHECKING:
-    from ..model.pipelined import PipelineMixin
+    from ..model.mixin import PipelineMixin
 
 WEIGHTS = {"int8": 8, "int4": 4, "exact": None}  # and the bits that weights are rounded to
 ROUNDED = frozenset(name for name, bits in WEIGHTS.items() if bits is not None)

@@ -37,7 +37,7 @@ from .decode_step import POSITION, ROUNDED, BoundProgram, Kind, Move, Parts, Pro
 from .views import ASKING, AT, StepView, part
 
 if TYPE_CHECKING:
-    from ..model.pipelined import PipelineMixin
+    from ..model.mixin import PipelineMixin
 
 # Whatever upstream says of how a call returns; a step returns logits.
 _HOW = frozenset(("return_dict", "use_cache", "logits_to_keep", "is_first_iteration"))

@@ -26,7 +26,7 @@ from ..config.ipu_config import ExecutionConfig
 from ..engines import Engine, usable_engine
 from ..errors import CacheError, GenerationModeError, IPUError, NotCompiledError
 from ..executor import Executor
-from ..model.pipelined import PipelineMixin, view
+from ..model.mixin import PipelineMixin, view
 from ..schedule import Schedule, decode_schedule
 from ..upstream import CACHE
 from ..validation import refuse_no_tensors, refuse_other_choices, refuse_other_numbers, refuse_other_types

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..model.pipelined import Origin, PipelineMixin, view
+from ..model.mixin import Origin, PipelineMixin, view
 from ..upstream import CACHE
 from .cache import Slots
 from .positions import Positions

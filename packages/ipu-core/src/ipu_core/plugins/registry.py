@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from ..errors import PluginConflictError
 from .family import Family
@@ -82,6 +83,17 @@ def _conflict(what: str, plugins: tuple[str, ...]) -> PluginConflictError:
 def installed() -> Registry:
     """Give the registry of the installed plugins, loaded once a process."""
     return Registry(load_plugins())
+
+
+def claim_of(plain: type[Any]) -> Claim | None:
+    """Return which plugin declares a model class, None where none does."""
+    return installed().claim(plain.__name__)
+
+
+def family_of(model: Any) -> Family | None:
+    """Return what a plugin declares about the architecture of a model, None where none does."""
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    return installed().family(model_type) if model_type else None
 
 
 def describe(plugins: Iterable[Plugin]) -> str:

@@ -17,7 +17,8 @@ from ..config.ipu_config import ExecutionConfig, IPUConfig
 from ..engines import usable_engine
 from ..executor import Executor
 from ..lowering import CUTS, capture_model
-from ..model.pipelined import PipelineMixin, to_pipelined
+from ..model.mixin import PipelineMixin
+from ..model.pipelined import to_pipelined
 
 T = TypeVar("T")
 OneOrMany: TypeAlias = T | Sequence[T]

@@ -25,7 +25,8 @@ from ..config.ipu_config import IPUConfig
 from ..errors import CacheError, GenerationModeError, nearest
 from ..executor import Executor, inference_model
 from ..generation.generator import generation_model
-from ..model.pipelined import PipelineMixin, to_pipelined
+from ..model.mixin import PipelineMixin
+from ..model.pipelined import to_pipelined
 from ..partition.layout import count_layers, module_entries
 from ..plugins.family import Family, load
 from ..plugins.hookspecs import GROUP
