@@ -6,6 +6,7 @@ import platform
 import pytest
 import torch
 from ipu_core.compile.disk_cache import ExecutableCache
+from ipu_core.compile.native import native_facts
 from ipu_core.errors import CompileError
 from ipu_core.kernels import build as kernels
 from ipu_core.kernels.ops import few_rows_linear, few_rows_packed_linear, one_query_attention
@@ -132,7 +133,7 @@ OTHERS = {"-march=x86-64": "", "-march=x86-64-v3": "avx2", "-march=x86-64-v3 -ma
 
 @pytest.mark.parametrize("flags", OTHERS)
 def test_other_processors(flags, monkeypatch):
-    facts = " ".join(kernels.native_facts()).split()
+    facts = " ".join(native_facts()).split()
     if platform.machine() != "x86_64" or (OTHERS[flags] and OTHERS[flags] not in facts):
         pytest.skip(f"this processor does not run what is built with {flags}")
     monkeypatch.setattr(kernels, "PROCESSOR", flags.split())

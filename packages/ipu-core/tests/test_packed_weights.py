@@ -11,6 +11,7 @@ import torch
 from ipu_core import IPUConfig, generation_model, to_pipelined
 from ipu_core.errors import BatchMismatchError, CompileError, GenerationModeError
 from ipu_core.generation.decode_step import HEAD_BITS, _are_worth_it
+from ipu_core.kernels import build, decode
 from ipu_core.kernels.ops import few_rows_packed_linear, with_few_row_products
 from ipu_core.kernels.quantization import NotExactError, Packing, Room, packed_linear
 from ipu_core.kernels.quantize_pass import Packer
@@ -320,6 +321,20 @@ def test_a_step_that_cannot_be_compiled_is_refused_each_time(monkeypatch):
     for _ in range(2):
         with pytest.raises(CompileError, match="no such operation"):
             generator.generate(ids, max_new_tokens=3, do_sample=False)
+
+
+def test_without_a_compiler_torch_runs_the_steps_and_one_warning_says_so(monkeypatch, caplog, tmp_path):
+    monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", lambda: "no-such-compiler")
+    monkeypatch.setattr(build, "_KERNELS", build._Kernels())
+    decode._warn_once.cache_clear()
+    model = lively(LlamaForCausalLM(LlamaConfig(**SIZE, **HEADS)))
+    config = IPUConfig(layers_per_ipu=[1, 1], compile=True, executable_cache_dir=str(tmp_path / "empty"))
+    pipelined = to_pipelined(model, config)
+    ids = torch.randint(8, 60, (1, 5), generator=torch.Generator().manual_seed(1))
+    for _ in range(2):
+        found = generation_model(pipelined).generate(ids, max_new_tokens=4, do_sample=False)
+        assert torch.equal(found, model.generate(ids, max_new_tokens=4, do_sample=False))
+    assert caplog.text.count("there is no C++ compiler") == 1
 
 
 @pytest.mark.parametrize("bits", [8, 4])

@@ -7,9 +7,10 @@ what goes in and comes out. Loading one runs native code; nothing is unpickled.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -20,7 +21,8 @@ from torch._functorch.partitioners import min_cut_rematerialization_partition
 
 from ..capture.graph_module import graph_module
 from ..errors import BatchMismatchError, CompileError
-from ..kernels.build import SHIMS
+from ..plugins.family import load
+from .native import NO_OPERATORS, Operators
 
 FORWARD_FILE, BACKWARD_FILE, MANIFEST = "forward.pt2", "backward.pt2", "executable.json"
 OPTIONS: Mapping[str, Any] = MappingProxyType(
@@ -67,7 +69,7 @@ class Manifest:
 
     inputs: tuple[Spec, ...]
     num_outputs: int
-    options: Mapping[str, Any]
+    options: Mapping[str, Any] = field(default_factory=dict)
     differentiable: tuple[int, ...] = ()
     requires_grad: tuple[int, ...] = ()
     saved: tuple[Spec, ...] = ()
@@ -75,7 +77,7 @@ class Manifest:
 
     def to_json(self) -> str:
         """Write it as JSON."""
-        return json.dumps(asdict(self))
+        return json.dumps(asdict(replace(self, options=dict(self.options))))
 
     @classmethod
     def from_json(cls, text: str) -> Manifest:
@@ -169,33 +171,43 @@ def write_executable(
     *,
     with_gradients: bool,
     options: Mapping[str, Any] = OPTIONS,
+    operators: Operators = NO_OPERATORS,
 ) -> None:
     """Compile a graph for inputs like some examples, which may be fake, and write the executable into a folder.
+
+    Args:
+        program: the graph.
+        examples: of its inputs.
+        folder: an empty one.
+        with_gradients: whether gradients flow through the code.
+        options: for torch's inductor.
+        operators: those that the graph may call besides torch's.
 
     Raises:
         CompileError: torch's compiler fails, or there is no C++ compiler.
     """
     examples = list(map(_without_overlap, examples))
+    shims = {load(name): [*symbols] for name, symbols in operators.items()}
+    write = functools.partial(_write_code, options={**options, "aot_inductor.custom_ops_to_c_shims": shims})
+    examples = list(map(_without_overlap, examples))
     try:
         if with_gradients and any(example.requires_grad for example in examples):
-            manifest = _write_differentiable(program, examples, folder, options)
+            manifest = _write_differentiable(program, examples, folder, write)
         else:
             with torch.no_grad():
-                _write_code(_without_aliases(program), examples, folder / FORWARD_FILE, options)
-            manifest = Manifest(
-                inputs=tuple(map(Spec.of, examples)), num_outputs=_num_outputs(program), options=dict(options)
-            )
+                write(_without_aliases(program), examples, folder / FORWARD_FILE)
+            manifest = Manifest(inputs=tuple(map(Spec.of, examples)), num_outputs=_num_outputs(program))
     except Exception as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise CompileError(
             f"torch could not compile a stage: {type(error).__name__}: {first}; `compile=True` needs a C++ compiler "
             "(`g++ --version`) and operations torch's inductor knows: leave it out to run the graph as it is"
         ) from error
-    (folder / MANIFEST).write_text(manifest.to_json())
+    (folder / MANIFEST).write_text(replace(manifest, options=dict(options)).to_json())
 
 
 def _write_differentiable(
-    program: torch.fx.GraphModule, examples: Sequence[torch.Tensor], folder: Path, options: Mapping[str, Any]
+    program: torch.fx.GraphModule, examples: Sequence[torch.Tensor], folder: Path, write: Callable[..., None]
 ) -> Manifest:
     plain = _without_aliases(program)
     num_outputs = _num_outputs(program)
@@ -208,12 +220,11 @@ def _write_differentiable(
     saved = taken[: len(taken) - len(differentiable)]
     gradients = [t.new_empty(t.shape) for t in taken[len(saved) :]]
     with torch.no_grad():
-        _write_code(forward, [example.detach() for example in examples], folder / FORWARD_FILE, options)
-        _write_code(backward, [*saved, *gradients], folder / BACKWARD_FILE, options)
+        write(forward, [example.detach() for example in examples], folder / FORWARD_FILE)
+        write(backward, [*saved, *gradients], folder / BACKWARD_FILE)
     return Manifest(
         inputs=tuple(map(Spec.of, examples)),
         num_outputs=num_outputs,
-        options=dict(options),
         differentiable=differentiable,
         requires_grad=tuple(i for i, example in enumerate(examples) if example.requires_grad),
         saved=tuple(map(Spec.of, saved)),
@@ -222,11 +233,10 @@ def _write_differentiable(
 
 
 def _write_code(
-    program: torch.nn.Module, examples: Sequence[torch.Tensor], file: Path, options: Mapping[str, Any]
+    program: torch.nn.Module, examples: Sequence[torch.Tensor], file: Path, *, options: Mapping[str, Any]
 ) -> None:
     exported = torch.export.export(program, tuple(examples), strict=False)
-    told = {**options, "aot_inductor.custom_ops_to_c_shims": SHIMS}
-    torch._inductor.aoti_compile_and_package(exported, package_path=str(file), inductor_configs=told)
+    torch._inductor.aoti_compile_and_package(exported, package_path=str(file), inductor_configs=dict(options))
 
 
 def _without_aliases(program: torch.fx.GraphModule) -> torch.fx.GraphModule:

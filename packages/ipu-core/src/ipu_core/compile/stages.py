@@ -25,11 +25,11 @@ from ..capture.capture import Capture
 from ..capture.serialization import text_of
 from ..config.ipu_config import ExecutionConfig
 from ..errors import IncompatibleIPUConfigError
-from ..kernels.build import native_facts
 from ..partition.stage_graph import StageGraph
 from ..progress import progress
 from .disk_cache import NO_CACHE, ExecutableCache
 from .executable import OPTIONS, Executable, Spec
+from .native import NO_OPERATORS, Operators, native_facts
 from .worker_pool import Compilers, Job, write_job
 
 logger = logging.getLogger(__name__)
@@ -68,6 +68,7 @@ class Compilation:
         cache: where executables are kept.
         more: tensors like those inputs of pieces that the captured model has not, by name.
         options: for torch's inductor.
+        operators: those that pieces may call besides torch's.
         only: the pieces to compile; all by default.
         compilers: processes that may have been started; they are ended.
     """
@@ -81,6 +82,7 @@ class Compilation:
         *,
         more: Mapping[str, torch.Tensor] = NOTHING_MORE,
         options: Mapping[str, Any] = OPTIONS,
+        operators: Operators = NO_OPERATORS,
         only: Collection[StageGraph] | None = None,
         compilers: Compilers | None = None,
     ) -> None:
@@ -90,7 +92,7 @@ class Compilation:
         texts = {p: known[p.program] for p in pieces if p.program in known}
         examples = dict(_examples(captured, pieces, trainable, more, texts))
         self._keys = {
-            piece: f"code-{_key(texts[piece], inputs, captured.training, options)}"
+            piece: f"code-{_key(texts[piece], inputs, captured.training, options, operators)}"
             for piece, inputs in examples.items()
             if only is None or piece in only
         }
@@ -102,7 +104,7 @@ class Compilation:
         }
         # For as many threads as this process has, wherever it is compiled.
         told = {**options, "cpp.threads": torch.get_num_threads()}
-        self._facts: Any = {"with_gradients": captured.training, "options": told}
+        self._facts: Any = {"with_gradients": captured.training, "options": told, "operators": operators}
         self._stack = contextlib.ExitStack()
         if not cache.is_on:
             cache = ExecutableCache(self._stack.enter_context(tempfile.TemporaryDirectory()))
@@ -197,13 +199,16 @@ def _look(value: Any) -> Any:
     return (Spec.of(value), value.requires_grad) if isinstance(value, torch.Tensor) else value
 
 
-def _key(text: str, inputs: Sequence[torch.Tensor], training: bool, options: Mapping[str, Any]) -> str:
+def _key(
+    text: str, inputs: Sequence[torch.Tensor], training: bool, options: Mapping[str, Any], operators: Operators
+) -> str:
     """Tell a graph, what goes in, and where and with what it is compiled."""
     parts = (
         text,
         [_look(tensor) for tensor in inputs],
         training,
         sorted(options.items()),
+        sorted(operators.items()),
         # Code is made for this processor, and for so many threads.
         (native_facts(), torch.get_num_threads()),
     )

@@ -23,8 +23,10 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..capture.serialization import NotStorable, graph_from_json, graph_to_json
+from ..plugins.family import load
 from .disk_cache import ExecutableCache
 from .executable import OPTIONS, write_executable
+from .native import NO_OPERATORS, Operators
 
 JOB_FILE, DONE, FAILED = "job.json", "done", "failed"
 # Precompiled headers take ten seconds or so to make, and save two or three for each graph that a core compiles.
@@ -86,7 +88,13 @@ class Compilers:
             self._processes.append(process)
 
     def written(
-        self, cache: ExecutableCache, jobs: Mapping[str, Job], *, with_gradients: bool, options: Mapping[str, Any]
+        self,
+        cache: ExecutableCache,
+        jobs: Mapping[str, Job],
+        *,
+        with_gradients: bool,
+        options: Mapping[str, Any],
+        operators: Operators = NO_OPERATORS,
     ) -> Iterator[None]:
         """Write the executables of graphs as entries of a cache.
 
@@ -99,6 +107,7 @@ class Compilers:
             jobs: a graph and examples of its inputs by the key of its entry.
             with_gradients: as for `write_executable`.
             options: as for `write_executable`.
+            operators: as for `write_executable`.
 
         Raises:
             CompileError: a graph that was this process's cannot be compiled. What another process could not compile
@@ -106,7 +115,7 @@ class Compilers:
         """
         headers = len(jobs) > FEW_GRAPHS * self.cores
         told = {"aot_inductor.precompile_headers": headers, **options}
-        facts: dict[str, Any] = {"with_gradients": with_gradients, "options": told}
+        facts: dict[str, Any] = {"with_gradients": with_gradients, "options": told, "operators": dict(operators)}
         if len(jobs) > 1:
             self.start()
         left = iter(list(jobs))  # all threads take the next one from it
@@ -187,6 +196,8 @@ def _examples(told: Sequence[Mapping[str, Any]]) -> Iterator[torch.Tensor]:
 
 def _compile(folder: Path) -> None:
     job = json.loads((folder / JOB_FILE).read_text())
+    for operator in job["operators"]:
+        load(operator)  # which defines it, for the graph that calls it
     program, examples = graph_from_json(job.pop("graph")), list(_examples(job.pop("examples")))
     write_executable(program, examples, folder, **job)
 

@@ -21,9 +21,7 @@ from ..compile.stages import STEP_OPTIONS, Compilation, changed_once
 from ..compile.worker_pool import Compilers
 from ..config.ipu_config import ExecutionConfig
 from ..errors import GenerationModeError
-from ..kernels.build import load_kernels, uses_kernels
-from ..kernels.fuse_rms_norm import with_norms
-from ..kernels.ops import with_few_row_products, with_one_query_attention
+from ..kernels.decode import DecodeKernels
 from ..kernels.quantization import Packing
 from ..kernels.quantize_pass import PackedWeights, Packer, Slot, with_packed_weights
 from ..kernels.sink_pass import sunk
@@ -76,6 +74,7 @@ class Parts:
         rows: of every call of a program.
         weights: one of WEIGHTS, to pack those of linear layers; None to leave them.
         packer: has those that are packed.
+        kernels: what steps are made of where they are compiled.
         cache: where graphs and executables are kept.
         compilers: processes that compile.
         guards: what the graphs take for constant of the model.
@@ -89,6 +88,7 @@ class Parts:
     rows: int
     weights: str | None
     packer: Packer
+    kernels: DecodeKernels
     cache: ExecutableCache
     compilers: Compilers
     guards: Guards
@@ -130,12 +130,13 @@ class Program:
             self._weights = PackedWeights(self._weights, slots, parts.packer)
         self._compilation: Compilation | None = None
         if config.compile:
-            lowered = changed_once(with_few_row_products, pieces)
+            kernels = parts.kernels
+            lowered = changed_once(kernels.products, pieces)
             is_chosen = _are_worth_it(pieces, lowered) if moves else [False] * len(pieces)
-            with_fewer = changed_once(with_norms, lowered)
+            with_fewer = changed_once(kernels.norms, lowered)
             lowered = tuple(a if chosen else b for a, b, chosen in zip(lowered, with_fewer, is_chosen, strict=True))
             if moves:
-                lowered = changed_once(with_one_query_attention, lowered)
+                lowered = changed_once(kernels.attention, lowered)
                 lowered = sunk(captured, lowered, into=list(itertools.compress(lowered, is_chosen)))
                 self._compilation = Compilation(
                     captured,
@@ -143,12 +144,13 @@ class Program:
                     cache=parts.cache,
                     more={slot.name: slot.like for slot in slots},
                     options=STEP_OPTIONS,
+                    operators=kernels.operators,
                     only=list(itertools.compress(lowered, is_chosen)),
                     compilers=parts.compilers,
                 )
             pieces = lowered
         self.lowered = replace(self.lowered, programs=pieces)
-        self._cache = parts.cache
+        self._cache, self._kernels = parts.cache, parts.kernels
         self.ranges = index_ranges(captured)
         self.moves = dict(moves)
 
@@ -159,8 +161,8 @@ class Program:
 
     def line(self) -> StraightLine:
         """Give it as a line of calls, with tensors of its own."""
-        if uses_kernels(piece.program for piece in self.lowered.programs):
-            load_kernels(self._cache)
+        if any(self._kernels.are_called(piece.program) for piece in self.lowered.programs):
+            self._kernels.load(self._cache)
         if self._compilation is not None:
             self.lowered = replace(self.lowered, programs=self._compilation.finish())
             self._compilation = None

@@ -26,6 +26,7 @@ from ..compile.disk_cache import ExecutableCache
 from ..compile.worker_pool import Compilers
 from ..config.ipu_config import ExecutionConfig
 from ..errors import CacheError, CaptureError, CompileError, GenerationModeError, IncompatibleIPUConfigError, IPUError
+from ..kernels.decode import TORCH, decode_kernels
 from ..kernels.quantize_pass import Packer
 from ..partition.lowered import Lowered
 from ..runtime.device_placement import without_values
@@ -107,6 +108,7 @@ class Decoder:
         self.sizes = sizes
         self._model, self._config = model, config
         self._rounds_cache = rounds_cache
+        cache = ExecutableCache(config.executable_cache_dir)
         self._parts = Parts(
             model=model,
             view=part(model, StepView),
@@ -114,7 +116,8 @@ class Decoder:
             rows=sizes.rows,
             weights=weights,
             packer=Packer(),
-            cache=ExecutableCache(config.executable_cache_dir),
+            kernels=decode_kernels(cache) if config.compile else TORCH,
+            cache=cache,
             compilers=Compilers(),
             guards=Guards(model),
         )

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hand-written processor code for decode steps, behind a list of graph passes."""
+"""Hand-written processor code for decode steps, behind one function list, `DecodeKernels`."""

@@ -7,13 +7,12 @@ through torch, which hands over pointers. Threads are torch's.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-import functools
 import hashlib
-import importlib.metadata
-import platform
+import shutil
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -21,23 +20,26 @@ from typing import Any
 import torch
 
 from ..compile.disk_cache import NO_CACHE, ExecutableCache
+from ..compile.native import Operators, native_facts
 from ..errors import CompileError
-from .ops import LIBRARY, few_rows_linear, few_rows_packed_linear, one_query_attention
+from . import ops
+from .ops import LIBRARY
 
+OPS = ops.__name__
 SOURCE = Path(__file__).with_name("kernels.cpp")
 BUILT = "kernels.so"
 PROCESSOR = ("-march=native",)
-# Symbols as torch's inductor is told of them, by the operation that they are.
-SHIMS = {
-    few_rows_linear: [
+# Symbols as torch's inductor is told of them, by the operator that they are.
+OPERATORS: Operators = {
+    f"{OPS}:few_rows_linear": [
         "AOTITorchError aoti_torch_cpu_few_rows_linear(AtenTensorHandle x, AtenTensorHandle weight, "
         "AtenTensorHandle* result)"
     ],
-    few_rows_packed_linear: [
+    f"{OPS}:few_rows_packed_linear": [
         "AOTITorchError aoti_torch_cpu_few_rows_packed_linear(AtenTensorHandle x, AtenTensorHandle words, "
         "int64_t bits, int64_t outputs, AtenTensorHandle* result)"
     ],
-    one_query_attention: [
+    f"{OPS}:one_query_attention": [
         "AOTITorchError aoti_torch_cpu_one_query_attention(AtenTensorHandle queries, AtenTensorHandle keys, "
         "AtenTensorHandle values, AtenTensorHandle* key_scales, AtenTensorHandle* value_scales, "
         "AtenTensorHandle* mask, double scale, AtenTensorHandle* result)"
@@ -52,20 +54,23 @@ class _Kernels:
         self._lock = Lock()
         self._library: ctypes.CDLL | None = None
 
+    @property
+    def is_loaded(self) -> bool:
+        return self._library is not None
+
     def load(self, cache: ExecutableCache) -> ctypes.CDLL:
         with self._lock:
             if self._library is None:
-                key = hashlib.sha256(repr(native_facts()).encode()).hexdigest()
-                self._library = cache.entry(f"kernels-{key}", load=_load, write=_build)
+                self._library = cache.entry(_key(), load=_load, write=_build)
             return self._library
 
 
 _KERNELS = _Kernels()
 
 
-def uses_kernels(programs: Iterable[torch.fx.GraphModule]) -> bool:
-    """Say whether graphs call one of the kernels."""
-    return any(node.target in SHIMS for program in programs for node in program.graph.nodes)
+def can_be_loaded(cache: ExecutableCache = NO_CACHE) -> bool:
+    """Return whether the kernels are in this process, in the cache, or there is a compiler to build them."""
+    return _KERNELS.is_loaded or cache.has(_key()) or _compiler() is not None
 
 
 def load_kernels(cache: ExecutableCache = NO_CACHE) -> ctypes.CDLL:
@@ -75,6 +80,20 @@ def load_kernels(cache: ExecutableCache = NO_CACHE) -> ctypes.CDLL:
         CompileError: the C++ compiler cannot be run, or fails.
     """
     return _KERNELS.load(cache)
+
+
+def _key() -> str:
+    facts = (hashlib.sha256(SOURCE.read_bytes()).hexdigest(), *native_facts())
+    return f"kernels-{hashlib.sha256(repr(facts).encode()).hexdigest()}"
+
+
+def _compiler() -> str | None:
+    """Return the C++ compiler that torch would call; None where there is none."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    with contextlib.suppress(RuntimeError):  # none of those that torch knows
+        return shutil.which(get_cpp_compiler())
+    return None
 
 
 def _load(folder: Path) -> ctypes.CDLL:
@@ -98,19 +117,6 @@ def _build(folder: Path) -> None:
             "`compile=True` needs a C++ compiler (`g++ --version`, or another one that the variable CXX names): "
             "leave it out to run the graph as it is"
         ) from error
-
-
-@functools.cache
-def native_facts() -> tuple[str, ...]:
-    """Tell what native code is made of here, and for: code that one of them differs for is other code."""
-    source = hashlib.sha256(SOURCE.read_bytes()).hexdigest()
-    versions = [importlib.metadata.version(package) for package in ("ipu-core", "torch")]
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            processor = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    except OSError:
-        processor = platform.processor()
-    return (source, *versions, platform.machine(), torch.backends.cpu.get_cpu_capability(), processor)
 
 
 def _linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
