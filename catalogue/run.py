@@ -32,7 +32,7 @@ import transformers
 from ipu_core import IPUConfig, generation_model, to_pipelined
 from ipu_core.batch import micro_batches
 from ipu_core.capture.capture import without_cache
-from ipu_core.engines import usable_engine
+from ipu_core.engines.registry import usable_engine
 from ipu_core.errors import CacheError, GenerationModeError
 from ipu_core.executor import Executor
 from ipu_core.lowering import capture_model

@@ -305,7 +305,7 @@ def test_layers_that_do_not_add_up_are_refused_before_anything_runs():
 
 
 def test_a_capture_can_be_shared():
-    from ipu_core.engines import usable_engine
+    from ipu_core.engines.registry import usable_engine
     from ipu_core.executor import Executor
     from ipu_core.lowering import capture_model
 

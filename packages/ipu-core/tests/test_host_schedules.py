@@ -4,7 +4,7 @@
 import pytest
 import torch
 from ipu_core import IPUConfig, plan, to_pipelined
-from ipu_core.engines import usable_engine
+from ipu_core.engines.registry import usable_engine
 from ipu_core.executor import Executor
 from ipu_core.lowering import capture_model
 from ipu_core.schedule import SCHEDULES, make_schedule, simulate

@@ -7,7 +7,7 @@ import pytest
 from ipu_core.cli import main
 from ipu_core.config.ipu_config import IPUConfig
 from ipu_core.config.options import HARDWARE_HINTS, OPTIONS
-from ipu_core.engines import HOST_INERT
+from ipu_core.engines.host import HOST
 
 HERE = Path(__file__).parent
 # option -> the test that observes its effect
@@ -42,14 +42,14 @@ OBSERVED = {
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_every_option_has_an_observed_effect_or_is_a_hint(name):
-    assert (name in OBSERVED) != (name in HOST_INERT), f"`{name}` is to be in OBSERVED or in HOST_INERT"
+    assert (name in OBSERVED) != (name in HOST.inert), f"`{name}` is to be in OBSERVED or in HOST_INERT"
     if name in OBSERVED:
         file, _, test = OBSERVED[name].partition("::")
         assert f"def {test}(" in (HERE / file).read_text(), OBSERVED[name]
 
 
 def test_what_only_hardware_reads_has_no_effect_on_the_host():
-    assert set(HARDWARE_HINTS) <= set(HOST_INERT) <= set(OPTIONS)
+    assert set(HARDWARE_HINTS) <= set(HOST.inert) <= set(OPTIONS)
 
 
 @pytest.mark.turns(1)
@@ -59,4 +59,4 @@ def test_doctor_says_of_every_option_whether_it_has_an_effect(capsys, tmp_path):
     printed = capsys.readouterr().out.partition("at their defaults")[2].splitlines()
     for name in OPTIONS:
         (line,) = [line for line in printed if name in line.replace(",", " ").split()]
-        assert line.startswith("  no effect on the host engine:" if name in HOST_INERT else "  with an effect:"), name
+        assert line.startswith("  no effect on the host engine:" if name in HOST.inert else "  with an effect:"), name

@@ -10,7 +10,7 @@ import transformers
 from ipu_core import IPUConfig, to_pipelined
 from ipu_core.capture.capture import Constant
 from ipu_core.capture.serialization import CONSTANTS, GRAPH, NotStorable, read_capture, text_of, write_capture
-from ipu_core.engines import usable_engine
+from ipu_core.engines.registry import usable_engine
 from ipu_core.executor import Executor
 from ipu_core.lowering import capture_model, lower
 from ipu_core.samples import sample_batch

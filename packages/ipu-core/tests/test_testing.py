@@ -5,7 +5,7 @@ import pytest
 import torch
 from ipu_core import IPUConfig
 from ipu_core.partition import stage_graph as split_module
-from ipu_core.runtime.interpreter import HostProgram
+from ipu_core.runtime.interpreter import Interpreter
 from ipu_core.testing import (
     assert_inference_equals_plain,
     assert_round_trip,
@@ -49,13 +49,13 @@ def test_a_wrong_output_is_found_and_the_split_named():
 
 
 def test_a_wrong_gradient_is_found(monkeypatch):
-    train = HostProgram.train
+    train = Interpreter.train
 
     def twice(self, *arguments, starts, **options):
         doubled = [{name: 2 * weight for name, weight in each.items()} for each in starts]
         return train(self, *arguments, starts=doubled, **options)
 
-    monkeypatch.setattr(HostProgram, "train", twice)  # gradients twice as large, outputs right
+    monkeypatch.setattr(Interpreter, "train", twice)  # gradients twice as large, outputs right
     with pytest.raises(AssertionError, match="the gradient of .* differs"):
         assert_training_equals_plain(make(Chain), CONFIG, batch(), atol=1e-6)
 

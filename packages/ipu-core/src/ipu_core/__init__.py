@@ -18,6 +18,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from .moved import name_moved_modules
 from .upstream import refuse_too_old
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ __all__ = [
 ]
 
 refuse_too_old()
+name_moved_modules()
 
 
 def __getattr__(name: str) -> Any:

@@ -132,7 +132,7 @@ def _edits(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from .engines import engines
+    from .engines.registry import engines
 
     found = {upstream.name: upstream for upstream in upstreams()}
     for package in (CORE, "torch", "transformers", "optimum"):
@@ -177,7 +177,7 @@ def _effects(file: Path) -> str:
     """Say of every option whether the host engine gives it an effect, and what it means where it is changed."""
     from .config.ipu_config import IPUConfig
     from .config.options import OPTIONS, attribute_option
-    from .engines import HOST_INERT
+    from .engines.host import HOST
 
     ipu_config = IPUConfig.from_pretrained(file)
     changed = ipu_config.changed(OPTIONS) | ipu_config.changed(OPTIONS, for_inference=True)
@@ -187,10 +187,10 @@ def _effects(file: Path) -> str:
         option = attribute_option(name)
         assert option is not None
         unchanged.pop(option.name, None)
-        effect = "no effect on the host engine" if option.name in HOST_INERT else "has an effect"
+        effect = "no effect on the host engine" if option.name in HOST.inert else "has an effect"
         lines.append(f"{name}={value}: {effect}: {option.meaning}")
-    with_effect = ", ".join(name for name in unchanged if name not in HOST_INERT) or "none"
-    without = ", ".join(name for name in unchanged if name in HOST_INERT) or "none"
+    with_effect = ", ".join(name for name in unchanged if name not in HOST.inert) or "none"
+    without = ", ".join(name for name in unchanged if name in HOST.inert) or "none"
     lines += ["at their defaults:", f"  with an effect: {with_effect}", f"  no effect on the host engine: {without}"]
     return "\n".join(lines)
 

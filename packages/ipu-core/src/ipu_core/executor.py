@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,22 +33,18 @@ from .capture.index_bounds import IndexRange, check_ranges, index_ranges
 from .capture.loss import loss_value
 from .capture.loss_terms import Terms
 from .compile.disk_cache import ExecutableCache
-from .compile.stages import compiled, refuse_other_processors
 from .config.ipu_config import ExecutionConfig, IPUConfig
-from .engines import Engine, usable_engine
+from .engines.engine import Engine
+from .engines.registry import usable_engine
 from .errors import BatchError, BatchSizeError, IncompatibleIPUConfigError, LossError, NotCompiledError, nearest
 from .lowering import lower
 from .memory.estimate import refuse_what_does_not_fit, with_memory
-from .partition.lowered import Lowered, recomputed, schedule_of
-from .partition.parameters import trainable_values
+from .partition.lowered import Lowered, schedule_of
 from .partition.plan import Plan
 from .peft import refuse_nothing_to_train
 from .report.timeline import Span, Timeline
-from .runtime.device_placement import Residence
-from .runtime.devices import refuse_missing_devices
-from .runtime.interpreter import HostProgram
+from .runtime.program import StageProgram
 from .runtime.transfers import moved
-from .runtime.weights import Weights
 from .schedule import Action, Schedule
 from .validation import refuse_other_batches, refuse_other_optimizers, refuse_other_outputs, refuse_other_types
 
@@ -173,9 +169,8 @@ class Executor:
         self._name_options_without_effect()
         if not self._config.inference:
             refuse_nothing_to_train(self._model)
-        refuse_missing_devices(self._config)
-        if self._config.compile:
-            refuse_other_processors(self._model, self._config)
+        assert self._engine.check is not None and self._engine.program is not None, "it is usable"
+        self._engine.check(self._model, self._config)
         cache = ExecutableCache(self._config.executable_cache_dir)
         lowered = lower(
             self._model,
@@ -191,22 +186,12 @@ class Executor:
         loss = None if self._config.inference else loss_value(captured, self._loss)
         if self._config.device_memory is not None:
             refuse_what_does_not_fit(self._with_memory(lowered, loss), self._config)
-        if self._config.compile:
-            code = compiled(captured, lowered.programs, trainable_values(captured, self._model), cache)
-            lowered = replace(lowered, programs=code)
         schedule = None if self._config.inference else schedule_of(lowered, self._config)
-        weights = Weights(captured, self._model)
         self._compiled = _Compiled(
             spec=BatchSpec.of(batch),
             ranges=index_ranges(captured),
             lowered=lowered,
-            program=HostProgram(
-                captured,
-                lowered.programs,
-                weights,
-                recomputed=recomputed(lowered, self._config, loss),
-            ),
-            residence=Residence(weights, lowered.programs),
+            program=self._engine.program(self._model, lowered, self._config, cache, loss),
             guards=Guards(self._model),
             kept=_selection(captured, loss, self._selected),
             loss=loss,
@@ -276,7 +261,7 @@ class Executor:
             self._compiled.guards.check()
         self._model.check_batch(batch, config=self._config)
         check_ranges(self._compiled.ranges, batch)
-        self._compiled.residence.settle(self._optimizer)
+        self._compiled.program.settle(self._optimizer)
         if self._config.inference:
             if loss_weights is not None:
                 raise BatchError("`loss_weights` is for training, and this executor takes no gradients: leave it out")
@@ -295,7 +280,7 @@ class Executor:
         The next call moves them out again. An optimizer's state stays where it is.
         """
         if self._compiled is not None:
-            self._compiled.residence.release()
+            self._compiled.program.release()
 
     def _train(
         self, compiled: _Compiled, batch: Mapping[str, Any], loss_weights: Sequence[LossWeight] | None
@@ -366,8 +351,7 @@ class _Compiled:
     spec: BatchSpec
     ranges: tuple[IndexRange, ...]
     lowered: Lowered
-    program: HostProgram
-    residence: Residence
+    program: StageProgram
     guards: Guards
     kept: frozenset[int]
     loss: str | None

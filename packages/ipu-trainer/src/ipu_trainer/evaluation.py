@@ -14,7 +14,7 @@ from ipu_core import Executor, PipelineMixin
 from ipu_core.batch import rows_of
 from ipu_core.capture.capture import Capture
 from ipu_core.compile.disk_cache import ExecutableCache
-from ipu_core.engines import usable_engine
+from ipu_core.engines.registry import usable_engine
 from ipu_core.lowering import capture_model
 from torch.utils import _pytree as pytree
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from ipu_core import Executor, IPUConfig, PipelineMixin, to_pipelined
 from ipu_core.capture.loss_terms import NUM_ITEMS, shares
-from ipu_core.engines import usable_engine
+from ipu_core.engines.registry import usable_engine
 from ipu_core.peft import has_adapters
 from ipu_core.rewrites.loss import computed_by, takes
 from ipu_core.runtime.device_placement import move_state

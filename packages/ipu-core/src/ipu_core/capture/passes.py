@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -11,6 +11,19 @@ import torch
 from .graph_module import graph_module
 
 Values = Mapping[torch.fx.Node, Any]
+
+
+def copy_nodes(graph: torch.fx.Graph, nodes: Iterable[torch.fx.Node], values: dict[torch.fx.Node, Any]) -> None:
+    """Copy nodes to the end of a graph, but those that `values` has; it gets the copies.
+
+    Args:
+        graph: that they are copied to.
+        nodes: of another graph, each after those it reads.
+        values: the node of `graph` for each node of the other one that was copied, or replaced.
+    """
+    for node in nodes:
+        if node not in values:
+            values[node] = graph.node_copy(node, values.__getitem__)
 
 
 def on_device(program: torch.fx.GraphModule, device: torch.device) -> torch.fx.GraphModule:
@@ -32,7 +45,8 @@ def on_device(program: torch.fx.GraphModule, device: torch.device) -> torch.fx.G
     graph = torch.fx.Graph()
     values: dict[torch.fx.Node, torch.fx.Node] = {}
     for node in program.graph.nodes:
-        values[node] = copy = graph.node_copy(node, lambda source: values[source])
+        copy_nodes(graph, [node], values)
+        copy = values[node]
         arguments = torch.fx.node.map_aggregate((copy.args, copy.kwargs), moved)
         if arguments != (copy.args, copy.kwargs):
             copy.args, copy.kwargs = arguments
@@ -64,5 +78,5 @@ def rewritten(
             values[node] = write(graph, node, values)
             values[node].meta = dict(node.meta)
         else:
-            values[node] = graph.node_copy(node, lambda source: values[source])
+            copy_nodes(graph, [node], values)
     return graph_module(program, graph)

@@ -19,6 +19,7 @@ import torch
 from .aliasing import aliases, written
 from .capture import Capture
 from .graph_module import graph_module
+from .passes import copy_nodes
 
 Node: TypeAlias = torch.fx.Node
 Axes: TypeAlias = tuple[int, int]
@@ -256,8 +257,8 @@ class _Rewriting:
                 self.move(node)
             elif node is self.reading.views[-1]:
                 self.values[node] = self.read()
-            elif node not in self.reading.nodes and node not in self.values:
-                self.values[node] = self.graph.node_copy(node, self.values.__getitem__)
+            elif node not in self.reading.nodes:
+                copy_nodes(self.graph, [node], self.values)
         return self.graph
 
     def move(self, node: Node) -> None:
@@ -349,7 +350,7 @@ class _Rewriting:
         if node not in self.values:
             for source in node.all_input_nodes:
                 self.bring_forward(source)
-            self.values[node] = self.graph.node_copy(node, self.values.__getitem__)
+            copy_nodes(self.graph, [node], self.values)
             self.values[node].meta["nn_module_stack"] = self.stack
 
     def read(self) -> Node:

@@ -20,6 +20,7 @@ from torch._functorch.aot_autograd import aot_export_joint_simple
 from torch._functorch.partitioners import min_cut_rematerialization_partition
 
 from ..capture.graph_module import graph_module
+from ..capture.passes import copy_nodes
 from ..errors import BatchMismatchError, CompileError
 from ..plugins.family import load
 from .native import NO_OPERATORS, Operators
@@ -243,11 +244,9 @@ def _without_aliases(program: torch.fx.GraphModule) -> torch.fx.GraphModule:
     """Give the same graph with copies as outputs: none may share memory; the compiler leaves out the needless ones."""
     graph = torch.fx.Graph()
     values: dict[torch.fx.Node, torch.fx.Node] = {}
-    for node in program.graph.nodes:
-        if node.op == "output":
-            graph.output(tuple(graph.call_function(torch.ops.aten.clone.default, (values[v],)) for v in node.args[0]))
-        else:
-            values[node] = graph.node_copy(node, lambda source: values[source])
+    *nodes, output = program.graph.nodes
+    copy_nodes(graph, nodes, values)
+    graph.output(tuple(graph.call_function(torch.ops.aten.clone.default, (values[v],)) for v in output.args[0]))
     return graph_module(program, graph)
 
 

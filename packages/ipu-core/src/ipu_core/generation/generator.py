@@ -23,7 +23,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast, Seq2SeqLMOutpu
 
 from ..compile.stages import refuse_other_processors
 from ..config.ipu_config import ExecutionConfig
-from ..engines import Engine, usable_engine
+from ..engines.engine import Engine
+from ..engines.registry import usable_engine
 from ..errors import CacheError, GenerationModeError, IPUError, NotCompiledError
 from ..executor import Executor
 from ..model.mixin import PipelineMixin, view

@@ -16,6 +16,7 @@ import torch
 
 from ..capture.capture import Capture
 from ..capture.graph_module import graph_module
+from ..capture.passes import copy_nodes
 from ..errors import BatchMismatchError
 from ..partition.stage_graph import StageGraph
 from ..runtime.weights import Tensors
@@ -118,14 +119,14 @@ def _packed(program: torch.fx.GraphModule, packings: Sequence[Packing | None]) -
     kept = []
     for i, node in enumerate(placeholders):
         if not node.users or not packed.issuperset(node.users) or any(_weight(user) is not node for user in node.users):
-            values[node] = graph.node_copy(node)
+            copy_nodes(graph, [node], values)
             kept.append(i)
     for node in program.graph.nodes:
         if node in packed and node not in values:
             i = next(i for i, group in enumerate(groups) if node in group.layers)
             values.update(_product(graph, groups[i], words[i], values))
-        elif node.op != "placeholder" and node not in values:
-            values[node] = graph.node_copy(node, lambda source: values[source])
+        elif node.op != "placeholder":
+            copy_nodes(graph, [node], values)
     return _Packed(program=graph_module(program, graph), groups=groups, kept=kept)
 
 

@@ -16,6 +16,7 @@ import torch
 from ..capture.aliasing import written
 from ..capture.capture import Capture
 from ..capture.graph_module import graph_module
+from ..capture.passes import copy_nodes
 from ..partition.stage_graph import StageGraph
 
 MOST_ELEMENTS = 1 << 14  # of a value that is computed again
@@ -132,19 +133,18 @@ def _with(
     """Give a program that computes some of its inputs; of `leaves` it has those that have a position."""
     graph = torch.fx.Graph()
     placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
-    values = {node: graph.node_copy(node) for i, node in enumerate(placeholders) if i not in here}
+    values: dict[torch.fx.Node, torch.fx.Node] = {}
+    copy_nodes(graph, (node for i, node in enumerate(placeholders) if i not in here), values)
     needed = origin.needed(here.values())
     for leaf, name in origin.names.items():
         if leaf in needed:
             position = leaves[name]
-            values[leaf] = graph.node_copy(leaf) if position is None else values[placeholders[position]]
-    for node in next(iter(here.values())).graph.nodes:
-        if node in needed and node not in values:
-            values[node] = graph.node_copy(node, lambda source: values[source])
+            if position is not None:
+                values[leaf] = values[placeholders[position]]
+            copy_nodes(graph, [leaf], values)
+    copy_nodes(graph, (node for node in next(iter(here.values())).graph.nodes if node in needed), values)
     values.update({placeholders[i]: values[node] for i, node in here.items()})
-    for node in program.graph.nodes:
-        if node.op != "placeholder":
-            values[node] = graph.node_copy(node, lambda source: values[source])
+    copy_nodes(graph, program.graph.nodes, values)
     return graph_module(program, graph)
 
 
@@ -152,8 +152,7 @@ def _without(piece: StageGraph, values: Collection[str]) -> StageGraph:
     graph = torch.fx.Graph()
     copies: dict[torch.fx.Node, torch.fx.Node] = {}
     *nodes, output = piece.program.graph.nodes
-    for node in nodes:
-        copies[node] = graph.node_copy(node, lambda source: copies[source])
+    copy_nodes(graph, nodes, copies)
     kept = [(name, node) for name, node in zip(piece.outputs, output.args[0], strict=True) if name not in values]
     graph.output(tuple(copies[node] for _, node in kept))
     graph.eliminate_dead_code()

@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..capture.capture import Capture
 from ..capture.passes import on_device
 from ..partition.stage_graph import StageGraph
-from ..runtime.interpreter import HostProgram
+from ..runtime.interpreter import Interpreter
 from ..schedule import FORWARD, Action, one_pass
 
 
@@ -107,8 +107,8 @@ def dry_run(
         captured: the captured model.
         segments: its stages, or parts of stages.
         trainable: the values of `captured` that are parameters with gradients.
-        recomputed: as for `HostProgram`.
-        loss: what `HostProgram.train` starts from; None for inference.
+        recomputed: as for `Interpreter`.
+        loss: what `Interpreter.train` starts from; None for inference.
     """
     ipus = {segment.stage: segment.ipu for segment in segments}
     here = torch.device("cpu")
@@ -122,7 +122,7 @@ def dry_run(
         # Made inside the mode, so that they have no data either.
         weights = _Shapes(captured, trainable)
         constants = {name: torch.empty(t.shape, dtype=t.dtype) for name, t in captured.constants.items()}
-        program = HostProgram(
+        program = Interpreter(
             replace(captured, constants=constants),
             list(moved.values()),
             weights,

@@ -13,10 +13,11 @@ from ..config.device_memory import memory_limit
 from ..config.ipu_config import ExecutionConfig
 from ..config.layers_per_ipu import AUTO
 from ..errors import MemoryLimitError
+from ..partition.cost import num_bytes
 from ..partition.cut import Segment
-from ..partition.lowered import Lowered, recomputed
+from ..partition.lowered import Lowered
 from ..partition.parameters import copies, held_by_ipus, holdings, trainable_values
-from ..partition.plan import Plan, value_bytes
+from ..partition.plan import Plan
 from ..report.plan_svg import MIB, largest_text
 from .activations import dry_run
 from .in_flight import Account, in_flight, update_order
@@ -45,7 +46,7 @@ def with_memory(
         captured,
         lowered.programs,
         trainable_values(captured, model),
-        recomputed=recomputed(lowered, config, loss),
+        recomputed=lowered.recomputed(config, loss),
         loss=loss,
     )
     ipus = [stage.ipu for stage in made.stages]
@@ -107,6 +108,6 @@ def _largest_module(lowered: Lowered, model: torch.nn.Module, account: Account) 
 
 def _received_from_other_ipus(captured: Capture, segments: Sequence[Segment]) -> list[int]:
     """Give the bytes each stage is handed from other IPUs for one micro-batch."""
-    sizes = {node.name: value_bytes(node.meta.get("val")) for node in captured.graph.nodes}
+    sizes = {node.name: num_bytes(node.meta.get("val")) for node in captured.graph.nodes}
     ipu_of = {name: segment.ipu for segment in segments for name in segment.nodes}
     return [sum(sizes[name] for name in s.receives if ipu_of[name] != s.ipu) for s in segments]

@@ -97,7 +97,7 @@ class Account:
     ) -> Account:
         """Make it for an optimizer, or its class, that steps on a model's parameters; None steps on none."""
         cost = OptimizerCost() if config.inference else OptimizerCost.of(optimizer)
-        largest = max((p.numel() * p.element_size() for p in model.parameters() if p.requires_grad), default=0)
+        largest = max((p.nbytes for p in model.parameters() if p.requires_grad), default=0)
         return cls(config=config, optimizer=cost, workspace=round(largest * cost.workspace))
 
     def memory(self, ipu: int, held: Holding, flying: InFlight) -> Memory:

@@ -17,10 +17,12 @@ import torch
 
 from ..capture.capture import Capture
 from ..config.ipu_config import ExecutionConfig
+from ..partition.cost import num_bytes
 from ..partition.cut import Segment, cut
+from ..partition.lowered import recomputed
 from ..partition.parameters import Copies, Holding, copies, held_by_ipus, holdings, trainable_values
-from ..partition.plan import Memory, value_bytes
-from ..partition.stage_graph import StageGraph, split
+from ..partition.plan import Memory
+from ..partition.stage_graph import split
 from ..schedule import BACKWARD, FORWARD, Action, make_schedule, simulate
 from .activations import DryRun, Usage, dry_run
 from .in_flight import Account, in_flight, update_order
@@ -102,7 +104,7 @@ def footprint(
         captured,
         graphs,
         trainable_values(captured, model),
-        recomputed=_recomputed(graphs, config, loss),
+        recomputed=recomputed(graphs, config, loss, lambda graph: _in_flight_at_the_end(config)),
         loss=loss,
     )
     return Footprint(
@@ -111,7 +113,7 @@ def footprint(
         held=holdings(captured, visits, model),
         copies=copies(captured, visits, model),
         run=run,
-        sizes={node.name: value_bytes(node.meta.get("val")) for node in captured.graph.nodes},
+        sizes={node.name: num_bytes(node.meta.get("val")) for node in captured.graph.nodes},
         account=Account.of(config, model, optimizer),
     )
 
@@ -121,17 +123,14 @@ def visits_of(captured: Capture, paths: Sequence[str]) -> tuple[Segment, ...]:
     return cut(captured, {path: i for i, path in enumerate(paths)})
 
 
-def _recomputed(graphs: Sequence[StageGraph], config: ExecutionConfig, loss: str | None) -> frozenset[StageGraph]:
-    """Give what runs again; what makes the loss does not, unless several micro-batches wait for it."""
-    if not config.recompute_checkpoint_every_layer:
-        return frozenset()
+def _in_flight_at_the_end(config: ExecutionConfig) -> int:
+    """Return how many micro-batches wait in the last stage of any placement, which makes the loss."""
     schedule = make_schedule(
         "gpipe" if config.schedule == "gpipe" else "sequential",
         stage_ipus=range(config.ipus_per_replica),
         num_micro_batches=config.micro_batches_per_update,
     )
-    waits = simulate(schedule).peak_stash[-1] > 1
-    return frozenset(g for g in graphs if g.is_repeatable and (waits or loss not in g.outputs))
+    return simulate(schedule).peak_stash[-1]
 
 
 def _enough_micro_batches(config: ExecutionConfig, num_stages: int) -> int:

@@ -87,8 +87,8 @@ def node_cost(node: torch.fx.Node, rates: Rates = HOST) -> Cost:
     """Give the cost of one operation of a captured graph."""
     if _only_looks(node):
         return Cost()
-    result = _bytes(node.meta.get("val"))
-    reads = [_bytes(source.meta.get("val")) for source in node.all_input_nodes]
+    result = num_bytes(node.meta.get("val"))
+    reads = [num_bytes(source.meta.get("val")) for source in node.all_input_nodes]
     # A lookup reads the rows it returns, not the table.
     moved = 2 * result if getattr(node.target, "overloadpacket", None) in _LOOKUPS else result + sum(reads)
     flops = _flops(node)
@@ -150,5 +150,6 @@ def _elements(value: Any) -> int:
     return sum(tensor.numel() for tensor in _tensors(value))
 
 
-def _bytes(value: Any) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(value))
+def num_bytes(value: Any) -> int:
+    """Return the bytes of a value of a graph: of the tensors among it, 0 of what is no tensor."""
+    return sum(tensor.nbytes for tensor in _tensors(value))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from ..capture.capture import Capture
@@ -33,6 +34,13 @@ class Lowered:
     plan: Plan
     terms: Terms | None = None
 
+    def recomputed(self, config: ExecutionConfig, loss: str | None) -> frozenset[StageGraph]:
+        """Return those of the programs that run again for their backward pass; `loss` is what that starts from."""
+        if not config.recompute_checkpoint_every_layer:
+            return frozenset()
+        peak_stash = schedule_of(self, config).peak_stash
+        return recomputed(self.programs, config, loss, lambda graph: peak_stash[graph.stage])
+
 
 def schedule_of(lowered: Lowered, config: ExecutionConfig) -> Simulation:
     """Give the schedule of one optimizer update of a training run, simulated."""
@@ -45,17 +53,25 @@ def schedule_of(lowered: Lowered, config: ExecutionConfig) -> Simulation:
     )
 
 
-def recomputed(lowered: Lowered, config: ExecutionConfig, loss: str | None) -> frozenset[StageGraph]:
-    """Give the pieces of stages that run again for their backward pass.
+def recomputed(
+    stage_graphs: Iterable[StageGraph],
+    config: ExecutionConfig,
+    loss: str | None,
+    in_flight: Callable[[StageGraph], int],
+) -> frozenset[StageGraph]:
+    """Return the stage graphs that run again for their backward pass.
 
     Not those that read what a run changes. And not the one that makes the loss, when its stage has one micro-batch in
     flight: its backward pass follows at once, so that running it again would keep more, not less.
+
+    Args:
+        stage_graphs: of one model.
+        config: the kind of run.
+        loss: the value the backward pass starts from; None for inference.
+        in_flight: micro-batches that wait for their backward pass in the stage of one, at most.
     """
     if not config.recompute_checkpoint_every_layer:
         return frozenset()
-    in_flight = schedule_of(lowered, config).peak_stash
     return frozenset(
-        piece
-        for piece in lowered.programs
-        if piece.is_repeatable and not (loss in piece.outputs and in_flight[piece.stage] == 1)
+        graph for graph in stage_graphs if graph.is_repeatable and not (loss in graph.outputs and in_flight(graph) == 1)
     )

@@ -63,7 +63,7 @@ def copies(captured: Capture, segments: Sequence[Segment], model: torch.nn.Modul
         readers = frozenset(home[user.name] for user in users)
         if len(readers) > 1 and not all(_is_row_slice(user) for user in users):
             trains = tensor.requires_grad and isinstance(tensor, torch.nn.Parameter)
-            copy = Holding(copied_bytes=_size(tensor), copied_trainable_bytes=_size(tensor) if trains else 0)
+            copy = Holding(copied_bytes=tensor.nbytes, copied_trainable_bytes=tensor.nbytes if trains else 0)
             found.append(Copies(home=min(readers), readers=readers, copy=copy))
     return tuple(found)
 
@@ -135,13 +135,9 @@ def _rows(node: torch.fx.Node, rows: int) -> tuple[int, int]:
     return (start if isinstance(start, int) else 0, min(stop, rows) if isinstance(stop, int) else rows)
 
 
-def _size(tensor: torch.Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
-
-
 def _holding(tensor: torch.Tensor, rows: int, *, is_parameter: bool) -> Holding:
     elements = tensor.numel() // tensor.shape[0] * rows if tensor.ndim and tensor.shape[0] else tensor.numel()
-    size = elements * tensor.element_size()
+    size = elements * tensor.itemsize
     if not is_parameter:
         return Holding(buffer_bytes=size)
     return Holding(num_parameters=elements, parameter_bytes=size, trainable_bytes=size if tensor.requires_grad else 0)

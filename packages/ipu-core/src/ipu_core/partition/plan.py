@@ -8,7 +8,6 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -18,7 +17,7 @@ from ..config.ipu_config import ExecutionConfig
 from ..config.layers_per_ipu import rounds
 from ..config.options import ESTIMATED
 from ..report.plan_svg import plan_svg, plan_text
-from .cost import Cost, node_cost
+from .cost import Cost, node_cost, num_bytes
 from .cut import Segment
 from .layout import Layout
 from .parameters import holdings
@@ -221,7 +220,7 @@ def _stages(
     entries = {entry.path: entry for entry in model_layout.entries}
     nodes = {node.name: node for node in captured.graph.nodes}
     costs = [sum((node_cost(nodes[name]) for name in segment.nodes), Cost()) for segment in segments]
-    sizes = {node.name: value_bytes(node.meta.get("val")) for node in captured.graph.nodes}
+    sizes = {node.name: num_bytes(node.meta.get("val")) for node in captured.graph.nodes}
     return tuple(
         Stage(
             ipu=segment.ipu,
@@ -235,8 +234,3 @@ def _stages(
         )
         for segment, held, cost in zip(segments, holdings(captured, segments, model), costs, strict=True)
     )
-
-
-def value_bytes(value: Any) -> int:
-    """Give the bytes of a value of a graph, 0 of what is no tensor."""
-    return value.numel() * value.element_size() if isinstance(value, torch.Tensor) else 0

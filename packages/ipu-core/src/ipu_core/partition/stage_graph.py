@@ -16,6 +16,7 @@ import torch
 from ..capture.aliasing import aliases, shared, written
 from ..capture.capture import Capture
 from ..capture.graph_module import graph_module
+from ..capture.passes import copy_nodes
 from ..capture.serialization import NotStorable, text_of_graph
 from ..errors import CaptureError
 from .cut import Segment
@@ -43,11 +44,6 @@ class StageGraph:
     changes: frozenset[str] = frozenset()
     device: torch.device | None = None
     code: Callable[..., Sequence[Any]] | None = None
-
-    def __call__(self, *inputs: Any) -> Sequence[Any]:
-        """Run it."""
-        results: Sequence[Any] = (self.code or self.program)(*inputs)
-        return results
 
 
 def split(captured: Capture, segments: Sequence[Segment]) -> tuple[StageGraph, ...]:
@@ -108,10 +104,8 @@ def _stage(
         # A received value is a leaf of autograd's graph, which an in-place operation may not change.
         values[source] = graph.call_function(torch.ops.aten.clone.default, (values[source],))
     for node in own:
-        for source in node.all_input_nodes:
-            if source.op == "get_attr" and source not in values:
-                values[source] = graph.node_copy(source)
-        values[node] = graph.node_copy(node, lambda source: values[source])
+        copy_nodes(graph, (source for source in node.all_input_nodes if source.op == "get_attr"), values)
+        copy_nodes(graph, [node], values)
     graph.output(tuple(values[nodes[name]] for name in segment.sends))
     return StageGraph(
         stage=segment.stage,

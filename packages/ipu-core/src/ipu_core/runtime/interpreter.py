@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The host engine: every stage runs in this process, on the model's own tensors, in the order a schedule gives.
+"""`Interpreter`: every stage runs in this process, on the model's own tensors, in the order a schedule gives.
 
 Values that cross a cut are handed over detached, as between devices: the backward pass of a stage starts from the
 gradients its readers left, so a stage can run anywhere, micro-batches can overlap, and the result is the plain model's.
@@ -8,9 +8,9 @@ gradients its readers left, so a stage can run anywhere, micro-batches can overl
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -18,25 +18,12 @@ from ..batch import input_leaves
 from ..capture.capture import Capture
 from ..partition.stage_graph import StageGraph
 from ..schedule import BACKWARD, FORWARD, Action
+from .program import Trained, Watch, unwatched
 from .transfers import Values
 from .weights import Tensors
 
-Watch = Callable[[Action], contextlib.AbstractContextManager[None]]
 
-
-def unwatched(action: Action) -> contextlib.AbstractContextManager[None]:
-    """Let an action pass."""
-    return contextlib.nullcontext()
-
-
-class Trained(NamedTuple):
-    """What one micro-batch gives: the leaves of its output, detached, and what its gradient is of, a scalar."""
-
-    leaves: list[Any]
-    loss: torch.Tensor
-
-
-class HostProgram:
+class Interpreter:
     """The stages of one captured model, ready to run micro-batches in this process.
 
     Args:
@@ -85,18 +72,7 @@ class HostProgram:
         starts: Sequence[Mapping[str, float]],
         watch: Watch = unwatched,
     ) -> Iterator[Trained]:
-        """Run some micro-batches forward and backward; yield what each one gives, in their order.
-
-        The gradient of the values named in `starts`, times their weights, is added to the parameters' gradients. A
-        value of weight zero has no part in it, so that a loss over nothing, which is NaN, adds nothing.
-
-        Args:
-            batches: the micro-batches.
-            order: every forward and backward pass, each after those it needs, micro-batches in order.
-            starts: for each micro-batch, the values of the graph whose gradient is taken, and by how much they are
-                multiplied: the loss, or the terms of it.
-            watch: entered for each action, left when it is done.
-        """
+        """Run micro-batches forward and backward, as `StageProgram.train` says."""
         self._forget_carriers_if_something_was_frozen()
         passes: dict[int, _Pass] = {}
         for action in order:
@@ -143,7 +119,7 @@ class HostProgram:
 class _Pass:
     """One micro-batch on its way through the segments and back."""
 
-    program: HostProgram
+    program: Interpreter
     values: Values
     starts: Mapping[str, float]
     loss: Any = 0.0

@@ -18,7 +18,7 @@ from ..partition.cut import Segment
 from ..partition.stage_graph import split
 from ..progress import progress
 from ..schedule import FORWARD, Action, one_pass
-from .interpreter import HostProgram
+from .interpreter import Interpreter
 from .weights import Weights
 
 REPEATS = 5
@@ -51,7 +51,7 @@ def measured_seconds(
         CaptureError: a value is changed in place in one module and read again in another.
     """
     _refuse_without_data(captured, model, micro_batch)
-    program = HostProgram(captured, split(captured, visits), _Copies(captured, model))
+    program = Interpreter(captured, split(captured, visits), _Copies(captured, model))
     spans: dict[Action, list[float]] = {}
 
     @contextlib.contextmanager

@@ -7,7 +7,7 @@ there is nothing but a list of tensors. It is for the steps of generation, of wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -17,7 +17,7 @@ from ..batch import input_leaves
 from ..capture.capture import Capture
 from ..compile.executable import Executable, Spec
 from ..partition.stage_graph import StageGraph
-from .transfers import moved
+from .transfers import Call, moved, stage_call
 from .weights import Tensors
 
 Result = TypeVar("Result")
@@ -94,10 +94,9 @@ class StraightLine:
         weights = [fixed.get(name) for name in piece.inputs]
         if piece.device is not None:
             weights = [moved(v, piece.device) if isinstance(v, torch.Tensor) else v for v in weights]
-        code = piece.code.straight() if isinstance(piece.code, Executable) else _spread(piece.program)
         changing = [name for name in piece.inputs if name not in fixed]
         return _Call(
-            code=code,
+            code=stage_call(piece, is_fixed=True),
             fixed=weights,
             changing=[(i, self._number[name]) for i, name in enumerate(piece.inputs) if name in changing],
             outputs=[self._number[name] for name in piece.outputs],
@@ -123,7 +122,7 @@ class _Call:
         forgotten: numbers of what nobody reads after it.
     """
 
-    code: Callable[[list[Any]], Sequence[Any]]
+    code: Call
     fixed: list[Any]
     changing: list[tuple[int, int]]
     outputs: list[int]
@@ -159,7 +158,3 @@ def one_behind_the_other(works: Iterable[Generator[None, None, Result]]) -> Iter
             except StopIteration as end:
                 running.remove(work)
                 yield end.value
-
-
-def _spread(program: torch.fx.GraphModule) -> Callable[[list[Any]], Sequence[Any]]:
-    return lambda inputs: program(*inputs)

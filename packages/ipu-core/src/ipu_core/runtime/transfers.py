@@ -1,14 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The values of one micro-batch, each on the device that made it, and copies where other devices read it."""
+"""How a stage runs, and the values of one micro-batch: each on the device that made it, copied where others read it."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import torch
 
+from ..compile.executable import Executable
 from ..partition.stage_graph import StageGraph
+
+Call = Callable[[list[Any]], Sequence[Any]]
+
+
+def stage_call(stage_graph: StageGraph, *, is_fixed: bool = False) -> Call:
+    """Return a stage as a function of a list of its inputs: its compiled code where it has some, or its graph.
+
+    Args:
+        stage_graph: the stage.
+        is_fixed: whether inputs are laid out as the code was compiled for, and take no gradients. Then nothing stands
+            between the call and the code.
+    """
+    code = stage_graph.code
+    if is_fixed and isinstance(code, Executable):
+        return code.straight()
+    run = code or stage_graph.program
+    return lambda inputs: run(*inputs)
 
 
 class Values(dict[str, Any]):
@@ -29,7 +47,7 @@ class Values(dict[str, Any]):
     def run(self, segment: StageGraph) -> dict[str, Any]:
         """Run a segment on its device, and give its outputs by name."""
         entered = [self._on(name, segment.device) for name in segment.inputs]
-        results = segment(*entered)
+        results = stage_call(segment)(entered)
         for name, value in zip(segment.inputs, entered, strict=True):
             if name in segment.changes and value is not self[name]:
                 with torch.no_grad():

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from ..batch import micro_batches
 from ..capture.capture import Capture, without_cache
 from ..config.ipu_config import ExecutionConfig, IPUConfig
-from ..engines import usable_engine
+from ..engines.registry import usable_engine
 from ..executor import Executor
 from ..lowering import CUTS, capture_model
 from ..model.mixin import PipelineMixin

@@ -4,34 +4,16 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
 
-from .config.options import HARDWARE_HINTS
-from .errors import EngineNotAvailableError, nearest
-
-# Hints about memory and hardware: nothing in this process reads them.
-HOST_INERT = ("matmul_proportion", *HARDWARE_HINTS)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Engine:
-    """One engine, why it cannot run here, if it cannot, and the options of `IPUConfig` it gives no effect to."""
-
-    name: str
-    meaning: str
-    obstacle: str = ""
-    inert: tuple[str, ...] = ()
-
-    @property
-    def is_usable(self) -> bool:
-        """Whether an executor can be made with it."""
-        return not self.obstacle
+from ..errors import EngineNotAvailableError, nearest
+from .engine import Engine
+from .host import HOST
 
 
 def engines() -> dict[str, Engine]:
     """Give every engine by name."""
     known = (
-        Engine(name="host", meaning="this process, on the devices named, or where the model is", inert=HOST_INERT),
+        HOST,
         Engine(
             name="distributed",
             meaning="one process a stage, with torch.distributed",

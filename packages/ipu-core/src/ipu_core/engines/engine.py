@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Engine`: where the stages of a model run; an executor asks it for a program of what was lowered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..compile.disk_cache import ExecutableCache
+from ..config.ipu_config import ExecutionConfig
+from ..partition.lowered import Lowered
+from ..runtime.program import StageProgram
+
+if TYPE_CHECKING:
+    from ..model.mixin import PipelineMixin
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """One engine: a value with a name and two functions.
+
+    Attributes:
+        name: what `engine=` calls it.
+        meaning: what it is, in a line.
+        obstacle: why it cannot run here, if it cannot.
+        inert: the options of `IPUConfig` it gives no effect to.
+        check: refuses, before anything is captured, what the engine cannot run: ``check(model, config)``.
+        program: makes what was lowered ready to run: ``program(model, lowered, config, cache, loss)``, with the value
+            of the graph that a backward pass starts from, None in inference.
+    """
+
+    name: str
+    meaning: str
+    obstacle: str = ""
+    inert: tuple[str, ...] = ()
+    check: Callable[[torch.nn.Module, ExecutionConfig], None] | None = None
+    program: Callable[[PipelineMixin, Lowered, ExecutionConfig, ExecutableCache, str | None], StageProgram] | None = (
+        None
+    )
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether an executor can be made with it."""
+        return not self.obstacle

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The host engine: all stages in this process, on the devices named, or where the model is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..compile.disk_cache import ExecutableCache
+from ..compile.stages import compiled, refuse_other_processors
+from ..config.ipu_config import ExecutionConfig
+from ..config.options import HARDWARE_HINTS
+from ..partition.lowered import Lowered
+from ..partition.parameters import trainable_values
+from ..runtime.device_placement import Residence
+from ..runtime.devices import refuse_missing_devices
+from ..runtime.interpreter import Interpreter
+from ..runtime.weights import Weights
+from .engine import Engine
+
+if TYPE_CHECKING:
+    from ..model.mixin import PipelineMixin
+
+
+class HostProgram(Interpreter):
+    """A lowered model in this process, compiled where the configuration says so.
+
+    Args:
+        model: made by `to_pipelined`.
+        lowered: what was made of it.
+        config: the kind of run.
+        cache: where executables are kept.
+        loss: the value a backward pass starts from; None in inference.
+
+    Raises:
+        CompileError: torch cannot compile a stage.
+    """
+
+    def __init__(
+        self,
+        model: PipelineMixin,
+        lowered: Lowered,
+        config: ExecutionConfig,
+        cache: ExecutableCache,
+        loss: str | None,
+    ) -> None:
+        captured = lowered.captured
+        if config.compile:
+            code = compiled(captured, lowered.programs, trainable_values(captured, model), cache)
+            lowered = replace(lowered, programs=code)
+        weights = Weights(captured, model)
+        super().__init__(captured, lowered.programs, weights, recomputed=lowered.recomputed(config, loss))
+        self._residence = Residence(weights, lowered.programs)
+
+    def settle(self, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Move the model's tensors, and what an optimizer keeps of them, to the devices of their stages."""
+        self._residence.settle(optimizer)
+
+    def release(self) -> None:
+        """Move back what `settle` moved."""
+        self._residence.release()
+
+
+def _check(model: torch.nn.Module, config: ExecutionConfig) -> None:
+    refuse_missing_devices(config)
+    if config.compile:
+        refuse_other_processors(model, config)
+
+
+HOST = Engine(
+    name="host",
+    meaning="this process, on the devices named, or where the model is",
+    # Hints about memory and hardware: nothing in this process reads them.
+    inert=("matmul_proportion", *HARDWARE_HINTS),
+    check=_check,
+    program=HostProgram,
+)

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`StageProgram`: what an executor asks of an engine, the stages of a lowered model ready to run micro-batches."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+
+from ..schedule import Action
+
+Watch = Callable[[Action], contextlib.AbstractContextManager[None]]
+
+
+def unwatched(action: Action) -> contextlib.AbstractContextManager[None]:
+    """Let an action pass."""
+    return contextlib.nullcontext()
+
+
+class Trained(NamedTuple):
+    """What one micro-batch gives: the leaves of its output, detached, and what its gradient is of, a scalar."""
+
+    leaves: list[Any]
+    loss: torch.Tensor
+
+
+class StageProgram(Protocol):
+    """The stages of one lowered model, on the devices of an engine."""
+
+    def settle(self, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Move the model's tensors, and what an optimizer keeps of them, to where the stages read them."""
+
+    def release(self) -> None:
+        """Move back what `settle` moved."""
+
+    def infer(self, batch: Mapping[str, Any], *, watch: Watch = unwatched) -> list[Any]:
+        """Run one micro-batch without gradients; return the leaves of its output."""
+
+    def train(
+        self,
+        batches: Sequence[Mapping[str, Any]],
+        order: Iterable[Action],
+        *,
+        starts: Sequence[Mapping[str, float]],
+        watch: Watch = unwatched,
+    ) -> Iterator[Trained]:
+        """Run micro-batches forward and backward; yield what each one gives, in their order.
+
+        The gradient of the values named in `starts`, times their weights, is added to the parameters' gradients. A
+        value of weight zero has no part in it, so that a loss over nothing, which is NaN, adds nothing.
+
+        Args:
+            batches: the micro-batches.
+            order: every forward and backward pass, each after those it needs, micro-batches in order.
+            starts: for each micro-batch, the values of the graph whose gradient is taken, and by how much they are
+                multiplied: the loss, or the terms of it.
+            watch: entered for each action, left when it is done.
+        """
+
+    def initial_values(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the values a micro-batch starts with: parameters, buffers, constants and its own leaves."""
