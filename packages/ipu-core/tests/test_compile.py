@@ -96,7 +96,7 @@ def test_equal_layers_are_compiled_once(config, caplog):
     executor = inference_model(to_pipelined(model, config.replace(layers_per_ipu=[4, 5])))
     with caplog.at_level(logging.INFO, logger="ipu_core.compile.stages"):
         executor.compile(**inputs())
-    assert "9 pieces run 2 executables" in caplog.text
+    assert "9 stage graphs run 2 executables" in caplog.text
     with torch.no_grad():
         assert torch.allclose(executor(**inputs())[1], model.eval()(**inputs())[1], atol=1e-6)
 
@@ -291,4 +291,4 @@ def test_pieces_begin_where_layers_do_and_where_they_end():
         model = to_pipelined(make(cls), config.replace(layers_per_ipu=[-1], ipus_per_replica=1))
         rows = next(iter(batch().values())).shape[0]
         lowered = lower(model, model.ipu_config.for_training(), batch(), micro_batch_size=rows)
-        assert len(lowered.programs) == num_pieces, cls
+        assert len(lowered.stage_graphs) == num_pieces, cls

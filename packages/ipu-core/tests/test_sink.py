@@ -35,7 +35,7 @@ def lowered(model, inputs):
 
 
 def test_layers_compute_masks_and_angles(model, inputs, lowered):
-    captured, pieces = lowered.captured, lowered.programs
+    captured, pieces = lowered.captured, lowered.stage_graphs
     first, *layers, head = pieces
     assert layers[0].program is layers[1].program
     assert len(first.outputs) > 1
@@ -49,17 +49,17 @@ def test_layers_compute_masks_and_angles(model, inputs, lowered):
     with torch.no_grad():
         torch.testing.assert_close(line.run()[0], model(**inputs).logits, atol=1e-5, rtol=1e-5)
     # Nothing was changed in what was given.
-    assert lowered.programs == pieces
+    assert lowered.stage_graphs == pieces
     assert len(first.program.graph.nodes) > len(changed[0].program.graph.nodes)
 
 
 def test_what_others_read_too_stays(lowered):
-    captured, pieces = lowered.captured, lowered.programs
+    captured, pieces = lowered.captured, lowered.stage_graphs
     assert sunk(captured, pieces, into=pieces[2:]) == pieces
 
 
 def test_what_a_piece_changes_stays(lowered):
-    captured, (first, *others) = lowered.captured, lowered.programs
+    captured, (first, *others) = lowered.captured, lowered.stage_graphs
     others[-1] = replace(others[-1], changes=frozenset(first.inputs))
     pieces = (first, *others)
     assert sunk(captured, pieces, into=others) == pieces

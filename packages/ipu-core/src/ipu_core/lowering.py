@@ -88,7 +88,7 @@ def lower(
     return Lowered(
         captured=captured,
         stages=stages,
-        programs=placed(captured, split(captured, pieces), named_devices(config)),
+        stage_graphs=placed(captured, split(captured, pieces), named_devices(config)),
         plan=make_plan(
             captured, model_layout, stages, config, model, micro_batch_size=micro_batch_size, seconds=seconds
         ),

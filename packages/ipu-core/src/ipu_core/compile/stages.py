@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lowers the pieces of a captured model to compiled code, one compilation for all pieces with the same graph.
+"""Compile the stage graphs of a captured model, equal ones once.
 
 Parameters are inputs, so that the layers of a stack, which differ in nothing else, share one executable ("outlining").
 """
@@ -39,23 +39,23 @@ NOTHING_MORE: Mapping[str, torch.Tensor] = MappingProxyType({})
 
 
 def compiled(
-    captured: Capture, pieces: Sequence[StageGraph], trainable: Collection[str], cache: ExecutableCache
+    captured: Capture, stage_graphs: Sequence[StageGraph], trainable: Collection[str], cache: ExecutableCache
 ) -> tuple[StageGraph, ...]:
-    """Give the same pieces with compiled code, in the same order.
+    """Give the same stage graphs with compiled code, in the same order.
 
-    In training a piece that changes a buffer, or an input, stays as it was captured: what autograd keeps of it would
-    change too. So does one that calls an autograd function, which is this process's own.
+    In training a stage graph that changes a buffer, or an input, stays as it was captured: what autograd keeps of it
+    would change too. So does one that calls an autograd function, which is this process's own.
 
     Args:
         captured: the captured model.
-        pieces: its stages, or parts of them.
+        stage_graphs: its stages, or parts of them.
         trainable: the values of `captured` that are parameters with gradients.
         cache: where executables are kept.
 
     Raises:
-        CompileError: torch cannot compile a piece.
+        CompileError: torch cannot compile a stage graph.
     """
-    return Compilation(captured, pieces, trainable, cache).finish()
+    return Compilation(captured, stage_graphs, trainable, cache).finish()
 
 
 class Compilation:
@@ -63,20 +63,20 @@ class Compilation:
 
     Args:
         captured: the captured model.
-        pieces: its stages, or parts of them.
+        stage_graphs: its stages, or parts of them.
         trainable: the values of `captured` that are parameters with gradients.
         cache: where executables are kept.
-        more: tensors like those inputs of pieces that the captured model has not, by name.
+        more: tensors like those inputs of stage graphs that the captured model has not, by name.
         options: for torch's inductor.
-        operators: those that pieces may call besides torch's.
-        only: the pieces to compile; all by default.
+        operators: those that stage graphs may call besides torch's.
+        only: the stage graphs to compile; all by default.
         compilers: processes that may have been started; they are ended.
     """
 
     def __init__(
         self,
         captured: Capture,
-        pieces: Sequence[StageGraph],
+        stage_graphs: Sequence[StageGraph],
         trainable: Collection[str] = (),
         cache: ExecutableCache = NO_CACHE,
         *,
@@ -86,19 +86,19 @@ class Compilation:
         only: Collection[StageGraph] | None = None,
         compilers: Compilers | None = None,
     ) -> None:
-        self._pieces, self._name = tuple(pieces), captured.model_name
-        programs = {p.program for p in pieces if not any(map(is_function, p.program.graph.nodes))}
+        self._stage_graphs, self._name = tuple(stage_graphs), captured.model_name
+        programs = {p.program for p in stage_graphs if not any(map(is_function, p.program.graph.nodes))}
         known = {program: text_of(program) for program in programs}
-        texts = {p: known[p.program] for p in pieces if p.program in known}
-        examples = dict(_examples(captured, pieces, trainable, more, texts))
+        texts = {p: known[p.program] for p in stage_graphs if p.program in known}
+        examples = dict(_examples(captured, stage_graphs, trainable, more, texts))
         self._keys = {
-            piece: f"code-{_key(texts[piece], inputs, captured.training, options, operators)}"
-            for piece, inputs in examples.items()
-            if only is None or piece in only
+            stage_graph: f"code-{_key(texts[stage_graph], inputs, captured.training, options, operators)}"
+            for stage_graph, inputs in examples.items()
+            if only is None or stage_graph in only
         }
-        distinct = {key: piece for piece, key in self._keys.items()}
+        distinct = {key: stage_graph for stage_graph, key in self._keys.items()}
         # The largest first: it is compiled elsewhere, while this process does what comes before it waits.
-        sizes = {key: len(piece.program.graph.nodes) for key, piece in distinct.items()}
+        sizes = {key: len(stage_graph.program.graph.nodes) for key, stage_graph in distinct.items()}
         self._jobs: dict[str, Job] = {
             key: (distinct[key].program, examples[distinct[key]]) for key in sorted(sizes, key=sizes.__getitem__)[::-1]
         }
@@ -115,10 +115,10 @@ class Compilation:
         weakref.finalize(self, self._stack.close)  # where nobody ever waits
 
     def finish(self) -> tuple[StageGraph, ...]:
-        """Give the pieces with compiled code, once there is all of it.
+        """Give the stage graphs with compiled code, once there is all of it.
 
         Raises:
-            CompileError: torch cannot compile a piece.
+            CompileError: torch cannot compile a stage graph.
         """
         with self._stack:
             for _ in progress(self._written, f"compiling {self._name}", "graph", total=len(self._missing)):
@@ -127,18 +127,22 @@ class Compilation:
                 key: self._cache.entry(key, load=Executable, write=functools.partial(write_job, job, self._facts))
                 for key, job in self._jobs.items()
             }
-        logger.info("%d pieces run %d executables", len(self._keys), len(self._jobs))
-        return tuple(replace(p, code=executables[self._keys[p]]) if p in self._keys else p for p in self._pieces)
+        logger.info("%d stage graphs run %d executables", len(self._keys), len(self._jobs))
+        return tuple(replace(p, code=executables[self._keys[p]]) if p in self._keys else p for p in self._stage_graphs)
 
 
 def changed_once(
-    change: Callable[[torch.fx.GraphModule], torch.fx.GraphModule], pieces: Sequence[StageGraph]
+    change: Callable[[torch.fx.GraphModule], torch.fx.GraphModule], stage_graphs: Sequence[StageGraph]
 ) -> tuple[StageGraph, ...]:
-    """Change the programs of pieces, each once for all that share it; one that stays the same is the same piece."""
-    changed = {program: change(program) for program in dict.fromkeys(piece.program for piece in pieces)}
+    """Change the programs of stage graphs, once for all that share one; an unchanged program keeps its stage graph."""
+    changed = {
+        program: change(program) for program in dict.fromkeys(stage_graph.program for stage_graph in stage_graphs)
+    }
     return tuple(
-        piece if changed[piece.program] is piece.program else replace(piece, program=changed[piece.program])
-        for piece in pieces
+        stage_graph
+        if changed[stage_graph.program] is stage_graph.program
+        else replace(stage_graph, program=changed[stage_graph.program])
+        for stage_graph in stage_graphs
     )
 
 
@@ -159,12 +163,12 @@ def refuse_other_processors(model: torch.nn.Module, config: ExecutionConfig) -> 
 
 def _examples(
     captured: Capture,
-    pieces: Sequence[StageGraph],
+    stage_graphs: Sequence[StageGraph],
     trainable: Collection[str],
     more: Mapping[str, torch.Tensor],
     texts: Mapping[StageGraph, str],
 ) -> Iterator[tuple[StageGraph, list[torch.Tensor]]]:
-    """Give the pieces that can be compiled with inputs that have no data, by running each graph on such inputs."""
+    """Yield the stage graphs that can be compiled, each with fake inputs, by running all graphs on such."""
     known: dict[Any, list[Any]] = {}
     # Scalars that operations make of numbers are real tensors.
     mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -176,23 +180,23 @@ def _examples(
                 made = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype)
                 values[node.name] = made.requires_grad_(captured.training and node.name in trainable)
         values |= {name: torch.empty_like(like, device="cpu") for name, like in more.items()}
-    for piece in pieces:
-        inputs = [values.get(name) for name in piece.inputs]
-        key = (texts[piece], *map(_look, inputs)) if piece in texts else piece
+    for stage_graph in stage_graphs:
+        inputs = [values.get(name) for name in stage_graph.inputs]
+        key = (texts[stage_graph], *map(_look, inputs)) if stage_graph in texts else stage_graph
         if key not in known:
             with torch.set_grad_enabled(captured.training):
-                results = piece.program(*inputs)
+                results = stage_graph.program(*inputs)
             known[key] = [
                 v.detach().requires_grad_(v.requires_grad) if isinstance(v, torch.Tensor) else v for v in results
             ]
         outputs = known[key]
-        values.update(zip(piece.outputs, outputs, strict=True))
-        if captured.training and not piece.is_repeatable:
-            logger.info("stage %d changes a buffer or an input: it runs as it was captured", piece.stage)
-        elif any(is_function(node) for node in piece.program.graph.nodes):
-            logger.info("stage %d calls an autograd function: it runs as it was captured", piece.stage)
+        values.update(zip(stage_graph.outputs, outputs, strict=True))
+        if captured.training and not stage_graph.is_repeatable:
+            logger.info("stage %d changes a buffer or an input: it runs as it was captured", stage_graph.stage)
+        elif any(is_function(node) for node in stage_graph.program.graph.nodes):
+            logger.info("stage %d calls an autograd function: it runs as it was captured", stage_graph.stage)
         elif outputs and all(isinstance(value, torch.Tensor) for value in (*inputs, *outputs)):
-            yield piece, [value for value in inputs if value is not None]
+            yield stage_graph, [value for value in inputs if value is not None]
 
 
 def _look(value: Any) -> Any:

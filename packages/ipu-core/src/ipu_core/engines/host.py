@@ -48,11 +48,11 @@ class HostProgram(Interpreter):
     ) -> None:
         captured = lowered.captured
         if config.compile:
-            code = compiled(captured, lowered.programs, trainable_values(captured, model), cache)
-            lowered = replace(lowered, programs=code)
+            code = compiled(captured, lowered.stage_graphs, trainable_values(captured, model), cache)
+            lowered = replace(lowered, stage_graphs=code)
         weights = Weights(captured, model)
-        super().__init__(captured, lowered.programs, weights, recomputed=lowered.recomputed(config, loss))
-        self._residence = Residence(weights, lowered.programs)
+        super().__init__(captured, lowered.stage_graphs, weights, recomputed=lowered.recomputed(config, loss))
+        self._residence = Residence(weights, lowered.stage_graphs)
 
     def settle(self, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Move the model's tensors, and what an optimizer keeps of them, to the devices of their stages."""

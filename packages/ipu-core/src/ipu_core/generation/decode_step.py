@@ -122,17 +122,17 @@ class Program:
         self.lowered = lower(parts.view, config, batch, micro_batch_size=parts.rows, cache=parts.cache)
         captured = self.lowered.captured
         self._weights: Tensors = Weights(captured, parts.model)
-        pieces = self.lowered.programs
+        stage_graphs = self.lowered.stage_graphs
         slots: tuple[Slot, ...] = ()
         if parts.weights is not None:
-            pieces, slots = with_packed_weights(captured, pieces, parts.packing)
+            stage_graphs, slots = with_packed_weights(captured, stage_graphs, parts.packing)
             _refuse_nothing_exact(parts, slots)
             self._weights = PackedWeights(self._weights, slots, parts.packer)
         self._compilation: Compilation | None = None
         if config.compile:
             kernels = parts.kernels
-            lowered = changed_once(kernels.products, pieces)
-            is_chosen = _are_worth_it(pieces, lowered) if moves else [False] * len(pieces)
+            lowered = changed_once(kernels.products, stage_graphs)
+            is_chosen = _are_worth_it(stage_graphs, lowered) if moves else [False] * len(stage_graphs)
             with_fewer = changed_once(kernels.norms, lowered)
             lowered = tuple(a if chosen else b for a, b, chosen in zip(lowered, with_fewer, is_chosen, strict=True))
             if moves:
@@ -148,8 +148,8 @@ class Program:
                     only=list(itertools.compress(lowered, is_chosen)),
                     compilers=parts.compilers,
                 )
-            pieces = lowered
-        self.lowered = replace(self.lowered, programs=pieces)
+            stage_graphs = lowered
+        self.lowered = replace(self.lowered, stage_graphs=stage_graphs)
         self._cache, self._kernels = parts.cache, parts.kernels
         self.ranges = index_ranges(captured)
         self.moves = dict(moves)
@@ -157,20 +157,20 @@ class Program:
     @functools.cached_property
     def residence(self) -> Residence:
         """Where the tensors it reads have to be."""
-        return Residence(self._weights, self.lowered.programs)
+        return Residence(self._weights, self.lowered.stage_graphs)
 
     def line(self) -> StraightLine:
         """Give it as a line of calls, with tensors of its own."""
-        if any(self._kernels.are_called(piece.program) for piece in self.lowered.programs):
+        if any(self._kernels.are_called(stage_graph.program) for stage_graph in self.lowered.stage_graphs):
             self._kernels.load(self._cache)
         if self._compilation is not None:
-            self.lowered = replace(self.lowered, programs=self._compilation.finish())
+            self.lowered = replace(self.lowered, stage_graphs=self._compilation.finish())
             self._compilation = None
-        return StraightLine(self.lowered.captured, self.lowered.programs, self._weights)
+        return StraightLine(self.lowered.captured, self.lowered.stage_graphs, self._weights)
 
     def place(self, cache: StaticKV) -> None:
         """Move what is cached to the devices of the stages that write it."""
-        home = homes(self.lowered.programs)
+        home = homes(self.lowered.stage_graphs)
         paths = {source.name: value for value, source in self.lowered.captured.sources.items()}
         # The first leaf is the position.
         cache.move([home.get(paths.get(f"{CACHE}[{i + 1}]", "")) for i in range(len(cache.tensors))])
@@ -255,13 +255,16 @@ def _refuse_nothing_exact(parts: Parts, slots: Sequence[Slot]) -> None:
         )
 
 
-def _are_worth_it(pieces: Sequence[StageGraph], lowered: Sequence[StageGraph]) -> list[bool]:
-    """Say which pieces are worth compiling: those with products, and a good part of a step's operations."""
+def _are_worth_it(stage_graphs: Sequence[StageGraph], lowered: Sequence[StageGraph]) -> list[bool]:
+    """Say which stage graphs are worth compiling: those with products, and a good part of a step's operations."""
     sizes: Counter[torch.fx.GraphModule] = Counter()
-    for piece in lowered:
-        sizes[piece.program] += len(piece.program.graph.nodes)
+    for stage_graph in lowered:
+        sizes[stage_graph.program] += len(stage_graph.program.graph.nodes)
     fewest = SMALLEST_PART * max(sizes.values(), default=0)
-    return [new is not piece and sizes[new.program] >= fewest for piece, new in zip(pieces, lowered, strict=True)]
+    return [
+        new is not stage_graph and sizes[new.program] >= fewest
+        for stage_graph, new in zip(stage_graphs, lowered, strict=True)
+    ]
 
 
 def _is_cached(name: str) -> bool:

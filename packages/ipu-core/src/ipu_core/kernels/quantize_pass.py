@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pieces that read packed weights in the place of the model's own, and the packed weights themselves.
+"""Stage graphs that read packed weights in the place of the model's own, and the packed weights themselves.
 
-The model is not touched: a piece has other inputs, and these are made of the model's parameters when a run finds them.
-Linear layers that read the same value, such as queries, keys and values, are packed as one, and are one product.
+The model is not touched: a stage graph has other inputs, which are made of the model's parameters when a run finds
+them. Linear layers that read the same value, such as queries, keys and values, are packed as one, and are one product.
 """
 
 from __future__ import annotations
@@ -33,40 +33,40 @@ class Slot:
 
     @property
     def name(self) -> str:
-        """The name of the packed weights, as an input of pieces."""
+        """The name of the packed weights, as an input of stage graphs."""
         return f"{self.values[0]}_packed"
 
 
 def with_packed_weights(
-    captured: Capture, pieces: Sequence[StageGraph], packing: Callable[[str], Packing | None]
+    captured: Capture, stage_graphs: Sequence[StageGraph], packing: Callable[[str], Packing | None]
 ) -> tuple[tuple[StageGraph, ...], tuple[Slot, ...]]:
-    """Give the same pieces with products of packed weights in the place of those of their linear layers.
+    """Give the same stage graphs with products of packed weights in the place of those of their linear layers.
 
     Args:
         captured: the captured model.
-        pieces: of it, in run order.
+        stage_graphs: of it, in run order.
         packing: says how the weights of a parameter are packed, by its name; None to leave them.
 
     Returns:
-        the pieces, and what they read that is packed.
+        the stage graphs, and what they read that is packed.
     """
     made: dict[Any, _Packed] = {}
     changed: list[StageGraph] = []
     slots: dict[tuple[str, ...], Slot] = {}
-    for piece in pieces:
-        sources = [captured.sources.get(name) for name in piece.inputs]
-        is_weight = _are_weights(piece.program)
+    for stage_graph in stage_graphs:
+        sources = [captured.sources.get(name) for name in stage_graph.inputs]
+        is_weight = _are_weights(stage_graph.program)
         wanted = tuple(
             packing(source.name) if of_linear and source is not None and source.kind == "parameter" else None
             for source, of_linear in zip(sources, is_weight, strict=True)
         )
-        key = (piece.program, wanted)  # pieces that share a program go on sharing one
+        key = (stage_graph.program, wanted)  # stage graphs that share a program go on sharing one
         if key not in made:
-            made[key] = _packed(piece.program, wanted)
-        own = [group.slot(piece.inputs) for group in made[key].groups]
+            made[key] = _packed(stage_graph.program, wanted)
+        own = [group.slot(stage_graph.inputs) for group in made[key].groups]
         slots.update({slot.values: slot for slot in own})
-        kept = [piece.inputs[i] for i in made[key].kept]
-        changed.append(replace(piece, program=made[key].program, inputs=(*(slot.name for slot in own), *kept)))
+        kept = [stage_graph.inputs[i] for i in made[key].kept]
+        changed.append(replace(stage_graph, program=made[key].program, inputs=(*(slot.name for slot in own), *kept)))
     return tuple(changed), tuple(slots.values())
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Code sinking: what is quick to compute again moves from the piece that made it into those that read it.
+"""Code sinking: what is quick to compute again moves from the stage graph that made it into those that read it.
 
 Angles of rotary positions and masks follow from a few integers, and every layer reads them. Before the first layer they
 are dozens of operations of a few microseconds; inside a compiled layer they are part of its loops.
@@ -22,47 +22,47 @@ from ..partition.stage_graph import StageGraph
 MOST_ELEMENTS = 1 << 14  # of a value that is computed again
 
 
-def sunk(captured: Capture, pieces: Sequence[StageGraph], into: Collection[StageGraph]) -> tuple[StageGraph, ...]:
-    """Let some pieces compute what they read of the first one, where it is small and follows from no parameter.
+def sunk(captured: Capture, stage_graphs: Sequence[StageGraph], into: Collection[StageGraph]) -> tuple[StageGraph, ...]:
+    """Let some stage graphs compute what they read of the first one, where it is small and follows from no parameter.
 
     Args:
         captured: the captured model.
-        pieces: of it, in run order.
+        stage_graphs: of it, in run order.
         into: those that may compute more; a value that others read too stays where it is.
     """
-    first, *others = pieces
-    origin = _Origin.of(captured, pieces)
+    first, *others = stage_graphs
+    origin = _Origin.of(captured, stage_graphs)
     values = {
         name: node
         for name, node in origin.made.items()
-        if all(piece in into for piece in others if name in piece.inputs) and origin.is_quick(node)
+        if all(stage_graph in into for stage_graph in others if name in stage_graph.inputs) and origin.is_quick(node)
     }
     if first in into or not values:
-        return tuple(pieces)
+        return tuple(stage_graphs)
     programs: dict[Any, torch.fx.GraphModule] = {}
     changed = []
-    for piece in others:
-        here = {i: values[name] for i, name in enumerate(piece.inputs) if name in values}
+    for stage_graph in others:
+        here = {i: values[name] for i, name in enumerate(stage_graph.inputs) if name in values}
         if not here:
-            changed.append(piece)
+            changed.append(stage_graph)
             continue
         leaves = origin.leaves(here.values())
-        known = [piece.inputs.index(name) if name in piece.inputs else None for name in leaves]
-        key = (piece.program, *here.items(), *known)  # pieces that share a program go on sharing one
+        known = [stage_graph.inputs.index(name) if name in stage_graph.inputs else None for name in leaves]
+        key = (stage_graph.program, *here.items(), *known)  # stage graphs that share a program go on sharing one
         if key not in programs:
-            programs[key] = _with(piece.program, here, dict(zip(leaves, known, strict=True)), origin)
-        kept = [name for i, name in enumerate(piece.inputs) if i not in here]
+            programs[key] = _with(stage_graph.program, here, dict(zip(leaves, known, strict=True)), origin)
+        kept = [name for i, name in enumerate(stage_graph.inputs) if i not in here]
         more = [name for name, position in zip(leaves, known, strict=True) if position is None]
-        changed.append(replace(piece, program=programs[key], inputs=(*kept, *more)))
+        changed.append(replace(stage_graph, program=programs[key], inputs=(*kept, *more)))
     return (_without(first, values), *changed)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Origin:
-    """The piece that values come from.
+    """The stage graph that values come from.
 
     Attributes:
-        made: its nodes by the names of its outputs that only pieces read.
+        made: its nodes by the names of its outputs that only stage graphs read.
         names: names of the values that go in, by its placeholders.
         fixed: those of its placeholders that are inputs or constants which nothing changes.
     """
@@ -72,11 +72,11 @@ class _Origin:
     fixed: frozenset[torch.fx.Node]
 
     @classmethod
-    def of(cls, captured: Capture, pieces: Sequence[StageGraph]) -> _Origin:
-        first = pieces[0]
+    def of(cls, captured: Capture, stage_graphs: Sequence[StageGraph]) -> _Origin:
+        first = stage_graphs[0]
         *nodes, output = first.program.graph.nodes
         names = dict(zip((node for node in nodes if node.op == "placeholder"), first.inputs, strict=True))
-        changing = frozenset().union(*(piece.changes for piece in pieces))
+        changing = frozenset().union(*(stage_graph.changes for stage_graph in stage_graphs))
         sources = captured.sources
         return cls(
             made={
@@ -148,13 +148,13 @@ def _with(
     return graph_module(program, graph)
 
 
-def _without(piece: StageGraph, values: Collection[str]) -> StageGraph:
+def _without(stage_graph: StageGraph, values: Collection[str]) -> StageGraph:
     graph = torch.fx.Graph()
     copies: dict[torch.fx.Node, torch.fx.Node] = {}
-    *nodes, output = piece.program.graph.nodes
+    *nodes, output = stage_graph.program.graph.nodes
     copy_nodes(graph, nodes, copies)
-    kept = [(name, node) for name, node in zip(piece.outputs, output.args[0], strict=True) if name not in values]
+    kept = [(name, node) for name, node in zip(stage_graph.outputs, output.args[0], strict=True) if name not in values]
     graph.output(tuple(copies[node] for _, node in kept))
     graph.eliminate_dead_code()
-    program = graph_module(piece.program, graph)
-    return replace(piece, program=program, outputs=tuple(name for name, _ in kept))
+    program = graph_module(stage_graph.program, graph)
+    return replace(stage_graph, program=program, outputs=tuple(name for name, _ in kept))

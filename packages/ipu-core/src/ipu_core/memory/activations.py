@@ -95,7 +95,7 @@ class DryRun:
 
 def dry_run(
     captured: Capture,
-    segments: Sequence[StageGraph],
+    stage_graphs: Sequence[StageGraph],
     trainable: Collection[str],
     *,
     recomputed: Collection[StageGraph],
@@ -105,16 +105,16 @@ def dry_run(
 
     Args:
         captured: the captured model.
-        segments: its stages, or parts of stages.
+        stage_graphs: its stages, or parts of stages.
         trainable: the values of `captured` that are parameters with gradients.
         recomputed: as for `Interpreter`.
         loss: what `Interpreter.train` starts from; None for inference.
     """
-    ipus = {segment.stage: segment.ipu for segment in segments}
+    ipus = {stage_graph.stage: stage_graph.ipu for stage_graph in stage_graphs}
     here = torch.device("cpu")
     moved = {
-        segment: replace(segment, program=on_device(segment.program, here), device=None, code=None)
-        for segment in segments
+        stage_graph: replace(stage_graph, program=on_device(stage_graph.program, here), device=None, code=None)
+        for stage_graph in stage_graphs
     }
     # A number that a graph reads off a tensor is any number here.
     numbers = ShapeEnv(allow_scalar_outputs=True)
@@ -126,7 +126,7 @@ def dry_run(
             replace(captured, constants=constants),
             list(moved.values()),
             weights,
-            recomputed=[moved[segment] for segment in recomputed],
+            recomputed=[moved[stage_graph] for stage_graph in recomputed],
         )
         storages.know([*weights.values.values(), *constants.values()])
 
@@ -146,7 +146,7 @@ def dry_run(
             return storages.usage
 
         if recomputed:
-            once()  # which of a segment's values carry gradients is known once it has run
+            once()  # which of a stage graph's values carry gradients is known once it has run
             weights.forget_gradients()
         first = once()
         return DryRun(first=first, following=first if loss is None else once())

@@ -44,7 +44,7 @@ def with_memory(
     captured, made = lowered.captured, lowered.plan
     run = dry_run(
         captured,
-        lowered.programs,
+        lowered.stage_graphs,
         trainable_values(captured, model),
         recomputed=lowered.recomputed(config, loss),
         loss=loss,

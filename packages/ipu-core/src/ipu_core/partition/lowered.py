@@ -22,7 +22,7 @@ class Lowered:
     Attributes:
         captured: its forward as one graph.
         stages: where the graph is cut.
-        programs: the stages as functions, on the devices of their IPUs; several of each stage where activations are
+        stage_graphs: the stages as functions, on the devices of their IPUs; several of each stage where activations are
             recomputed.
         plan: what sits where; what it holds is not worked out yet.
         terms: what the loss adds up; None in inference, and where there is no loss.
@@ -30,16 +30,16 @@ class Lowered:
 
     captured: Capture
     stages: tuple[Segment, ...]
-    programs: tuple[StageGraph, ...]
+    stage_graphs: tuple[StageGraph, ...]
     plan: Plan
     terms: Terms | None = None
 
     def recomputed(self, config: ExecutionConfig, loss: str | None) -> frozenset[StageGraph]:
-        """Return those of the programs that run again for their backward pass; `loss` is what that starts from."""
+        """Return those of the stage graphs that run again for their backward pass; `loss` is what that starts from."""
         if not config.recompute_checkpoint_every_layer:
             return frozenset()
         peak_stash = schedule_of(self, config).peak_stash
-        return recomputed(self.programs, config, loss, lambda graph: peak_stash[graph.stage])
+        return recomputed(self.stage_graphs, config, loss, lambda graph: peak_stash[graph.stage])
 
 
 def schedule_of(lowered: Lowered, config: ExecutionConfig) -> Simulation:

@@ -25,12 +25,12 @@ class Residence:
 
     Args:
         weights: the model's tensors.
-        programs: its stages, on their devices.
+        stage_graphs: its stages, on their devices.
     """
 
-    def __init__(self, weights: Tensors, programs: Sequence[StageGraph]) -> None:
+    def __init__(self, weights: Tensors, stage_graphs: Sequence[StageGraph]) -> None:
         self._weights = weights
-        self._homes = homes(programs)
+        self._homes = homes(stage_graphs)
         self._moved: dict[int, tuple[torch.Tensor, torch.device, torch.device]] = {}
 
     def settle(self, optimizer: torch.optim.Optimizer | None = None) -> None:
@@ -75,17 +75,17 @@ def move_state(optimizer: torch.optim.Optimizer) -> None:
                     _move(value, parameter.device)
 
 
-def homes(programs: Sequence[StageGraph]) -> dict[str, torch.device]:
-    """Give the device each value lives on: that of the first segment that changes it, or else reads it.
+def homes(stage_graphs: Sequence[StageGraph]) -> dict[str, torch.device]:
+    """Give the device each value lives on: that of the first stage graph that changes it, or else reads it.
 
     In the order of their readers, so that of the values of a tied tensor the first one counts.
     """
     found: dict[str, torch.device] = {}
-    for names in ([p.changes for p in programs], [p.inputs for p in programs]):
-        for program, of_program in zip(programs, names, strict=True):
+    for names in ([p.changes for p in stage_graphs], [p.inputs for p in stage_graphs]):
+        for stage_graph, of_program in zip(stage_graphs, names, strict=True):
             for name in of_program:
-                if program.device is not None:
-                    found.setdefault(name, program.device)
+                if stage_graph.device is not None:
+                    found.setdefault(name, stage_graph.device)
     return found
 
 

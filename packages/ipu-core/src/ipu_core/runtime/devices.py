@@ -52,45 +52,49 @@ def devices_there() -> tuple[torch.device, ...]:
 
 
 def placed(
-    captured: Capture, programs: Sequence[StageGraph], devices: Sequence[torch.device] | None
+    captured: Capture, stage_graphs: Sequence[StageGraph], devices: Sequence[torch.device] | None
 ) -> tuple[StageGraph, ...]:
-    """Put each program on the device of its IPU; programs as they are where there are no devices.
+    """Put each stage graph on the device of its IPU; they stay as they are where there are no devices.
 
     Raises:
         CaptureError: a view that one stage made is read after another stage changed what it shows.
     """
     if devices is None:
-        return tuple(programs)
-    _refuse_shared_views(captured, programs)
-    needed = dict.fromkeys((program.program, devices[program.ipu]) for program in programs)
+        return tuple(stage_graphs)
+    _refuse_shared_views(captured, stage_graphs)
+    needed = dict.fromkeys((stage_graph.program, devices[stage_graph.ipu]) for stage_graph in stage_graphs)
     made = {key: on_device(*key) for key in needed}
     return tuple(
-        replace(program, program=made[program.program, devices[program.ipu]], device=devices[program.ipu])
-        for program in programs
+        replace(
+            stage_graph, program=made[stage_graph.program, devices[stage_graph.ipu]], device=devices[stage_graph.ipu]
+        )
+        for stage_graph in stage_graphs
     )
 
 
-def _refuse_shared_views(captured: Capture, programs: Sequence[StageGraph]) -> None:
+def _refuse_shared_views(captured: Capture, stage_graphs: Sequence[StageGraph]) -> None:
     roots = {value.name: root.name for value, root in aliases(captured.graph.nodes).items()}
     handed_over: set[str] = set()
-    for i, program in enumerate(programs):
+    for i, stage_graph in enumerate(stage_graphs):
         for name in handed_over:
-            if roots.get(name) not in program.changes:
+            if roots.get(name) not in stage_graph.changes:
                 continue
-            if _reads_after_writing(program, name, roots[name]) or any(name in p.inputs for p in programs[i + 1 :]):
+            if _reads_after_writing(stage_graph, name, roots[name]) or any(
+                name in p.inputs for p in stage_graphs[i + 1 :]
+            ):
                 raise CaptureError(
                     f"`{captured.model_name}` changes `{captured.sources[roots[name]].name}` in place and reads it "
                     f"afterwards as `{name}`, which an earlier stage made: with `devices` stages may have copies, so "
                     "make that a `clone()`, or leave `devices` out"
                 )
-        handed_over.update(program.outputs)
+        handed_over.update(stage_graph.outputs)
 
 
-def _reads_after_writing(program: StageGraph, view: str, source: str) -> bool:
-    nodes = program.program.graph.nodes
+def _reads_after_writing(stage_graph: StageGraph, view: str, source: str) -> bool:
+    nodes = stage_graph.program.graph.nodes
     roots = aliases(nodes)
     entered = [node for node in nodes if node.op == "placeholder"]
-    called = dict(zip(entered, program.inputs, strict=True))
+    called = dict(zip(entered, stage_graph.inputs, strict=True))
 
     def name(value: torch.fx.Node) -> str | None:
         return called.get(roots.get(value, value))

@@ -28,28 +28,29 @@ class Interpreter:
 
     Args:
         captured: the captured model.
-        segments: its stages, or parts of stages, in run order; each runs on its device, where it has one.
+        stage_graphs: its stages, or parts of stages, in run order; each runs on its device, where it has one.
         weights: the model's tensors, or others in their place.
-        recomputed: segments of which only what crosses to others is kept, and which run again for their backward pass.
+        recomputed: stage graphs of which only what crosses to others is kept, and which run again for their backward
+            pass.
     """
 
     def __init__(
         self,
         captured: Capture,
-        segments: Sequence[StageGraph],
+        stage_graphs: Sequence[StageGraph],
         weights: Tensors,
         *,
         recomputed: Iterable[StageGraph] = (),
     ) -> None:
         self.captured = captured
         self.weights = weights
-        self.segments = tuple(segments)
+        self.stage_graphs = tuple(stage_graphs)
         self.recomputed = frozenset(recomputed)
-        self.last_reader = {name: i for i, segment in enumerate(self.segments) for name in segment.inputs}
-        # Which values of a recomputed segment carry gradients is known once it has run.
+        self.last_reader = {name: i for i, stage_graph in enumerate(self.stage_graphs) for name in stage_graph.inputs}
+        # Which values of a recomputed stage graph carry gradients is known once it has run.
         self.carriers: dict[StageGraph, frozenset[str]] = {}
         self._trainable: tuple[bool, ...] = ()
-        self._changing = frozenset[str]().union(*(segment.changes for segment in self.segments))
+        self._changing = frozenset[str]().union(*(stage_graph.changes for stage_graph in self.stage_graphs))
         self._read = frozenset(self.last_reader) | {name for name in captured.outputs if isinstance(name, str)}
         self._input_names = {v: s.name for v, s in captured.sources.items() if s.kind == "input"}
 
@@ -58,10 +59,10 @@ class Interpreter:
         with torch.no_grad():
             values = self.initial_values(batch)
             kept = {name for name in self.captured.outputs if isinstance(name, str)}
-            for i, segment in enumerate(self.segments):
-                with watch(Action(segment.stage, FORWARD, 0)):
-                    values.update(values.run(segment))
-                values.forget(n for n in segment.inputs if self.last_reader[n] == i and n not in kept)
+            for i, stage_graph in enumerate(self.stage_graphs):
+                with watch(Action(stage_graph.stage, FORWARD, 0)):
+                    values.update(values.run(stage_graph))
+                values.forget(n for n in stage_graph.inputs if self.last_reader[n] == i and n not in kept)
         return self.outputs(values)
 
     def train(
@@ -117,7 +118,7 @@ class Interpreter:
 
 @dataclass
 class _Pass:
-    """One micro-batch on its way through the segments and back."""
+    """One micro-batch on its way through the stage graphs and back."""
 
     program: Interpreter
     values: Values
@@ -128,45 +129,45 @@ class _Pass:
     generators: dict[StageGraph, Any] = field(default_factory=dict)
 
     def forward(self, stage: int) -> None:
-        for segment in self.program.segments:
-            if segment.stage == stage:
-                self._forward(segment)
+        for stage_graph in self.program.stage_graphs:
+            if stage_graph.stage == stage:
+                self._forward(stage_graph)
 
     def backward(self, stage: int) -> None:
-        for segment in reversed(self.program.segments):
-            if segment.stage == stage:
-                self._backward(segment)
+        for stage_graph in reversed(self.program.stage_graphs):
+            if stage_graph.stage == stage:
+                self._backward(stage_graph)
 
     def detached_outputs(self) -> list[Any]:
         leaves = self.program.outputs({**self.values, **self.results})
         return [leaf.detach() if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
 
-    def _forward(self, segment: StageGraph) -> None:
-        is_recomputed = segment in self.program.recomputed
+    def _forward(self, stage_graph: StageGraph) -> None:
+        is_recomputed = stage_graph in self.program.recomputed
         if is_recomputed:
-            self.generators[segment] = generator_states()
-        with torch.set_grad_enabled(not is_recomputed or segment not in self.program.carriers):
-            sent = self.values.run(segment)
-        carriers = self.program.carriers.get(segment) if is_recomputed else None
+            self.generators[stage_graph] = generator_states()
+        with torch.set_grad_enabled(not is_recomputed or stage_graph not in self.program.carriers):
+            sent = self.values.run(stage_graph)
+        carriers = self.program.carriers.get(stage_graph) if is_recomputed else None
         if carriers is None:
             carriers = frozenset(n for n, v in sent.items() if isinstance(v, torch.Tensor) and v.requires_grad)
         if is_recomputed:
-            self.program.carriers[segment] = carriers
+            self.program.carriers[stage_graph] = carriers
             sent = {name: v.detach() if isinstance(v, torch.Tensor) else v for name, v in sent.items()}
         else:
-            self.sent[segment] = sent
+            self.sent[stage_graph] = sent
         for name, value in sent.items():
             if name in self.program.captured.outputs:
                 self.results[name] = value
             is_handed_over = name in carriers and name in self.program.last_reader
             self.values[name] = value.detach().requires_grad_() if is_handed_over else value
 
-    def _backward(self, segment: StageGraph) -> None:
-        if segment in self.program.recomputed:
-            with _drawing_again(self.generators.pop(segment)), torch.enable_grad():
-                sent = self.values.run(segment)
+    def _backward(self, stage_graph: StageGraph) -> None:
+        if stage_graph in self.program.recomputed:
+            with _drawing_again(self.generators.pop(stage_graph)), torch.enable_grad():
+                sent = self.values.run(stage_graph)
         else:
-            sent = self.sent.pop(segment)
+            sent = self.sent.pop(stage_graph)
         starts = []
         for name, value in sent.items():
             leaf = self.values[name]

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A program that runs over and over on the same tensors, as a straight line of calls.
+"""Stage graphs that run over and over on the same tensors, as a straight line of calls.
 
-Values have numbers in the place of names, and what does not change between runs is looked up once: between two pieces
-there is nothing but a list of tensors. It is for the steps of generation, of which there are many, and short ones.
+Values have numbers in the place of names, and what does not change between runs is looked up once: between two stage
+graphs there is nothing but a list of tensors. It is for the steps of generation, of which there are many, and short
+ones.
 """
 
 from __future__ import annotations
@@ -24,31 +25,31 @@ Result = TypeVar("Result")
 
 
 class StraightLine:
-    """The pieces of a captured model, for inference on tensors that stay where they are.
+    """The stage graphs of a captured model, for inference on tensors that stay where they are.
 
     ::
 
-        line = StraightLine(captured, pieces, weights)
+        line = StraightLine(captured, stage graphs, weights)
         line.bind(batch)        # finds weights and inputs; the tensors of `batch` are read again at each run
         logits = line.run()
 
     Args:
         captured: the captured model.
-        pieces: its pieces, in run order.
+        stage_graphs: its stage graphs, in run order.
         weights: the model's tensors.
     """
 
-    def __init__(self, captured: Capture, pieces: Sequence[StageGraph], weights: Tensors) -> None:
+    def __init__(self, captured: Capture, stage_graphs: Sequence[StageGraph], weights: Tensors) -> None:
         self._captured = captured
-        self._pieces = tuple(pieces)
+        self._stage_graphs = tuple(stage_graphs)
         self._weights = weights
-        names = [*captured.sources, *(name for piece in pieces for name in piece.outputs)]
+        names = [*captured.sources, *(name for stage_graph in stage_graphs for name in stage_graph.outputs)]
         self._number = {name: i for i, name in enumerate(dict.fromkeys(names))}
         self._values: list[Any] = [None] * len(self._number)
-        self._last = {name: i for i, piece in enumerate(pieces) for name in piece.inputs}
+        self._last = {name: i for i, stage_graph in enumerate(stage_graphs) for name in stage_graph.inputs}
         self._calls: list[_Call] = []
         self._is_checked = False
-        self._read = frozenset(name for piece in pieces for name in piece.inputs)
+        self._read = frozenset(name for stage_graph in stage_graphs for name in stage_graph.inputs)
 
     def bind(self, batch: Mapping[str, Any]) -> None:
         """Read the model's tensors and those of a batch, of which the latter may change in place afterwards."""
@@ -60,7 +61,7 @@ class StraightLine:
             elif source.kind == "input":
                 self._values[self._number[name]] = leaves[source.name]
         fixed |= {n: t.detach() for n, t in self._weights.read(self._read).items()}
-        self._calls = [self._call(i, piece, fixed) for i, piece in enumerate(self._pieces)]
+        self._calls = [self._call(i, stage_graph, fixed) for i, stage_graph in enumerate(self._stage_graphs)]
         self._is_checked = False
 
     def run(self) -> list[Any]:
@@ -70,18 +71,18 @@ class StraightLine:
     def by_stage(self) -> Generator[None, None, list[Any]]:
         """Run it with a stop before each stage but the first, and return the leaves of the output."""
         values = self._values
-        stage = self._pieces[0].stage if self._pieces else 0
-        for piece, call in zip(self._pieces, self._calls, strict=True):
-            if piece.stage != stage:
-                stage = piece.stage
+        stage = self._stage_graphs[0].stage if self._stage_graphs else 0
+        for stage_graph, call in zip(self._stage_graphs, self._calls, strict=True):
+            if stage_graph.stage != stage:
+                stage = stage_graph.stage
                 yield
             given = call.fixed.copy()
             for position, number in call.changing:
                 given[position] = values[number]
-            if piece.device is not None:
-                given = [moved(v, piece.device) if isinstance(v, torch.Tensor) else v for v in given]
+            if stage_graph.device is not None:
+                given = [moved(v, stage_graph.device) if isinstance(v, torch.Tensor) else v for v in given]
             if not self._is_checked:
-                self._check(piece, given)
+                self._check(stage_graph, given)
             for number, value in zip(call.outputs, call.code(given), strict=True):
                 values[number] = value
             for number in call.forgotten:
@@ -89,33 +90,33 @@ class StraightLine:
         self._is_checked = True
         return [values[self._number[v]] if isinstance(v, str) else v.value for v in self._captured.outputs]
 
-    def _call(self, index: int, piece: StageGraph, fixed: Mapping[str, Any]) -> _Call:
+    def _call(self, index: int, stage_graph: StageGraph, fixed: Mapping[str, Any]) -> _Call:
         kept = {value for value in self._captured.outputs if isinstance(value, str)} | self._captured.sources.keys()
-        weights = [fixed.get(name) for name in piece.inputs]
-        if piece.device is not None:
-            weights = [moved(v, piece.device) if isinstance(v, torch.Tensor) else v for v in weights]
-        changing = [name for name in piece.inputs if name not in fixed]
+        weights = [fixed.get(name) for name in stage_graph.inputs]
+        if stage_graph.device is not None:
+            weights = [moved(v, stage_graph.device) if isinstance(v, torch.Tensor) else v for v in weights]
+        changing = [name for name in stage_graph.inputs if name not in fixed]
         return _Call(
-            code=stage_call(piece, is_fixed=True),
+            code=stage_call(stage_graph, is_fixed=True),
             fixed=weights,
-            changing=[(i, self._number[name]) for i, name in enumerate(piece.inputs) if name in changing],
-            outputs=[self._number[name] for name in piece.outputs],
+            changing=[(i, self._number[name]) for i, name in enumerate(stage_graph.inputs) if name in changing],
+            outputs=[self._number[name] for name in stage_graph.outputs],
             forgotten=[self._number[n] for n in changing if self._last[n] == index and n not in kept],
         )
 
-    def _check(self, piece: StageGraph, given: Sequence[Any]) -> None:
+    def _check(self, stage_graph: StageGraph, given: Sequence[Any]) -> None:
         """Hold inputs against what compiled code takes them for: it looks at no stride."""
-        if isinstance(piece.code, Executable):
-            for name, tensor, spec in zip(piece.inputs, given, piece.code.manifest.inputs, strict=True):
+        if isinstance(stage_graph.code, Executable):
+            for name, tensor, spec in zip(stage_graph.inputs, given, stage_graph.code.manifest.inputs, strict=True):
                 assert Spec.of(tensor) == spec, f"{name} is {Spec.of(tensor)}, and the code was made for {spec}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Call:
-    """What running one piece takes.
+    """What running one stage graph takes.
 
     Attributes:
-        code: the piece.
+        code: the stage graph.
         fixed: its inputs, None where they change between runs.
         changing: positions of those that do, and their numbers.
         outputs: numbers of what it gives.

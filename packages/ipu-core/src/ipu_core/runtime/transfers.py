@@ -30,7 +30,7 @@ def stage_call(stage_graph: StageGraph, *, is_fixed: bool = False) -> Call:
 
 
 class Values(dict[str, Any]):
-    """Values by name; what a segment on another device reads is copied there once.
+    """Values by name; what a stage graph on another device reads is copied there once.
 
     A copy is made so that autograd takes its gradient back to the device of the value.
 
@@ -44,15 +44,15 @@ class Values(dict[str, Any]):
         self._changing = changing
         self._copies: dict[str, dict[torch.device, torch.Tensor]] = {}
 
-    def run(self, segment: StageGraph) -> dict[str, Any]:
-        """Run a segment on its device, and give its outputs by name."""
-        entered = [self._on(name, segment.device) for name in segment.inputs]
-        results = stage_call(segment)(entered)
-        for name, value in zip(segment.inputs, entered, strict=True):
-            if name in segment.changes and value is not self[name]:
+    def run(self, stage_graph: StageGraph) -> dict[str, Any]:
+        """Run a stage graph on its device, and give its outputs by name."""
+        entered = [self._on(name, stage_graph.device) for name in stage_graph.inputs]
+        results = stage_call(stage_graph)(entered)
+        for name, value in zip(stage_graph.inputs, entered, strict=True):
+            if name in stage_graph.changes and value is not self[name]:
                 with torch.no_grad():
                     self[name].copy_(value)
-        return dict(zip(segment.outputs, results, strict=True))
+        return dict(zip(stage_graph.outputs, results, strict=True))
 
     def forget(self, names: Iterable[str]) -> None:
         """Drop values that nobody reads any more."""
@@ -68,7 +68,7 @@ class Values(dict[str, Any]):
             return moved(value, device)
         copies = self._copies.setdefault(name, {})
         if device not in copies:
-            # A segment that runs without gradients, to run again, may be the first of several that read the copy.
+            # A stage graph that runs without gradients, to run again, may be the first of several that read the copy.
             with torch.enable_grad():
                 copies[device] = moved(value, device)
         return copies[device]
