@@ -179,7 +179,7 @@ def test_a_compiler_that_is_not_there_is_named(monkeypatch):
 
 
 def test_source_that_does_not_compile_is_told(monkeypatch, tmp_path):
-    monkeypatch.setattr(kernels, "SOURCE", tmp_path / "wrong.cpp")
-    kernels.SOURCE.write_text("int f() { return no_such_name; }")
+    monkeypatch.setattr(kernels, "SOURCES", (tmp_path / "wrong.cpp",))
+    kernels.SOURCES[0].write_text("int f() { return no_such_name; }")
     with pytest.raises(CompileError, match="no_such_name"):
         kernels._Kernels().load(ExecutableCache(None))

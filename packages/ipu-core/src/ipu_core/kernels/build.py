@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds the functions of `kernels.cpp`, once on a machine, and gives them to torch as the operations of `few_rows`.
+"""Build the C++ kernels, once on a machine, and register them with torch as the operators of `ops.py`.
 
 Compiled code calls them by their symbols, which have to be in the process before it is loaded; other graphs call them
 through torch, which hands over pointers. Threads are torch's.
@@ -26,7 +26,8 @@ from . import ops
 from .ops import LIBRARY
 
 OPS = ops.__name__
-SOURCE = Path(__file__).with_name("kernels.cpp")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("products.cpp", "attention.cpp"))
+HEADERS = (Path(__file__).with_name("vectors.h"),)
 BUILT = "kernels.so"
 PROCESSOR = ("-march=native",)
 # Symbols as torch's inductor is told of them, by the operator that they are.
@@ -83,7 +84,8 @@ def load_kernels(cache: ExecutableCache = NO_CACHE) -> ctypes.CDLL:
 
 
 def _key() -> str:
-    facts = (hashlib.sha256(SOURCE.read_bytes()).hexdigest(), *native_facts())
+    sources = (hashlib.sha256(file.read_bytes()).hexdigest() for file in (*SOURCES, *HEADERS))
+    facts = (*sources, *native_facts())
     return f"kernels-{hashlib.sha256(repr(facts).encode()).hexdigest()}"
 
 
@@ -107,7 +109,7 @@ def _build(folder: Path) -> None:
     try:
         command = [get_cpp_compiler(), "-std=c++17", "-O3", *PROCESSOR, "-fno-math-errno", "-fPIC", "-shared"]
         paths = ["-I", str(home / "include"), "-L", str(home / "lib"), f"-Wl,-rpath,{home / 'lib'}"]
-        files = [str(SOURCE), "-o", str(folder / BUILT), "-ltorch_cpu"]
+        files = [*map(str, SOURCES), "-o", str(folder / BUILT), "-ltorch_cpu"]
         subprocess.run([*command, *paths, *files], check=True, capture_output=True, text=True)
     except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
         lines = (getattr(error, "stderr", None) or str(error) or type(error).__name__).strip().splitlines()
