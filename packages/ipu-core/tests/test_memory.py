@@ -171,7 +171,7 @@ def test_what_does_not_fit_is_refused_before_anything_runs():
 
 
 def test_what_does_not_fit_is_refused_before_it_is_compiled(monkeypatch):
-    monkeypatch.setattr("ipu_core.executor.compiled", lambda *a: pytest.fail("compiled what does not fit"))
+    monkeypatch.setattr("ipu_core.engines.host.compiled", lambda *a: pytest.fail("compiled what does not fit"))
     config = IPUConfig(layers_per_ipu=[2, 2], device_memory=50_000, compile=True)
     with pytest.raises(MemoryLimitError):
         training_model(to_pipelined(make(Chain, **WIDE), config)).compile(**batch(64))

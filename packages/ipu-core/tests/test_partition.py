@@ -5,8 +5,9 @@ import itertools
 import random
 
 import pytest
-from ipu_core.config.layers_per_ipu import balance, encoder_decoder_cut, expand_layers_per_ipu, layer_ipus, rounds
+from ipu_core.config.layers_per_ipu import encoder_decoder_cut, expand_layers_per_ipu, layer_ipus, rounds
 from ipu_core.errors import IncompatibleIPUConfigError
+from ipu_core.partition.balance import balance
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,8 @@ from .upstream import refuse_too_old
 
 if TYPE_CHECKING:
     from .capture.loss import identity_loss
-    from .config.ipu_config import ExecutionConfig, IPUConfig, split_encoder_decoder_ipu_config
+    from .config.execution_config import ExecutionConfig
+    from .config.ipu_config import IPUConfig, split_encoder_decoder_ipu_config
     from .errors import IncompatibleIPUConfigError, IPUError
     from .executor import Executor, inference_model, plan, training_model
     from .generation.generator import Generator, generation_model
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from .plugins.hookspecs import hookimpl
 
 _HOMES = {
-    "ExecutionConfig": "config.ipu_config",
+    "ExecutionConfig": "config.execution_config",
     "Executor": "executor",
     "Family": "plugins.family",
     "Generator": "generation.generator",

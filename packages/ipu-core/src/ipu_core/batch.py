@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from .config.ipu_config import ExecutionConfig
+from .config.execution_config import ExecutionConfig
 from .config.options import EVERY_N
 from .errors import BatchError, BatchMismatchError, BatchSizeError
 

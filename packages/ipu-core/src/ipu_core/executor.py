@@ -33,7 +33,8 @@ from .capture.index_bounds import IndexRange, check_ranges, index_ranges
 from .capture.loss import loss_value
 from .capture.loss_terms import Terms
 from .compile.disk_cache import ExecutableCache
-from .config.ipu_config import ExecutionConfig, IPUConfig
+from .config.execution_config import ExecutionConfig
+from .config.ipu_config import IPUConfig
 from .engines.engine import Engine
 from .engines.registry import usable_engine
 from .errors import BatchError, BatchSizeError, IncompatibleIPUConfigError, LossError, NotCompiledError, nearest

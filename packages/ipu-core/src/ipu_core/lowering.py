@@ -20,7 +20,7 @@ from .capture.loss_terms import Terms, terms_of
 from .capture.prune_unread_rows import without_unread_rows
 from .capture.serialization import NotStorable, read_capture, write_capture
 from .compile.disk_cache import NO_CACHE, ExecutableCache
-from .config.ipu_config import ExecutionConfig
+from .config.execution_config import ExecutionConfig
 from .config.layers_per_ipu import AUTO
 from .config.options import ESTIMATED
 from .errors import LossError
@@ -28,9 +28,10 @@ from .memory.auto_partition import Owners, automatic_layers
 from .memory.search import footprint, visits_of
 from .partition.cost import estimated_seconds
 from .partition.cut import cut
-from .partition.layout import Entry, Layout, layout
+from .partition.entry import Entry, Layout
+from .partition.layout import layout
 from .partition.lowered import Lowered
-from .partition.plan import make_plan, place
+from .partition.placement import make_plan, place
 from .partition.stage_graph import split
 from .runtime.device_placement import on_one_device
 from .runtime.devices import named_devices, placed

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from ipu_core.config.ipu_config import ExecutionConfig
+from ipu_core.config.execution_config import ExecutionConfig
 from ipu_core.rewrites.global_attention import static_global_attention
 from ipu_core.rewrites.source_edits import Edit
 

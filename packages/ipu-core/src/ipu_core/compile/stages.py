@@ -23,7 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from ..capture.autograd_functions import is_function
 from ..capture.capture import Capture
 from ..capture.serialization import text_of
-from ..config.ipu_config import ExecutionConfig
+from ..config.execution_config import ExecutionConfig
 from ..errors import IncompatibleIPUConfigError
 from ..partition.stage_graph import StageGraph
 from ..progress import progress

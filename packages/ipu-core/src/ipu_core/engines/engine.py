@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..compile.disk_cache import ExecutableCache
-from ..config.ipu_config import ExecutionConfig
+from ..config.execution_config import ExecutionConfig
 from ..partition.lowered import Lowered
 from ..runtime.program import StageProgram
 

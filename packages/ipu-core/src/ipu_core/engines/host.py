@@ -10,7 +10,7 @@ import torch
 
 from ..compile.disk_cache import ExecutableCache
 from ..compile.stages import compiled, refuse_other_processors
-from ..config.ipu_config import ExecutionConfig
+from ..config.execution_config import ExecutionConfig
 from ..config.options import HARDWARE_HINTS
 from ..partition.lowered import Lowered
 from ..partition.parameters import trainable_values

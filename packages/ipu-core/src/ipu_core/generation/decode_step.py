@@ -19,7 +19,7 @@ from ..capture.index_bounds import check_ranges, index_ranges
 from ..compile.disk_cache import ExecutableCache
 from ..compile.stages import STEP_OPTIONS, Compilation, changed_once
 from ..compile.worker_pool import Compilers
-from ..config.ipu_config import ExecutionConfig
+from ..config.execution_config import ExecutionConfig
 from ..errors import GenerationModeError
 from ..kernels.decode import DecodeKernels
 from ..kernels.quantization import Packing

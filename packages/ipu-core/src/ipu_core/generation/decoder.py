@@ -24,7 +24,7 @@ from ..capture.capture import CAPTURING, in_mode
 from ..capture.guards import Guards
 from ..compile.disk_cache import ExecutableCache
 from ..compile.worker_pool import Compilers
-from ..config.ipu_config import ExecutionConfig
+from ..config.execution_config import ExecutionConfig
 from ..errors import CacheError, CaptureError, CompileError, GenerationModeError, IncompatibleIPUConfigError, IPUError
 from ..kernels.decode import TORCH, decode_kernels
 from ..kernels.quantize_pass import Packer

@@ -22,7 +22,7 @@ from transformers.generation.logits_process import UnbatchedClassifierFreeGuidan
 from transformers.modeling_outputs import CausalLMOutputWithPast, Seq2SeqLMOutput
 
 from ..compile.stages import refuse_other_processors
-from ..config.ipu_config import ExecutionConfig
+from ..config.execution_config import ExecutionConfig
 from ..engines.engine import Engine
 from ..engines.registry import usable_engine
 from ..errors import CacheError, GenerationModeError, IPUError, NotCompiledError

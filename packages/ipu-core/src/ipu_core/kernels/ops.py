@@ -3,8 +3,8 @@
 
 With a few rows a matrix product takes as long as reading its weights, and libraries run it on one core, or arrange the
 weights anew each time; attention of one query takes as long as reading the keys and values that its mask shows.
-Operations of our own read them with every core (`products.cpp`, `attention.cpp`). They know weights, keys and values of float32
-and bfloat16, packed weights, and keys and values that are kept as integers of 8 bits.
+Operators of our own read them with every core (`products.cpp`, `attention.cpp`). They know weights, keys and values of
+float32 and bfloat16, packed weights, and keys and values that are kept as integers of 8 bits.
 """
 
 from __future__ import annotations

@@ -11,11 +11,12 @@ from itertools import accumulate
 import torch
 
 from ..capture.capture import Capture
-from ..config.ipu_config import ExecutionConfig
-from ..config.layers_per_ipu import balance, expand_layers_per_ipu, rounds
+from ..config.execution_config import ExecutionConfig
+from ..config.layers_per_ipu import expand_layers_per_ipu, rounds
+from ..partition.balance import balance
 from ..partition.cost import entry_seconds
-from ..partition.layout import Layout
-from ..partition.plan import place
+from ..partition.entry import Layout
+from ..partition.placement import place
 from .search import Footprint
 
 

@@ -10,7 +10,7 @@ import torch
 
 from ..capture.capture import Capture
 from ..config.device_memory import memory_limit
-from ..config.ipu_config import ExecutionConfig
+from ..config.execution_config import ExecutionConfig
 from ..config.layers_per_ipu import AUTO
 from ..errors import MemoryLimitError
 from ..partition.cost import num_bytes

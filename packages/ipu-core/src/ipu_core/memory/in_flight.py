@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from ..config.device_memory import HOST
-from ..config.ipu_config import ExecutionConfig
+from ..config.execution_config import ExecutionConfig
 from ..partition.parameters import Holding
 from ..partition.plan import Memory
 from ..schedule import FORWARD, Action, make_schedule, simulate

@@ -16,7 +16,7 @@ from itertools import groupby
 import torch
 
 from ..capture.capture import Capture
-from ..config.ipu_config import ExecutionConfig
+from ..config.execution_config import ExecutionConfig
 from ..partition.cost import num_bytes
 from ..partition.cut import Segment, cut
 from ..partition.lowered import recomputed

@@ -20,7 +20,8 @@ from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
 from ..capture.capture import CAPTURING
 from ..capture.guards import OF_TORCH, TABLES
-from ..config.ipu_config import IPU_CONFIG_NAME, ExecutionConfig, IPUConfig
+from ..config.execution_config import ExecutionConfig
+from ..config.ipu_config import IPU_CONFIG_NAME, IPUConfig
 from ..config.layers_per_ipu import layer_ipus
 from ..errors import LayoutError
 from ..partition.layout import count_layers, explain_no_list

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ..capture.capture import Capture
 from ..capture.loss_terms import Terms
-from ..config.ipu_config import ExecutionConfig
+from ..config.execution_config import ExecutionConfig
 from ..schedule import Simulation, make_schedule, simulate
 from .cut import Segment
 from .plan import Plan

@@ -16,7 +16,7 @@ import torch
 from ..capture.capture import Capture, module_of, node_entry, node_runs
 
 if TYPE_CHECKING:
-    from .layout import Entry
+    from .entry import Entry
 
 LISTS = (torch.nn.ModuleList, torch.nn.Sequential)
 

@@ -20,7 +20,7 @@ from typing import Protocol
 
 import torch
 
-from ..config.ipu_config import ExecutionConfig
+from ..config.execution_config import ExecutionConfig
 
 
 class Rewrite(Protocol):

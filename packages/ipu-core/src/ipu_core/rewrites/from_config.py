@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..config.ipu_config import ExecutionConfig
+from ..config.execution_config import ExecutionConfig
 from ..errors import IncompatibleIPUConfigError
 from . import replaced
 from .sharded_vocabulary import SerializedEmbedding, SerializedLinear, SplitProjection

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from transformers.utils import ModelOutput
 
 from ..capture.loss_terms import NUM_ITEMS
-from ..config.ipu_config import ExecutionConfig
+from ..config.execution_config import ExecutionConfig
 from . import Rewrite
 from .source_edits import bound
 

@@ -16,7 +16,7 @@ from transformers.models.auto import modeling_auto
 from transformers.utils import ModelOutput
 
 from ..capture.loss import IGNORED
-from ..config.ipu_config import ExecutionConfig
+from ..config.execution_config import ExecutionConfig
 from ..errors import IncompatibleIPUConfigError, MaskedTokensError
 from .sequence_packing import labels_of_rows
 

@@ -18,7 +18,7 @@ from transformers.models.auto import modeling_auto
 
 from ..batch import micro_batches
 from ..capture.loss import IGNORED
-from ..config.ipu_config import ExecutionConfig
+from ..config.execution_config import ExecutionConfig
 from ..errors import IncompatibleIPUConfigError, PackingError
 from .inputs import taken_inputs
 from .packed_grid import Grid, attention_mask_of

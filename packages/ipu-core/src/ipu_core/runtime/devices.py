@@ -11,7 +11,7 @@ import torch
 from ..capture.aliasing import aliases, written
 from ..capture.capture import Capture
 from ..capture.passes import on_device
-from ..config.ipu_config import ExecutionConfig
+from ..config.execution_config import ExecutionConfig
 from ..errors import CaptureError, EngineNotAvailableError, IncompatibleIPUConfigError
 from ..partition.stage_graph import StageGraph
 

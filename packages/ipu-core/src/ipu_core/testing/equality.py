@@ -13,7 +13,8 @@ from torch.utils import _pytree as pytree
 
 from ..batch import micro_batches
 from ..capture.capture import Capture, without_cache
-from ..config.ipu_config import ExecutionConfig, IPUConfig
+from ..config.execution_config import ExecutionConfig
+from ..config.ipu_config import IPUConfig
 from ..engines.registry import usable_engine
 from ..executor import Executor
 from ..lowering import CUTS, capture_model
