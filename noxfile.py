@@ -26,6 +26,7 @@ nox.options.default_venv_backend = "venv"  # pip, not uv: see CONTRIBUTING.md
 
 ROOT = Path(__file__).parent
 CONSTRAINTS = str(ROOT / "constraints.txt")
+VERSION = ROOT / "VERSION"  # of all packages: their metadata reads it
 SHARED = ROOT / ".nox" / "shared"
 PACKAGES = [
     "ipu-core",
@@ -41,6 +42,8 @@ CONFORMANCE = [str(path) for path in sorted(Path("packages").glob("*/tests/test_
 CORE = [str(path) for path in sorted(Path("packages/ipu-core/tests").glob("test_*.py"))]
 LEFT_OUT = [f"--ignore={path}" for path in CONFORMANCE]
 TEST_TOOLS = ["pytest", "pytest-xdist"]
+# What measures which lines the tests run; `--cov` asks for it, and `coverage` prints what was found.
+COVERAGE = ["pytest-cov"]
 # What tests of optional features need; without it they skip.
 OPTIONAL = ["peft", "optuna", "pytorch-optimizer"]
 # What the examples need beside the packages: waves are read with SciPy, images with Pillow.
@@ -86,7 +89,7 @@ def shared(session: nox.Session, *weights: str, tools: Iterable[str] = ()) -> st
 
 def install(session: nox.Session, python: str, *arguments: str) -> None:
     """Install with pip in the shared environment, unless that was done before with the same files."""
-    files = [Path(CONSTRAINTS), *sorted(ROOT.glob("packages/*/pyproject.toml"))]
+    files = [Path(CONSTRAINTS), VERSION, *sorted(ROOT.glob("packages/*/pyproject.toml"))]
     digest = hashlib.sha256(b"\0".join([*(file.read_bytes() for file in files), *map(str.encode, arguments)]))
     stamp = SHARED / "installed" / digest.hexdigest()[:16]
     if stamp.exists():
@@ -107,15 +110,24 @@ def quickstart(session: nox.Session) -> None:
 @nox.session(venv_backend="none")
 def tests(session: nox.Session) -> None:
     """Run the tests of all packages, but those of `conformance`; `-- -k word` runs a choice in seconds."""
-    python = shared(session, *QUICKSTART)
+    python = shared(session, *QUICKSTART, tools=COVERAGE if "--cov" in session.posargs else ())
     session.run(python, *PYTEST, *LEFT_OUT, *session.posargs, env=ONE_THREAD)
 
 
 @nox.session(venv_backend="none")
 def conformance(session: nox.Session) -> None:
     """Compare every class of every family with the plain one, on every split; `-- -k Llama` runs a choice."""
-    python = shared(session)
+    python = shared(session, tools=COVERAGE if "--cov" in session.posargs else ())
     session.run(python, *PYTEST, *CONFORMANCE, *session.posargs, env=ONE_THREAD)
+
+
+@nox.session(venv_backend="none")
+def coverage(session: nox.Session) -> None:
+    """Print how much of the sources the tests of `everything` ran: the least covered files first, then the total."""
+    python = shared(session, tools=COVERAGE)
+    lines = str(session.run(python, "-m", "coverage", "report", silent=True)).splitlines()
+    total = next(line for line in lines if line.startswith("TOTAL"))
+    print(*lines[: 2 + LEAST_COVERED], total, sep="\n")
 
 
 @nox.session(venv_backend="none")
@@ -167,8 +179,16 @@ def lint(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def types(session: nox.Session) -> None:
-    """Check the types of ipu-core and ipu-trainer."""
+    """Check the types of all packages."""
     session.run(shared(session), "-m", "mypy")
+
+
+@nox.session
+def changelog(session: nox.Session) -> None:
+    """Move the fragments of changelog.d into CHANGELOG.md, under the version of VERSION; `-- --draft` prints them."""
+    session.install("-c", CONSTRAINTS, "towncrier")
+    version = VERSION.read_text(encoding="utf-8").strip()
+    session.run("towncrier", "build", "--version", version, *(session.posargs or ["--yes"]))
 
 
 @nox.session
@@ -256,10 +276,14 @@ def check(session: nox.Session, *chosen: str) -> None:
         session.error(f"with the versions installed here these fail, as printed above: {', '.join(failed)}")
 
 
+# Files that `coverage` names.
+LEAST_COVERED = 15
+MEASURED = ("--cov", "--cov-report=")
 # What is too long for each landing, and about how many minutes it takes on two cores.
 EVERYTHING = {
-    ("tests", "--all-turns"): 15,
-    ("conformance", "--all-turns"): 15,
+    ("tests", "--all-turns", *MEASURED): 30,
+    ("conformance", "--all-turns", *MEASURED, "--cov-append"): 30,
+    ("coverage",): 1,
     ("catalogue", "--all"): 10,
     ("quickstart", "--accuracy", "0.93"): 4,
     ("real_weights",): 8,

@@ -212,6 +212,8 @@ class GroupBertModel(GroupBertPreTrainedModel, transformers.BertModel):
 class GroupBertHead(GroupBertPreTrainedModel):
     """Put it before a BERT model with a head: the same head on a GroupBERT."""
 
+    bert: GroupBertModel
+
     def __init__(self, config: GroupBertConfig) -> None:
         super().__init__(config)
         self.bert = GroupBertModel(config, add_pooling_layer=self.bert.pooler is not None)
