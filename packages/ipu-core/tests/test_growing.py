@@ -135,7 +135,8 @@ def test_every_class_of_transformers_that_prepares_its_steps_is_listed():
     """The page of generation says of each what becomes of it: a new one has to be looked at."""
     page = (Path(__file__).parents[3] / "docs/design/generation.md").read_text(encoding="utf-8")
     defined = re.compile(r"^class (\w+)\(|^    def prepare_inputs_for_generation\(", re.MULTILINE)
-    found, listed = set(), set(re.findall(r"`(\w+)`", page.partition("**Models that prepare")[2].partition("## ")[0]))
+    section = page.partition("## Models that prepare")[2].partition("\n## ")[0]
+    found, listed = set(), set(re.findall(r"`(\w+)`", section))
     for file in Path(transformers.__file__).parent.glob("models/*/modeling_*.py"):
         name = None
         for match in defined.finditer(file.read_text(encoding="utf-8")):
