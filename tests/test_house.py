@@ -62,7 +62,7 @@ def test_importing_every_package_imports_no_poptorch_and_reaches_no_network():
 import socket, sys
 def refuse(*a, **k): raise AssertionError("the network was reached")
 socket.socket.connect = refuse
-import ipu_core.model.pipelined, ipu_core.executor, ipu_core.testing, ipu_models_bert.bert, ipu_trainer
+import ipu_core.model.pipelined, ipu_core.executor, ipu_core.testing, ipu_models_bert.groupbert, ipu_trainer
 import ipu_models_seq2seq, ipu_models_speech, ipu_models_vision, ipu_diffusers
 assert "poptorch" not in sys.modules
 """

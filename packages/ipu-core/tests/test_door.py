@@ -7,9 +7,11 @@ import transformers
 from ipu_core import (
     Family,
     IPUConfig,
+    families_in,
     generation_model,
     identity_loss,
     inference_model,
+    pipelined_classes,
     pipelined_in,
     plan,
     split_encoder_decoder_ipu_config,
@@ -153,9 +155,14 @@ DOORS = {
     "Family(model_type)": (lambda v: Family(**{**FAMILY, "model_type": v}), ("'x'", "''")),
     "Family(layout)": (lambda v: Family(**{**FAMILY, "layout": v}), ("[]", "['x']")),
     "Family(rewrites)": (lambda v: Family(**FAMILY, rewrites=v), ("[]", "['x']")),
-    "Family(models)": (lambda v: Family(**FAMILY, models=v), ("{}",)),
+    "Family(models)": (lambda v: Family(**FAMILY, models=v), ("{}", "[]")),
+    "Family of a package(models)": (lambda v: Family(**FAMILY, models=v, package="a"), ("{}", "[]", "['x']")),
+    "Family(package)": (lambda v: Family(**FAMILY, package=v), ("'x'", "''")),
+    "Family(plain_in)": (lambda v: Family(**FAMILY, plain_in=v), ("'x'", "''")),
     "Family(sample)": (lambda v: Family(**FAMILY, sample=v), ("None", "'x'", "''")),
     "pipelined_in": (pipelined_in, ("'x'", "''")),
+    "families_in(package)": (families_in, ("'x'", "''")),
+    "pipelined_classes(package)": (pipelined_classes, ("'x'", "''")),
 }
 
 # What is said where it is not the name of the argument.

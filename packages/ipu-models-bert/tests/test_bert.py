@@ -10,8 +10,8 @@ from ipu_core import IPUConfig, inference_model, to_pipelined, training_model
 from ipu_core.testing import (
     sample_batch,
 )
-from ipu_models_bert import bert
-from ipu_models_bert.plugin import BERT
+from ipu_models_bert import PipelinedBertForSequenceClassification
+from ipu_models_bert.families.bert import BERT
 
 NUM_LAYERS = 4
 WITH_LOSS = [name for name in BERT.models if name != "BertModel"]
@@ -96,7 +96,7 @@ def test_a_checkpoint_saved_in_the_middle_of_training_loads_in_plain_transformer
     with torch.no_grad():
         expected = loaded.eval()(**inputs).logits
     torch.testing.assert_close(inference_model(pipelined)(**inputs).logits, expected, atol=1e-6, rtol=0)
-    again = bert.PipelinedBertForSequenceClassification.from_pretrained(tmp_path)
+    again = PipelinedBertForSequenceClassification.from_pretrained(tmp_path)
     assert again.ipu_config == pipelined.ipu_config
     torch.testing.assert_close(inference_model(again)(**inputs).logits, expected, atol=1e-6, rtol=0)
     executor(**batch)  # and training goes on

@@ -10,8 +10,8 @@ from ipu_core.testing import (
     sample_batch,
 )
 from ipu_models_bert import groupbert
+from ipu_models_bert.families.groupbert import GROUPBERT
 from ipu_models_bert.groupbert import GroupBertConfig, GroupBertForMaskedLM, GroupBertModel
-from ipu_models_bert.plugin import GROUPBERT
 from torch import nn
 
 ATOL = {torch.float32: 1e-5, torch.float64: 1e-10}

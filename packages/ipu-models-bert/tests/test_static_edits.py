@@ -9,7 +9,10 @@ import transformers
 from ipu_core import IPUConfig, inference_model, to_pipelined, training_model
 from ipu_core.rewrites.source_edits import edited, edits_of
 from ipu_core.testing import assert_inference_equals_plain, assert_training_equals_plain, sample_batch
-from ipu_models_bert.edited import IBERT, LONGFORMER, NYSTROMFORMER, REFORMER
+from ipu_models_bert.families.ibert import IBERT
+from ipu_models_bert.families.longformer import LONGFORMER
+from ipu_models_bert.families.nystromformer import NYSTROMFORMER
+from ipu_models_bert.families.reformer import REFORMER
 
 SPLIT = IPUConfig(layers_per_ipu=[1, 3])
 

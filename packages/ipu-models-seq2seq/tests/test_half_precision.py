@@ -7,7 +7,8 @@ import pytest
 import torch
 from ipu_core import IPUConfig, inference_model, to_pipelined
 from ipu_core.testing import sample_batch, tiny_model
-from ipu_models_seq2seq.plugin import MT5, T5
+from ipu_models_seq2seq.families.mt5 import MT5
+from ipu_models_seq2seq.families.t5 import T5
 from torch.utils import _pytree as pytree
 
 

@@ -12,7 +12,10 @@ from ipu_core import IPUConfig, to_pipelined, training_model
 from ipu_core.plugins.registry import installed
 from ipu_core.rewrites.source_edits import edited, edits_of
 from ipu_core.testing import assert_training_equals_plain, sample_batch
-from ipu_models_seq2seq import edited as edited_families, edits
+from ipu_models_seq2seq import edits
+from ipu_models_seq2seq.families.led import LED
+from ipu_models_seq2seq.families.nllb_moe import NLLB_MOE
+from ipu_models_seq2seq.families.switch_transformers import SWITCH_TRANSFORMERS
 
 TINY = {
     "d_model": 32,
@@ -37,7 +40,7 @@ MODELS = {
     "LED": "LEDForConditionalGeneration",
     "NLLB_MOE": "NllbMoeForConditionalGeneration",
 }
-OF_A_FAMILY = {"LED": edited_families.LED, "NLLB_MOE": edited_families.NLLB_MOE}
+OF_A_FAMILY = {"LED": LED, "NLLB_MOE": NLLB_MOE}
 SPLIT = IPUConfig(layers_per_ipu=[2, 4])
 
 # Static experts, and all positions in global attention's places: the same sums in another order.
@@ -130,11 +133,11 @@ def test_led_without_global_attention_equals_plain_and_refuses_it_in_the_attenti
 
 def test_an_expert_without_tokens_has_gradients_of_zero():
     model = transformers.SwitchTransformersForConditionalGeneration(
-        transformers.SwitchTransformersConfig(**edited_families.SWITCH_TRANSFORMERS.tiny)
+        transformers.SwitchTransformersConfig(**SWITCH_TRANSFORMERS.tiny)
     )
     batch = sample_batch(model, batch_size=1, length=2)
     experts = [m for m in model.modules() if type(m).__name__ == "SwitchTransformersExperts"]
-    with edited(model, edits_of(edited_families.SWITCH_TRANSFORMERS.edits)):
+    with edited(model, edits_of(SWITCH_TRANSFORMERS.edits)):
         model.train()(**batch).loss.backward()
     sums = [[expert.wi.weight.grad.abs().sum().item() for expert in layer.values()] for layer in experts]
     assert all(0.0 in layer for layer in sums)

@@ -7,7 +7,7 @@ import torch
 from ipu_core import IPUConfig, to_pipelined, training_model
 from ipu_core.testing import assert_training_equals_plain, sample_batch, tiny_model
 from ipu_models_speech.collators import PretrainingCollator
-from ipu_models_speech.plugin import WAV2VEC2
+from ipu_models_speech.families.wav2vec2 import WAV2VEC2
 
 MASKED = {"apply_spec_augment": True, "mask_time_prob": 0.4, "mask_time_length": 2}
 

@@ -7,7 +7,9 @@ import torch
 from ipu_core import IPUConfig, inference_model, to_pipelined, training_model
 from ipu_core.testing import sample_batch, tiny_model
 from ipu_models_speech.collators import SpecAugmentCollator
-from ipu_models_speech.plugin import HUBERT, WAV2VEC2, WHISPER
+from ipu_models_speech.families.hubert import HUBERT
+from ipu_models_speech.families.wav2vec2 import WAV2VEC2
+from ipu_models_speech.families.whisper import WHISPER
 
 MASKED = {
     "apply_spec_augment": True,

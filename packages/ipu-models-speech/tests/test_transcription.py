@@ -5,7 +5,8 @@ import pytest
 import torch
 from ipu_core import IPUConfig, to_pipelined, training_model
 from ipu_core.testing import sample_batch, tiny_model
-from ipu_models_speech.plugin import HUBERT, WAV2VEC2
+from ipu_models_speech.families.hubert import HUBERT
+from ipu_models_speech.families.wav2vec2 import WAV2VEC2
 from ipu_models_speech.transcription import ctc_loss, packed_labels
 from transformers.loss.loss_ctc import ForCTCLoss
 

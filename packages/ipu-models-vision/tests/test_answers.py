@@ -5,7 +5,7 @@ import pytest
 import torch
 from ipu_core import IPUConfig, to_pipelined, training_model
 from ipu_core.testing import sample_batch, tiny_model
-from ipu_models_vision.plugin import LXMERT
+from ipu_models_vision.families.lxmert import LXMERT
 from torch.nn import functional
 
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .partition.plan import Plan, Stage
     from .plugins.family import Family, pipelined_in
     from .plugins.hookspecs import hookimpl
+    from .plugins.package import families_in, pipelined_classes
 
 _HOMES = {
     "ExecutionConfig": "config.execution_config",
@@ -45,10 +46,12 @@ _HOMES = {
     "PipelineMixin": "model.mixin",
     "Plan": "partition.plan",
     "Stage": "partition.plan",
+    "families_in": "plugins.package",
     "generation_model": "generation.generator",
     "hookimpl": "plugins.hookspecs",
     "identity_loss": "capture.loss",
     "inference_model": "executor",
+    "pipelined_classes": "plugins.package",
     "pipelined_in": "plugins.family",
     "plan": "executor",
     "split_encoder_decoder_ipu_config": "config.ipu_config",
@@ -67,10 +70,12 @@ __all__ = [
     "PipelineMixin",
     "Plan",
     "Stage",
+    "families_in",
     "generation_model",
     "hookimpl",
     "identity_loss",
     "inference_model",
+    "pipelined_classes",
     "pipelined_in",
     "plan",
     "split_encoder_decoder_ipu_config",

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import IPUError, nearest
 from .plugins.family import Family, load
 from .plugins.registry import describe, installed
+from .plugins.stub import stub_of, stub_path
 from .report.models import models_table
 from .upstream import CORE, upstreams
 
@@ -46,6 +47,10 @@ def _parser() -> argparse.ArgumentParser:
     plugins.add_argument("--table", action="store_true", help="print families and heads as a Markdown table")
     plugins.add_argument("--traceback", action="store_true", help="print where a broken plugin raised")
     plugins.set_defaults(run=_plugins)
+
+    stub = commands.add_parser("stub", help="write the stub of a package, of the classes made of its families")
+    stub.add_argument("package", help="a package of families, such as ipu_models_bert")
+    stub.set_defaults(run=_stub)
 
     edits = commands.add_parser("edits", help="say whether the source edits of the plugins fit the installed upstream")
     edits.add_argument("--json", action="store_true", help="print JSON")
@@ -110,8 +115,20 @@ def _plugins(options: argparse.Namespace) -> int:
     return 1 if conflicts or any(plugin.state == "broken" for plugin in registry.plugins) else 0
 
 
+def _stub(options: argparse.Namespace) -> int:
+    try:
+        text, path = stub_of(options.package), stub_path(options.package)
+    except ImportError as error:
+        raise ValueError(
+            f"`{options.package}` has no families: {error}; give a package with a folder of them"
+        ) from error
+    path.write_text(text, encoding="utf-8")
+    print(f"wrote {path}")
+    return 0
+
+
 def _plain(family: Any) -> dict[str, Any]:
-    return {"model_type": family.model_type, "layout": family.layout, "models": dict(family.models)}
+    return {"model_type": family.model_type, "layout": family.layout, "models": family.targets}
 
 
 def _edits(options: argparse.Namespace) -> int:
@@ -343,7 +360,7 @@ def _registered(model_type: str | None) -> Family | None:
 
     family = installed().family(model_type) if model_type else None
     if family is not None and family.models and model_type not in transformers.CONFIG_MAPPING:
-        load(next(iter(family.models.values())))
+        load(next(iter(family.targets.values())))
     return family
 
 
@@ -353,7 +370,7 @@ def _model_class(name: str, family: Family | None) -> type[Any]:
 
     cls: type[Any] | None = getattr(transformers, name, None)
     if cls is None and family is not None and name in family.models:
-        cls = load(family.models[name]).plain_class()
+        cls = load(family.targets[name]).plain_class()
     if cls is None:
         raise ValueError(f"transformers has no class `{name}`, and no plugin declares it: give another with --class")
     return cls

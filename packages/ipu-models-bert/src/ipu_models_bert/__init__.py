@@ -1,2 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""BERT-like encoders for ipu-core; the classes are in the module of their family, such as `ipu_models_bert.bert`."""
+"""BERT-like encoders for ipu-core: `PipelinedBertForMaskedLM` and its like, made of `families`."""
+
+from __future__ import annotations
+
+from ipu_core import pipelined_classes
+from ipu_core.plugins.package import keep_former_modules
+
+__getattr__, __dir__ = pipelined_classes(__name__)
+
+keep_former_modules(
+    __name__,
+    "albert",
+    "bert",
+    "deberta",
+    "deberta_v2",
+    "distilbert",
+    "electra",
+    "ibert",
+    "longformer",
+    "mpnet",
+    "nystromformer",
+    "reformer",
+    "roberta",
+)

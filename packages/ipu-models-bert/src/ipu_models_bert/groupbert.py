@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 import transformers
-from ipu_core import PipelineMixin
 from ipu_core.upstream import CACHE
 from torch import nn
 from transformers.activations import ACT2FN
@@ -25,6 +24,8 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 from transformers.models.bert import modeling_bert
+
+from . import __getattr__ as __getattr__  # for the pipelined classes, which the package offers
 
 
 class GroupBertConfig(transformers.BertConfig):
@@ -256,31 +257,3 @@ for _auto, _model in (
     (transformers.AutoModelForQuestionAnswering, GroupBertForQuestionAnswering),
 ):
     _auto.register(GroupBertConfig, _model, exist_ok=True)
-
-
-class PipelinedGroupBertModel(PipelineMixin, GroupBertModel):
-    """GroupBERT without a head."""
-
-
-class PipelinedGroupBertForPreTraining(PipelineMixin, GroupBertForPreTraining):
-    """GroupBERT with the masked-language and the next-sentence heads."""
-
-
-class PipelinedGroupBertForMaskedLM(PipelineMixin, GroupBertForMaskedLM):
-    """GroupBERT with the masked-language head, tied to the embedding."""
-
-
-class PipelinedGroupBertForSequenceClassification(PipelineMixin, GroupBertForSequenceClassification):
-    """GroupBERT that classifies sequences, or regresses."""
-
-
-class PipelinedGroupBertForMultipleChoice(PipelineMixin, GroupBertForMultipleChoice):
-    """GroupBERT that chooses among alternatives."""
-
-
-class PipelinedGroupBertForTokenClassification(PipelineMixin, GroupBertForTokenClassification):
-    """GroupBERT that classifies tokens."""
-
-
-class PipelinedGroupBertForQuestionAnswering(PipelineMixin, GroupBertForQuestionAnswering):
-    """GroupBERT that finds the span of an answer."""

@@ -1,2 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Vision models for ipu-core: this version declares nothing yet."""
+"""Vision models for ipu-core: `PipelinedViTModel` and its like, made of `families`."""
+
+from __future__ import annotations
+
+from ipu_core import pipelined_classes
+from ipu_core.plugins.package import keep_former_modules
+
+__getattr__, __dir__ = pipelined_classes(__name__)
+
+keep_former_modules(
+    __name__,
+    "clip",
+    "convnext",
+    "lxmert",
+    "vit",
+)

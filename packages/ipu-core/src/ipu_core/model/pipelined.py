@@ -87,14 +87,22 @@ def pipelined_class(plain: Any) -> type[PipelineMixin]:
         declared = _load_class(claim)
         if declared.plain_class() is plain:
             return declared
-    return _made_class(plain)
+    return made_class(plain)
 
 
 @functools.cache
-def _made_class(plain: Hashable) -> type[PipelineMixin]:
+def made_class(plain: Hashable, *, module: str | None = None, doc: str | None = None) -> type[PipelineMixin]:
+    """Make the pipelined class of a model class; of equal arguments it is the same class.
+
+    Args:
+        plain: the model class.
+        module: the module that it can be imported from, where there is one; otherwise it has the plain class's.
+        doc: its docstring.
+    """
     assert isinstance(plain, type)
     mixin = AdaptedMixin if has_adapters(plain) else PipelineMixin
-    return type(f"Pipelined{plain.__name__}", (mixin, plain), {"__module__": plain.__module__})
+    body = {"__module__": module or plain.__module__, "__doc__": doc or f"`{plain.__name__}`, pipelined."}
+    return type(f"Pipelined{plain.__name__}", (mixin, plain), body)
 
 
 def _load_class(claim: Claim) -> type[PipelineMixin]:

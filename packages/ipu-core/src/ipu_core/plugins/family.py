@@ -17,8 +17,9 @@ class Family:
 
         BERT = Family(
             model_type="bert",
+            package="ipu_models_bert",
             layout=("embeddings", "encoder.layer.*", "pooler"),
-            models={"BertForMaskedLM": "ipu_models_bert.bert:PipelinedBertForMaskedLM"},
+            models=("BertModel", "BertForMaskedLM"),
             tiny={"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2},
         )
 
@@ -27,7 +28,11 @@ class Family:
         layout: paths of the base model's modules in the order they run; ``.*`` marks a list of repeated layers, which
             `layers_per_ipu` counts. A path a class does not have is left out; what lies outside the base model (the
             heads) is found by itself.
-        models: transformers class name -> "module:Class" of the pipelined class, the class `ipu plan` shows first.
+        models: names of the transformers classes, first the one that `ipu plan` shows. ipu-core makes their pipelined
+            classes, which `package` offers. Or a mapping from a name to the "module:Class" of a pipelined class that is
+            written out, as `pipelined_in` returns.
+        package: the package that offers the classes made for `models`; its `__init__` has `pipelined_classes`.
+        plain_in: the module that has the classes that `models` names.
         tiny: configuration values that make a model small enough for a test.
         tiny_by_class: more of them for single classes, by name, where a head wants others than the rest.
         rewrites: "module:function" of reversible changes `parallelize` makes; see `ipu_core.rewrites`.
@@ -40,11 +45,14 @@ class Family:
 
     Raises:
         TypeError: one of them is of another kind, such as one name where a tuple of names is asked for.
+        ValueError: `models` are names of classes to make, and there is no `package`.
     """
 
     model_type: str
     layout: tuple[str, ...]
-    models: Mapping[str, str] = field(default_factory=dict)
+    models: Mapping[str, str] | Sequence[str] = ()
+    package: str = ""
+    plain_in: str = "transformers"
     tiny: Mapping[str, Any] = field(default_factory=dict)
     tiny_by_class: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     rewrites: tuple[str, ...] = ()
@@ -54,21 +62,38 @@ class Family:
     overrides: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("model_type", "sample"):
+        for name in ("model_type", "package", "plain_in", "sample"):
             value = getattr(self, name)
             self._refuse_other(name, isinstance(value, str) or (name, value) == ("sample", None), "a str")
         for name in ("layout", "rewrites", "edits", "checks", "overrides"):
             value = getattr(self, name)
             instead = f"a tuple, `({value!r},)`" if isinstance(value, str) else "a tuple of str"
             self._refuse_other(name, not isinstance(value, str) and _are_names(value), instead)
-        for name in ("models", "tiny", "tiny_by_class"):
+        for name in ("tiny", "tiny_by_class"):
             self._refuse_other(name, isinstance(getattr(self, name), Mapping), "a dict")
-        self._refuse_other("models", _are_names([*self.models, *self.models.values()]), "names and 'module:Class'")
+        self._refuse_other_models()
 
     def _refuse_other(self, name: str, is_it: bool, instead: str) -> None:
         if not is_it:
             value = getattr(self, name)
             raise TypeError(f"`Family.{name}={value!r}` is a {type(value).__name__}: give {instead}")
+
+    def _refuse_other_models(self) -> None:
+        if isinstance(self.models, Mapping):
+            are_right = _are_names([*self.models, *self.models.values()])
+        else:
+            are_right = not isinstance(self.models, str) and _are_names(self.models)
+        self._refuse_other("models", are_right, "a tuple of class names, or a dict of names and 'module:Class'")
+        if self.models and not isinstance(self.models, Mapping) and not self.package:
+            raise ValueError(
+                f"`Family.models={self.models!r}` names classes to make, and no package offers them: give "
+                "`package=`, such as 'ipu_models_bert', or a dict of names and 'module:Class'"
+            )
+
+    @property
+    def targets(self) -> dict[str, str]:
+        """Map each class name of `models` to the "module:Class" of its pipelined class."""
+        return dict(self.models) if isinstance(self.models, Mapping) else pipelined_in(self.package, *self.models)
 
     def tiny_values(self, class_name: str) -> dict[str, Any]:
         """Give the configuration values that make one class small enough for a test."""
@@ -80,7 +105,9 @@ def _are_names(value: Any) -> bool:
 
 
 def pipelined_in(module: str, *class_names: str) -> dict[str, str]:
-    """Say that `module` has the pipelined class of each of these classes, under its name with "Pipelined" before it.
+    """Map each of these class names to its pipelined class in `module`: its name with "Pipelined" before it.
+
+    For `Family.models`, where the pipelined classes are written out.
 
     >>> pipelined_in("my_package.bert", "BertModel")
     {'BertModel': 'my_package.bert:PipelinedBertModel'}

@@ -7,9 +7,9 @@ A plugin is a module named by an entry point of the group ``ipu_core.plugins``::
     myfamily = "ipu_models_myfamily.plugin"
 
 The module is imported to list what it declares, also by `ipu plugins`, so it imports neither torch nor transformers:
-it returns values made of strings, and the classes those strings name are imported when somebody uses them. The version
-of ipu-core a plugin works with is the one its distribution requires; a plugin whose requirement is not met is not
-imported, and is reported as `incompatible`.
+it returns values made of strings, and the classes those strings name are made or imported when somebody uses them.
+The version of ipu-core a plugin works with is the one its distribution requires; a plugin whose requirement is not met
+is not imported, and is reported as `incompatible`.
 """
 
 from __future__ import annotations
@@ -38,5 +38,21 @@ def ipu_model_families() -> Iterable[Family]:  # type: ignore[empty-body]
 
         @hookimpl
         def ipu_model_families():
-            return (Family(model_type="myfamily", layout=("embed", "layers.*"), models={...}),)
+            return (
+                Family(
+                    model_type="myfamily",
+                    layout=("embed", "layers.*"),
+                    models={"MyModel": "ipu_models_myfamily.my:PipelinedMyModel"},
+                ),
+            )
+
+    A package with a folder of families, a file each, returns those it finds there::
+
+        from ipu_core import families_in, hookimpl
+
+        FAMILIES = families_in("ipu_models_myfamily")
+
+        @hookimpl
+        def ipu_model_families():
+            return FAMILIES
     """

@@ -32,7 +32,7 @@ class Registry:
     def claims(self) -> Iterator[Claim]:
         """Give every declaration of every plugin, overridden ones left out."""
         for plugin, family in self._in_force():
-            for class_name, target in family.models.items():
+            for class_name, target in family.targets.items():
                 yield Claim(plugin=plugin, family=family, class_name=class_name, target=target)
 
     def claim(self, class_name: str) -> Claim | None:
@@ -105,5 +105,5 @@ def describe(plugins: Iterable[Plugin]) -> str:
         lines.append(f"{plugin.name:<12} {plugin.version:<10} {plugin.state}{declares}{reason}")
         for family in plugin.families:
             lines.append(f"  {family.model_type}")
-            lines += [f"    {name}  {target}" for name, target in family.models.items()]
+            lines += [f"    {name}  {target}" for name, target in family.targets.items()]
     return "\n".join(lines) or "no plugin is installed: install one, such as ipu-models-bert"

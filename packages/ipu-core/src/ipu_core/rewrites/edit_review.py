@@ -126,7 +126,7 @@ def _run_by(family: Family, edits: list[Edit], notes: list[str]) -> list[Edit]:
     ]
     ran: dict[str, set[int]] = {source.filename: set() for source in sources}
     probes = _without_duplicates(edit.probe for edit in edits)
-    for (name, target), probe in itertools.product(family.models.items(), probes):
+    for (name, target), probe in itertools.product(family.targets.items(), probes):
         try:
             with edited(model := _tiny_model(target, {**family.tiny_values(name), **probe}), edits), _noted_lines(ran):
                 _run(model)

@@ -154,7 +154,7 @@ def _refuse_large(cls: type[Any], config: Any) -> None:
 
 def declared_class(family: Family, name: str) -> type[PipelineMixin]:
     """Give the pipelined class a family declares for a class."""
-    found: type[PipelineMixin] = load(family.models[name])
+    found: type[PipelineMixin] = load(family.targets[name])
     return found
 
 
@@ -171,7 +171,7 @@ def light(family: Family) -> None:
 def declared(family: Family, name: str) -> None:
     """Ask that the declared class is there, is pipelined, and is what `to_pipelined` makes."""
     cls = declared_class(family, name)
-    assert issubclass(cls, PipelineMixin), f"`{family.models[name]}` is no PipelineMixin class"
+    assert issubclass(cls, PipelineMixin), f"`{family.targets[name]}` is no PipelineMixin class"
     assert cls.plain_class().__name__ == name, f"`{cls.__name__}` is mixed into `{cls.plain_class().__name__}`"
     model = tiny_model(family, name)
     made = type(to_pipelined(model, IPUConfig()))
