@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from transformers import PreTrainedModel
-from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
+from .._torch import TABLES
+from .._transformers import record_outputs
 from ..capture.capture import CAPTURING
-from ..capture.guards import OF_TORCH, TABLES
+from ..capture.guards import OF_TORCH
 from ..config.ipu_config import IPU_CONFIG_NAME, ExecutionConfig, IPUConfig
 from ..config.layers_per_ipu import layer_ipus
 from ..errors import LayoutError
@@ -309,7 +310,7 @@ def view(model: torch.nn.Module, cls: type[Any]) -> Any:
     made.__dict__.update({k: v.copy() if isinstance(v, (dict, set)) else v for k, v in state.items()})
     if isinstance(made, PreTrainedModel):
         # The constructor did this for the original class; it makes `output_hidden_states` work.
-        _CAN_RECORD_REGISTRY[made] = made._can_record_outputs
+        record_outputs(made)
     return made
 
 
