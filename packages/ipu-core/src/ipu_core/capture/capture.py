@@ -325,10 +325,22 @@ def _without_gradients(model: torch.nn.Module) -> Iterator[None]:
                 parameter.grad = gradient
 
 
+class _Written(io.StringIO):
+    """What the thread that makes it writes; what others write goes on to `stream`."""
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__()
+        self._choose = in_this_thread(super().write, stream.write)
+
+    def write(self, text: str) -> int:
+        count: int = self._choose(text)
+        return count
+
+
 @contextlib.contextmanager
 def _without_dump() -> Iterator[None]:
-    """Hold back what is written to standard error inside the block, and leave out the graph torch dumps on failure."""
-    written, dump = io.StringIO(), ""
+    """Hold back what this thread writes to standard error in the block; leave out the graph torch dumps on failure."""
+    written, dump = _Written(sys.stderr), ""
     try:
         with contextlib.redirect_stderr(written):
             yield

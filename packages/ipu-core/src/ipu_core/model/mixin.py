@@ -183,7 +183,7 @@ class PipelineMixin(_MixinBase):
         self.refuse_no_layers(num_layers, config)
         # Where only the graph tells how many there are, a run that captures it checks them.
         layers = None if num_layers is None else config.expand_layers(num_layers)
-        with contextlib.ExitStack() as changes:
+        with CAPTURING, contextlib.ExitStack() as changes:
             targets = self.family.rewrites if self.family else ()
             own = (serialized_vocabulary, packed_examples, masked_token_head)
             for rewrite in (*own, *map(load, targets)):
@@ -202,7 +202,8 @@ class PipelineMixin(_MixinBase):
         changes, self._changes = self._changes, None
         self._parallelized_as = None
         if changes is not None:
-            changes.close()
+            with CAPTURING:
+                changes.close()
         return self
 
     @contextlib.contextmanager
