@@ -1,16 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Executors and generators that are dropped leave nothing behind; several threads make and call their own at once."""
 
+import contextlib
 import gc
+import io
 import itertools
 import linecache
 import logging
+import sys
 import threading
 
 import pytest
 import torch
 import transformers
 from ipu_core import IPUConfig, generation_model, inference_model, plan, to_pipelined, training_model
+from ipu_core.capture.capture import CAPTURING, capture
 
 CONFIG = IPUConfig(layers_per_ipu=[1, 1])
 SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -77,6 +81,42 @@ def at_once(*works):
     for thread in threads:
         thread.join()
     return found
+
+
+class Writes(torch.nn.Module):
+    """Writes to standard error in its forward, and in another thread meanwhile."""
+
+    def __init__(self, seen):
+        super().__init__()
+        self.linear, self.config, self.seen = torch.nn.Linear(2, 2), None, seen
+
+    def forward(self, x):
+        print("here", file=sys.stderr)
+        at_once(lambda: print("elsewhere", file=sys.stderr))
+        self.seen()
+        return {"logits": self.linear(x)}
+
+
+@pytest.mark.captures
+def test_what_another_thread_writes_is_not_held_back_by_a_capture(monkeypatch):
+    written, seen = io.StringIO(), []
+    monkeypatch.setattr(sys, "stderr", written)
+    capture(Writes(lambda: seen.append(written.getvalue())), {"x": torch.ones(1, 2)}, training=False)
+    assert seen[0] == "elsewhere\n"
+    assert written.getvalue() == "elsewhere\nhere\n"
+
+
+def test_a_model_is_rewritten_by_one_thread_after_the_other():
+    is_free = []
+
+    @contextlib.contextmanager
+    def rewrite(model, config):
+        is_free.extend(at_once(lambda: CAPTURING.acquire(blocking=False)))
+        yield
+        is_free.extend(at_once(lambda: CAPTURING.acquire(blocking=False)))
+
+    to_pipelined(llama(), CONFIG, rewrites=[rewrite]).parallelize().deparallelize()
+    assert is_free == [False, False]
 
 
 @pytest.mark.captures

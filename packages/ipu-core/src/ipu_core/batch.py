@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 
+from ._torch import pytree
 from .config.execution_config import ExecutionConfig
 from .config.options import EVERY_N
 from .errors import BatchError, BatchMismatchError, BatchSizeError

@@ -214,8 +214,8 @@ def _effects(file: Path) -> str:
 
 def _plan(options: argparse.Namespace) -> int:
     import torch
-    from torch.utils import _pytree as pytree
 
+    from ._torch import pytree
     from .executor import plan
 
     optimizer = _optimizer(options)

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils import _pytree as pytree
 from transformers import Cache
 
+from ._torch import pytree
 from .batch import (
     BatchSpec,
     arithmetic,

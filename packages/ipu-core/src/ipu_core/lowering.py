@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .batch import BatchSpec
-from .capture.capture import Capture, capture
+from .capture.capture import CAPTURING, Capture, capture
 from .capture.fingerprint import NoFingerprint, fingerprint
 from .capture.loss import loss_value
 from .capture.loss_terms import Terms, terms_of
@@ -157,6 +157,7 @@ def capture_model(
 
     with model.parallelized(for_inference=config.inference), contextlib.ExitStack() as stack:
         if config.devices is not None:
+            stack.enter_context(CAPTURING)  # the model has stand-ins for its tensors for that long
             micro_batch = stack.enter_context(on_one_device(model, micro_batch))
         if cache.is_on:
             try:

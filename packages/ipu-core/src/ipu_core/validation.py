@@ -10,8 +10,8 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 
+from ._torch import pytree
 from .errors import BatchError, nearest
 from .peft import forward_parameters
 

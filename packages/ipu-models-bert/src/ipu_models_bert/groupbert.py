@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import transformers
+from ipu_core import pipelined_classes
 from ipu_core.upstream import CACHE
 from torch import nn
 from transformers.activations import ACT2FN
@@ -25,7 +26,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 from transformers.models.bert import modeling_bert
 
-from . import __getattr__ as __getattr__  # for the pipelined classes, which the package offers
+# The pipelined classes, which the package offers, are importable from here too.
+__getattr__, _ = pipelined_classes("ipu_models_bert")
 
 
 class GroupBertConfig(transformers.BertConfig):

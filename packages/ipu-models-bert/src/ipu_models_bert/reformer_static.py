@@ -11,8 +11,8 @@ Activations are kept for the backward pass, not computed again from the outputs 
 from __future__ import annotations
 
 import torch
+from ipu_core._torch import without_modes
 from ipu_core.rewrites.source_edits import Edit
-from torch.utils._python_dispatch import _disable_current_modes
 
 VERSIONS = ">=5.23,<5.25"
 REFORMER = "transformers.models.reformer.modeling_reformer"
@@ -20,7 +20,7 @@ REFORMER = "transformers.models.reformer.modeling_reformer"
 
 def rotations_of(seed: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     """Give what ``torch.manual_seed(seed); torch.randn(shape, dtype=dtype)`` does, as a constant while capturing."""
-    with _disable_current_modes():
+    with without_modes():
         return torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
 
 

@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from transformers.models.wav2vec2.modeling_wav2vec2 import _compute_mask_indices, _sample_negative_indices
+from ipu_core._transformers import num_frames
 
+from ._transformers import draw_mask, draw_negatives, frame_mask
 from .pretraining import TEMPERATURE
 from .spec_augment import FEATURE, TIME
 
@@ -53,9 +54,7 @@ class PretrainingCollator:
         batch |= spec_augment_masks(self.model, batch)
         if TIME not in batch:
             raise ValueError("pre-training masks frames, and `mask_time_prob=0`: give the configuration another one")
-        negatives = _sample_negative_indices(
-            tuple(batch[TIME].shape), self.model.config.num_negatives, batch[TIME].numpy()
-        )
+        negatives = draw_negatives(tuple(batch[TIME].shape), self.model.config.num_negatives, batch[TIME].numpy())
         rows = len(batch[TIME])
         return batch | {
             "sampled_negative_indices": torch.from_numpy(negatives).long(),
@@ -68,18 +67,18 @@ def spec_augment_masks(model: Any, batch: dict[str, Any]) -> dict[str, torch.Ten
     config = model.config
     if not getattr(config, "apply_spec_augment", True):
         return {}
-    rows, num_features, num_frames, mask = _sizes(model, batch)
+    rows, num_features, frames, mask = _sizes(model, batch)
     masks = {}
     if config.mask_time_prob > 0:
-        masks[TIME] = _compute_mask_indices(
-            (rows, num_frames),
+        masks[TIME] = draw_mask(
+            (rows, frames),
             mask_prob=config.mask_time_prob,
             mask_length=config.mask_time_length,
             attention_mask=mask,
             min_masks=config.mask_time_min_masks,
         )
     if config.mask_feature_prob > 0:
-        masks[FEATURE] = _compute_mask_indices(
+        masks[FEATURE] = draw_mask(
             (rows, num_features),
             mask_prob=config.mask_feature_prob,
             mask_length=config.mask_feature_length,
@@ -91,13 +90,13 @@ def spec_augment_masks(model: Any, batch: dict[str, Any]) -> dict[str, torch.Ten
 def _sizes(model: Any, batch: dict[str, Any]) -> tuple[int, int, int, torch.Tensor | None]:
     """Give rows, features, frames, and which frames are no padding."""
     if "input_features" in batch:
-        rows, num_features, num_frames = batch["input_features"].shape
-        return rows, num_features, num_frames, batch.get("attention_mask")
+        rows, num_features, frames = batch["input_features"].shape
+        return rows, num_features, frames, batch.get("attention_mask")
     rows, length = batch["input_values"].shape
     # Masks are of what the convolutions make, before an adapter shortens it.
     without_adapter = {"add_adapter": False} if hasattr(model.config, "add_adapter") else {}
-    num_frames = int(model._get_feat_extract_output_lengths(length, **without_adapter))
+    frames = num_frames(model, length, **without_adapter)
     mask = batch.get("attention_mask")
     if mask is not None:
-        mask = model._get_feature_vector_attention_mask(num_frames, mask, **without_adapter)
-    return rows, model.config.hidden_size, num_frames, mask
+        mask = frame_mask(model, frames, mask, **without_adapter)
+    return rows, model.config.hidden_size, frames, mask

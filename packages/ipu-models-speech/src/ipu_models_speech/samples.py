@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from ipu_core._transformers import num_frames
 from ipu_core.samples import Draw
 
 from .pretraining import TEMPERATURE
@@ -15,12 +16,12 @@ def for_pretraining(model: Any, batch: dict[str, Any], draw: Draw) -> dict[str, 
     """Say which frames are masked, [B, T], their negatives, [B, T, N], and the temperature, [B]."""
     if not type(model).__name__.endswith("ForPreTraining"):
         return batch
-    num_frames = int(model._get_feat_extract_output_lengths(batch["input_values"].shape[-1]))
+    frames = num_frames(model, batch["input_values"].shape[-1])
     rows = torch.arange(draw.batch_size)[:, None, None]
-    negatives = draw.integers(num_frames, draw.batch_size, num_frames, model.config.num_negatives)
+    negatives = draw.integers(frames, draw.batch_size, frames, model.config.num_negatives)
     return {
         **batch,
-        "mask_time_indices": draw.integers(2, draw.batch_size, num_frames).bool(),
-        "sampled_negative_indices": negatives + rows * num_frames,
+        "mask_time_indices": draw.integers(2, draw.batch_size, frames).bool(),
+        "sampled_negative_indices": negatives + rows * frames,
         TEMPERATURE: torch.full((draw.batch_size,), 2.0),
     }

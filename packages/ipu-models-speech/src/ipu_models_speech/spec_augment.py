@@ -14,8 +14,9 @@ import torch
 from ipu_core.rewrites.inputs import taken_inputs
 from ipu_core.rewrites.source_edits import bound
 
+from ._transformers import MASKS_SPECTROGRAM, MASKS_STATES
+
 TIME, FEATURE = "mask_time_indices", "mask_feature_indices"
-_STATES, _SPECTROGRAM = "_mask_hidden_states", "_mask_input_features"
 
 
 @contextlib.contextmanager
@@ -46,8 +47,8 @@ def masks_as_inputs(model: Any, config: Any) -> Iterator[None]:
                 spectrogram = torch.where(given[TIME].bool()[:, None], 0.0, spectrogram)
             return torch.where(given[FEATURE].bool()[..., None], 0.0, spectrogram) if FEATURE in given else spectrogram
 
-        name = _STATES if hasattr(masking, _STATES) else _SPECTROGRAM
-        with bound(masking, name, mask_states if name == _STATES else mask_spectrogram):
+        name = MASKS_STATES if hasattr(masking, MASKS_STATES) else MASKS_SPECTROGRAM
+        with bound(masking, name, mask_states if name == MASKS_STATES else mask_spectrogram):
             yield
 
 
@@ -72,5 +73,5 @@ def masks_given(model: Any, config: Any, batch: Mapping[str, Any]) -> None:
 
 
 def _masking_module(model: torch.nn.Module) -> Any:
-    modules = (m for m in model.modules() if hasattr(m, _STATES) or hasattr(m, _SPECTROGRAM))
+    modules = (m for m in model.modules() if hasattr(m, MASKS_STATES) or hasattr(m, MASKS_SPECTROGRAM))
     return next(modules, None)

@@ -11,9 +11,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from ipu_core._torch import CTC_LOSS, CTC_LOSS_BACKWARD
 from ipu_core.capture.loss import IGNORED
 from ipu_core.rewrites.source_edits import Edit
 from torch.nn import functional
+
+from ._transformers import forget_loss, has_own_loss
 
 
 def ctc_loss(
@@ -63,8 +66,8 @@ def _losses(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Give the loss of each row, [B], and its gradient, [F, B, V]."""
     lengths = (num_frames.tolist(), num_labels.tolist())
-    losses, alpha = torch.ops.aten._ctc_loss(log_probs, targets, *lengths, blank, zero_infinity)
-    gradient = torch.ops.aten._ctc_loss_backward(
+    losses, alpha = CTC_LOSS(log_probs, targets, *lengths, blank, zero_infinity)
+    gradient = CTC_LOSS_BACKWARD(
         torch.ones_like(losses), log_probs, targets, *lengths, losses, alpha, blank, zero_infinity
     )
     return losses, gradient
@@ -97,14 +100,14 @@ _losses.register_autograd(_backward, setup_context=_keep)
 @contextlib.contextmanager
 def packed_labels(model: Any, config: Any) -> Iterator[None]:
     """Have a model for transcription use `ctc_loss`, unless its user gave it a loss."""
-    if getattr(model, "loss_type", None) != "ForCTC" or "_loss_function" in vars(model):
+    if getattr(model, "loss_type", None) != "ForCTC" or has_own_loss(model):
         yield
         return
     model.loss_function = ctc_loss
     try:
         yield
     finally:
-        del model._loss_function
+        forget_loss(model)
 
 
 RANGE_ASKED_BEFORE = tuple(

@@ -14,9 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, sort_checkpoints
+
+from ._transformers import TrainerHooks
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ _CARD = "README.md"
 CHECKSUMS = "checksums.json"  # SHA-256 of every file of a checkpoint beside it
 
 
-class CompleteCheckpoints(Trainer):
+class CompleteCheckpoints(TrainerHooks):
     """A `transformers.Trainer` that leaves either the old or the new checkpoint behind, whenever it is killed.
 
     A checkpoint is written aside, brought to the disk, and renamed; older ones go only then. What a killed run left
@@ -45,20 +46,22 @@ class CompleteCheckpoints(Trainer):
         self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, *args: Any, **options: Any
     ) -> Any:
         """Train, as `transformers.Trainer.train` does, in a directory without leftovers."""
-        clear_leftovers(Path(self._get_output_dir(trial)))
+        clear_leftovers(Path(self.output_directory(trial)))
         return super().train(resume_from_checkpoint, trial, *args, **options)
 
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(self._folder_aside) if self._folder_aside is not None else str(super()._get_output_dir(trial))
+    def output_directory(self, trial: Any) -> str:
+        """Return the directory of a run, or the folder that a checkpoint is being written in."""
+        return str(self._folder_aside) if self._folder_aside is not None else super().output_directory(trial)
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        directory = Path(self._get_output_dir(trial))
+    def write_checkpoint(self, model: Any, trial: Any) -> None:
+        """Write a checkpoint aside, put it in place, and remove what is more than the limit."""
+        directory = Path(self.output_directory(trial))
         made = directory / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         with _told(made, directory), aside(directory) as folder:
             self._write_aside(folder, made, model, trial)
             put_in_place(folder / made.name, made)
         if self.args.push_to_hub:
-            self._push_from_checkpoint(str(made))
+            self.push_checkpoint(str(made))
         for checkpoint in surplus(directory, self.args.save_total_limit, self.state.best_model_checkpoint):
             remove(checkpoint)
 
@@ -67,7 +70,7 @@ class CompleteCheckpoints(Trainer):
         written, best = folder / made.name, self.state.best_model_checkpoint
         self._folder_aside = folder
         try:
-            super()._save_checkpoint(model, trial)
+            super().write_checkpoint(model, trial)
             if self.state.best_model_checkpoint == str(written):
                 best = str(made)
         finally:
@@ -78,31 +81,34 @@ class CompleteCheckpoints(Trainer):
         digests = {path.relative_to(written).as_posix(): digest_of(path) for path in files}
         (written / CHECKSUMS).write_text(json.dumps(digests, indent=1), encoding="utf-8")
 
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+    def push_checkpoint(self, folder: str) -> None:
+        """Begin to upload a checkpoint that is in its place."""
         if self._folder_aside is None:  # uploads go on while the run does: not from where it will not stay
-            super()._push_from_checkpoint(checkpoint_folder)
+            super().push_checkpoint(folder)
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+    def write_model(self, folder: str | None = None, state_dict: Any = None) -> None:
+        """Write the model aside, and put its files in place."""
         if self._folder_aside is not None:
-            super()._save(output_dir, state_dict)
+            super().write_model(folder, state_dict)
             return
-        directory = Path(self.args.output_dir if output_dir is None else output_dir)
-        with _told(directory, directory), aside(directory) as folder:
-            written = folder / "model"
+        directory = Path(self.args.output_dir if folder is None else folder)
+        with _told(directory, directory), aside(directory) as beside:
+            written = beside / "model"
             written.mkdir()
             if (directory / _CARD).is_file():  # it is added to
                 shutil.copy(directory / _CARD, written / _CARD)
-            super()._save(str(written), state_dict)
+            super().write_model(str(written), state_dict)
             put_files_in_place(written, directory)
 
-    def _finalize_training(self, trial: Any, *args: Any) -> Any:
+    def finish_training(self, trial: Any, *args: Any) -> Any:
+        """Finish a run as upstream does; checkpoints are removed as a whole."""
         best = self.state.best_model_checkpoint
         if self.args.should_save and self.args.save_total_limit == 1 and best is not None:
             # Upstream would remove the last checkpoint file by file.
-            for checkpoint in sort_checkpoints(self._get_output_dir(trial)):
+            for checkpoint in sort_checkpoints(self.output_directory(trial)):
                 if not os.path.samefile(checkpoint, best):
                     remove(Path(checkpoint))
-        return super()._finalize_training(trial, *args)
+        return super().finish_training(trial, *args)
 
 
 def digest_of(path: Path) -> str:

@@ -6,22 +6,23 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping
-from types import MappingProxyType
 from typing import Any
 
 import torch
 from ipu_core import Executor, PipelineMixin
+from ipu_core._torch import pytree
 from ipu_core.batch import rows_of
 from ipu_core.capture.capture import Capture
 from ipu_core.compile.disk_cache import ExecutableCache
 from ipu_core.engines.registry import usable_engine
 from ipu_core.lowering import capture_model
-from torch.utils import _pytree as pytree
+
+from ._transformers import CalledAsModel
 
 Prepare = Callable[[dict[str, Any]], dict[str, Any]]
 
 
-class Evaluator:
+class Evaluator(CalledAsModel):
     """A pipelined model as a function of a batch with any number of rows, for evaluation and prediction.
 
     The loss it returns, as every scalar, is the mean, over rows, of the losses of their micro-batches.
@@ -32,12 +33,6 @@ class Evaluator:
         prepare: adds to each micro-batch what the loss needs besides; None for nothing.
     """
 
-    # What upstream asks, with the name below, of whatever it calls as a model.
-    _modules: Mapping[str, Any] = MappingProxyType({})
-
-    def _get_name(self) -> str:
-        return str(self._model.plain_class().__name__)
-
     def __init__(self, model: PipelineMixin, *, micro_batch_size: int, prepare: Prepare | None = None) -> None:
         self._model = model
         self._prepare = prepare
@@ -46,6 +41,11 @@ class Evaluator:
         self._executors: dict[tuple[Any, ...], Executor] = {}
         self._captures: dict[tuple[Any, ...], Capture] = {}
         self.seconds_compiling = 0.0
+
+    @property
+    def model_name(self) -> str:
+        """The class of the plain model."""
+        return str(self._model.plain_class().__name__)
 
     def compile(self, **batch: Any) -> None:
         """Capture and compile for every piece that a batch is evaluated in, without running it."""

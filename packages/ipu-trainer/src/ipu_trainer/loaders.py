@@ -11,15 +11,15 @@ import torch
 from ipu_core import IPUConfig
 from ipu_core.batch import arithmetic
 from ipu_core.errors import BatchSizeError
-from transformers import Trainer
 from transformers.trainer_utils import has_length
 
+from ._transformers import TrainerHooks
 from .data import WholeBatches
 
 Collator = Callable[[list[Any]], dict[str, Any]]
 
 
-class CombinedBatchLoaders(Trainer):
+class CombinedBatchLoaders(TrainerHooks):
     """A `transformers.Trainer` that trains on whole combined batches, and evaluates what there is.
 
     Attributes:
@@ -53,7 +53,7 @@ class CombinedBatchLoaders(Trainer):
             return []
         return list(self.eval_dataset) if isinstance(self.eval_dataset, dict) else [None]
 
-    def _get_dataloader(
+    def make_loader(
         self, dataset: Any, description: str, batch_size: int, *, is_training: bool = False, **kwargs: Any
     ) -> torch.utils.data.DataLoader[Any]:
         """Make any of the loaders above, and that of training, which drops an incomplete last batch.
@@ -75,7 +75,7 @@ class CombinedBatchLoaders(Trainer):
         sampler = kwargs.pop("sampler_fn", None)
         kwargs["sampler_fn"] = None if sampler is None else lambda without_columns: sampler(dataset)
         with self._dropping_last(is_training or self.args.dataloader_drop_last):
-            return super()._get_dataloader(dataset, description, batch_size, is_training=is_training, **kwargs)
+            return super().make_loader(dataset, description, batch_size, is_training=is_training, **kwargs)
 
     def _too_few_rows(self, rows: int) -> str:
         return (

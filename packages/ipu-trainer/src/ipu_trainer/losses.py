@@ -20,6 +20,8 @@ from transformers.models.auto import modeling_auto
 from transformers.trainer_pt_utils import LabelSmoother
 from transformers.utils.generic import find_labels
 
+from ._transformers import CONTEXT_PARALLEL_INPUTS
+
 logger = logging.getLogger(__name__)
 
 ComputeLoss = Callable[..., torch.Tensor]
@@ -57,7 +59,7 @@ def predicts_next(model: torch.nn.Module) -> bool:
 UNUSED = {
     "compute_loss_context_manager": "the loss is captured once: enter what it needs in `compute_loss`",
     "autocast_smart_context_manager": "autocasting does not reach a captured graph: convert the model",
-    "_prepare_context_parallel_inputs": "the engine distributes the model: leave it out",
+    CONTEXT_PARALLEL_INPUTS: "the engine distributes the model: leave it out",
 }
 
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from ipu_core._torch import pytree
 from ipu_core.errors import PackingError
 from ipu_core.packing import deal, fewest_rows, lpfhp, places
-from torch.utils import _pytree as pytree
 from transformers import EvalPrediction
 from transformers.trainer_utils import EvalLoopOutput
 
@@ -150,11 +150,11 @@ class PackedBatchLoaders(CombinedBatchLoaders):
     _evaluator: Any
     _counted: tuple[Any, list[int]] | None = None
 
-    def _get_dataloader(
+    def make_loader(
         self, dataset: Any, *args: Any, sampler_fn: Any = None, is_training: bool = False, **kwargs: Any
     ) -> torch.utils.data.DataLoader[Any]:
         """Make a loader of as many packed rows as the batches of a data set need."""
-        make = functools.partial(super()._get_dataloader, dataset, *args, is_training=is_training, **kwargs)
+        make = functools.partial(super().make_loader, dataset, *args, is_training=is_training, **kwargs)
         if self.args.packed_length is None:
             return make(sampler_fn=sampler_fn)
         sampler = self._packed_sampler(dataset, is_training=is_training)

@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 from ipu_core import PipelineMixin
+from ipu_core._transformers import names_not_saved
 from ipu_core.peft import adapted, has_adapters
 from safetensors import SafetensorError, safe_open
-from transformers import PreTrainedConfig, PreTrainedModel, Trainer, TrainerState
+from transformers import PreTrainedConfig, PreTrainedModel, TrainerState
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.trainer import (
     OPTIMIZER_NAME,
@@ -34,6 +35,7 @@ from transformers.utils import (
     SAFE_WEIGHTS_NAME,
 )
 
+from ._transformers import TrainerHooks
 from .checkpoints import CHECKSUMS, digest_of
 from .errors import CheckpointError
 
@@ -49,7 +51,7 @@ _OF_EVERY_GROUP |= {"step"}
 _OF_EVERY_GROUP |= {"maximize", "decoupled_weight_decay"}
 
 
-class CheckedResume(Trainer):
+class CheckedResume(TrainerHooks):
     """A `transformers.Trainer` that looks at a checkpoint before it loads anything of it.
 
     Nothing that is loaded can run code: weights are safetensors, states are loaded with `weights_only=True`.
@@ -61,8 +63,9 @@ class CheckedResume(Trainer):
     optimizer: Any
     lr_scheduler: Any
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        directory = Path(resume_from_checkpoint)
+    def load_checkpoint(self, folder: str, model: Any = None) -> None:
+        """Check a checkpoint against this run, then load its weights."""
+        directory = Path(folder)
         require_complete(directory)
         refuse_another_model(directory, self.model)
         self.create_optimizer()  # the one that is there, or the one the loop would make
@@ -83,22 +86,24 @@ class CheckedResume(Trainer):
         state = _state_of(directory / TRAINER_STATE_NAME)
         refuse_changed_files(directory)
         if not self.args.ignore_data_skip:
-            tell_of_other_rows(directory, state, self._train_batch_size)
+            tell_of_other_rows(directory, state, self.batch_size_in_use())
         if saves_under_own_names(self.model):
-            super()._load_from_checkpoint(str(directory), model)
+            super().load_checkpoint(str(directory), model)
         else:
             load_renamed(directory, self.model)
 
-    def _load_best_model(self) -> None:
+    def load_best_checkpoint(self) -> None:
+        """Load the weights of the best checkpoint, whatever names they have in it."""
         if saves_under_own_names(self.model):
-            super()._load_best_model()
+            super().load_best_checkpoint()
         else:
             load_renamed(Path(self.state.best_model_checkpoint), self.model)
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is not None and (path := Path(checkpoint) / SCHEDULER_NAME).is_file():
+    def load_optimizer_and_scheduler(self, folder: str | None) -> None:
+        """Load the states of the optimizer and the scheduler, if they are of the same kinds."""
+        if folder is not None and (path := Path(folder) / SCHEDULER_NAME).is_file():
             refuse_another_scheduler(path, self.lr_scheduler)
-        super()._load_optimizer_and_scheduler(checkpoint)
+        super().load_optimizer_and_scheduler(folder)
 
 
 def _state_of(path: Path) -> TrainerState:
@@ -291,7 +296,7 @@ def _shapes(model: Any) -> tuple[dict[str, list[int]], dict[str, set[str]]]:
 
 def _saved_state(model: Any) -> dict[str, torch.Tensor]:
     """Give tensors without data, one for each of the model's, under the names that `save_pretrained` writes."""
-    left_out = set(getattr(model, "_keys_to_ignore_on_save", None) or ())
+    left_out = names_not_saved(model)
     state = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if name not in left_out}
     without_data = {id(tensor): tensor.detach().to("meta") for tensor in state.values()}
     stand_ins = {name: without_data[id(tensor)] for name, tensor in state.items()}

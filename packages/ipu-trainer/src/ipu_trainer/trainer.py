@@ -12,15 +12,16 @@ from typing import Any
 
 import torch
 from ipu_core import Executor, IPUConfig, PipelineMixin, to_pipelined
+from ipu_core._torch import pytree
 from ipu_core.capture.loss_terms import NUM_ITEMS, shares
 from ipu_core.engines.registry import usable_engine
 from ipu_core.peft import has_adapters
 from ipu_core.rewrites.loss import computed_by, takes
 from ipu_core.runtime.device_placement import move_state
-from torch.utils._pytree import tree_leaves
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
+from ._transformers import use_one_device
 from .arguments import IPUTrainingArguments
 from .checkpoints import CompleteCheckpoints
 from .errors import CheckpointError
@@ -111,7 +112,7 @@ class IPUTrainer(CompleteCheckpoints, CheckedResume, PackedBatchLoaders):
             self.compute_loss_func = compute_loss_func  # upstream's method calls it, and the smoother
         else:
             self.label_smoother = None
-        self.args._n_gpu = min(self.args.n_gpu, 1)
+        use_one_device(self.args)
         self.loss_scale = LossScale(self.args.loss_scaling, is_dynamic=self.ipu_config.auto_loss_scaling)
         self._finite_watch = FiniteWatch()
         self._has_said_unknown = False
@@ -177,18 +178,18 @@ class IPUTrainer(CompleteCheckpoints, CheckedResume, PackedBatchLoaders):
         with torch.random.fork_rng(devices=[]):
             if self.train_dataset is not None:
                 self.create_optimizer()
-                batch = self._prepare_inputs(next(iter(self.get_train_dataloader())))
+                batch = self.placed_inputs(next(iter(self.get_train_dataloader())))
                 part = self._with_num_items(updates(batch, self.ipu_config.device_iterations)[0])
                 self.training_executor.compile(**part)
             for name in self.evaluation_names():
-                self.evaluator.compile(**self._prepare_inputs(next(iter(self.get_eval_dataloader(name)))))
+                self.evaluator.compile(**self.placed_inputs(next(iter(self.get_eval_dataloader(name)))))
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """Run one combined batch forward and backward, and return its mean loss."""
         model.train()
         if callable(train := getattr(self.optimizer, "train", None)):
             train()  # an optimizer without a schedule keeps two sets of weights
-        inputs = self._prepare_inputs(inputs)
+        inputs = self.placed_inputs(inputs)
         parts = updates(inputs, self.ipu_config.device_iterations)
         losses = []
         for part in parts:
@@ -197,7 +198,7 @@ class IPUTrainer(CompleteCheckpoints, CheckedResume, PackedBatchLoaders):
                 move_state(self.optimizer)  # what was loaded before the first step moved the parameters
             if part is not parts[-1]:  # the loop updates after the last one
                 if self.args.max_grad_norm:
-                    self._clip_grad_norm(model)
+                    self.clip_gradients(model)
                 self.optimizer.step()
                 model.zero_grad()
         return torch.stack(losses).mean()
@@ -210,12 +211,12 @@ class IPUTrainer(CompleteCheckpoints, CheckedResume, PackedBatchLoaders):
         scaled = [{name: weight * self.loss_scale.value for name, weight in each.items()} for each in weights]
         outputs = self.training_executor(**part, loss_weights=scaled)
         # The loss is all that was selected, under whatever name the model returns it.
-        losses = next(leaf for leaf in tree_leaves(outputs) if leaf is not None).reshape(-1)
+        losses = next(leaf for leaf in pytree.tree_leaves(outputs) if leaf is not None).reshape(-1)
         self._finite_watch.see(
             losses[torch.tensor([any(each.values()) for each in weights])],
             step=self.state.global_step + 1,
             args=self.args,
-            learning_rate=self._get_learning_rate(),
+            learning_rate=self.learning_rate(),
             is_of_nothing=any(counts) and not any(map(any, counts)),
         )
         self.loss_scale.unscale(self.model.parameters())
@@ -249,7 +250,7 @@ class IPUTrainer(CompleteCheckpoints, CheckedResume, PackedBatchLoaders):
             return part
         self.model_accepts_loss_kwargs = True  # upstream counts for whoever takes them
         try:
-            found = self._get_num_items_in_batch([part], self.args.device)
+            found = self.num_items([part])
         finally:
             self.model_accepts_loss_kwargs = False
         if found is None:
@@ -305,30 +306,32 @@ class IPUTrainer(CompleteCheckpoints, CheckedResume, PackedBatchLoaders):
         pipelined: PipelineMixin = to_pipelined(model, self.ipu_config, rewrites=rewrites)
         return pipelined
 
-    def _hp_search_setup(self, trial: Any) -> None:
+    def set_up_trial(self, trial: Any) -> None:
         """Take over what a trial changes; a number of accumulated micro-batches is the engine's."""
         self.args.gradient_accumulation_steps = None
-        super()._hp_search_setup(trial)
+        super().set_up_trial(trial)
         steps = self.args.gradient_accumulation_steps
         if steps is not None:
             self.ipu_config = self.ipu_config.replace(gradient_accumulation_steps=steps)
             self.model.ipu_config = self.ipu_config
         self.args.count_combined_batches(self.ipu_config)
-        self._train_batch_size = self.args.train_batch_size
+        self.use_batch_size(self.args.train_batch_size)
 
-    def _save_scaler(self, output_dir: str) -> None:
-        super()._save_scaler(output_dir)
+    def write_scaler(self, folder: str) -> None:
+        """Write the factor of the loss beside a checkpoint, where it changes."""
+        super().write_scaler(folder)
         if self.loss_scale.is_dynamic:
-            with open(os.path.join(output_dir, LOSS_SCALE_NAME), "w", encoding="utf-8") as file:
+            with open(os.path.join(folder, LOSS_SCALE_NAME), "w", encoding="utf-8") as file:
                 json.dump(self.loss_scale.state_dict(), file)
 
-    def _load_scaler(self, checkpoint: str | None) -> None:
-        super()._load_scaler(checkpoint)
-        path = os.path.join(checkpoint or "", LOSS_SCALE_NAME)
-        if checkpoint is None or not self.loss_scale.is_dynamic:
+    def load_scaler(self, folder: str | None) -> None:
+        """Load the factor of the loss from a checkpoint, where it changes."""
+        super().load_scaler(folder)
+        path = os.path.join(folder or "", LOSS_SCALE_NAME)
+        if folder is None or not self.loss_scale.is_dynamic:
             return
         if not os.path.isfile(path):
-            logger.warning("`%s` was saved without `auto_loss_scaling`: the factor begins anew", checkpoint)
+            logger.warning("`%s` was saved without `auto_loss_scaling`: the factor begins anew", folder)
             return
         try:
             with open(path, encoding="utf-8") as file:

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 
 import torch
 
+from .._torch import schema_of
+
 
 def aliases(nodes: Iterable[torch.fx.Node]) -> dict[torch.fx.Node, torch.fx.Node]:
     """Give, for each value that shares memory with an earlier one, the earliest of them."""
@@ -28,7 +30,7 @@ def written(node: torch.fx.Node) -> list[torch.fx.Node]:
 
 def shared(node: torch.fx.Node) -> list[tuple[torch.fx.Node, bool]]:
     """Give the arguments whose memory an operation's result shares, and whether it writes to it."""
-    schema = getattr(node.target, "_schema", None)
+    schema = schema_of(node.target)
     if schema is None:
         return []
     return [

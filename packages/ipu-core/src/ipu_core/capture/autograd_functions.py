@@ -19,9 +19,8 @@ from typing import Any
 import torch
 from torch.autograd import Function
 from torch.autograd.function import FunctionCtx
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from .._torch import OpOverload, TorchDispatchMode, pytree, schema_of, storage_key
 from ..errors import CaptureError
 
 NAMESPACE = "ipu_core_functions"
@@ -66,7 +65,7 @@ def functions_as_operators(model_name: str) -> Iterator[None]:
 
 def is_function(node: torch.fx.Node) -> bool:
     """Say whether an operation is such an operator, which only the process that made it has."""
-    return isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == NAMESPACE
+    return isinstance(node.target, OpOverload) and node.target.namespace == NAMESPACE
 
 
 class _UnsupportedError(Exception):
@@ -253,26 +252,26 @@ class _Watch(TorchDispatchMode):
 
     def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
         super().__init__()
-        self._inputs = {tensor.untyped_storage()._cdata for tensor in tensors}
+        self._inputs = {storage_key(tensor.untyped_storage()) for tensor in tensors}
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if torch.Tag.nondeterministic_seeded in function.tags:
             raise _UnsupportedError("draws random numbers")
-        for argument, value in zip(function._schema.arguments, args, strict=False):
+        for argument, value in zip(schema_of(function).arguments, args, strict=False):
             if argument.alias_info is not None and argument.alias_info.is_write:
                 written = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)]
-                if any(tensor.untyped_storage()._cdata in self._inputs for tensor in written):
+                if any(storage_key(tensor.untyped_storage()) in self._inputs for tensor in written):
                     raise _UnsupportedError("changes its inputs in place")
         return function(*args, **(kwargs or {}))
 
 
 def _own_memory(inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """Copy outputs that share memory with an input, or with another output: those of an operator may not."""
-    seen = {tensor.untyped_storage()._cdata for tensor in inputs}
+    seen = {storage_key(tensor.untyped_storage()) for tensor in inputs}
     own = []
     for output in outputs:
-        own.append(output.clone() if output.untyped_storage()._cdata in seen else output)
-        seen.add(own[-1].untyped_storage()._cdata)
+        own.append(output.clone() if storage_key(output.untyped_storage()) in seen else output)
+        seen.add(storage_key(own[-1].untyped_storage()))
     return own
 
 

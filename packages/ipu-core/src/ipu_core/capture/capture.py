@@ -22,8 +22,8 @@ from unittest import mock
 
 import torch
 from torch.export.graph_signature import InputKind
-from torch.utils import _pytree as pytree
 
+from .._torch import ASSERT_TENSOR_METADATA, pytree
 from ..batch import input_leaves
 from ..errors import CaptureError, IPUError
 from ..peft import adapted, forward_parameters
@@ -176,7 +176,7 @@ def _read(model: torch.nn.Module, program: torch.export.ExportedProgram, *, trai
     graph_module = program.graph_module
     for node in list(graph_module.graph.nodes):
         # Checks of what is static anyway would tie the graph to one device; copies of a buffer to itself do nothing.
-        if node.target is torch.ops.aten._assert_tensor_metadata.default or _copies_to_itself(node):
+        if node.target is ASSERT_TENSOR_METADATA or _copies_to_itself(node):
             node.replace_all_uses_with(node.args[0])
             graph_module.graph.erase_node(node)
     graph_module.graph.eliminate_dead_code()
@@ -325,10 +325,22 @@ def _without_gradients(model: torch.nn.Module) -> Iterator[None]:
                 parameter.grad = gradient
 
 
+class _Written(io.StringIO):
+    """What the thread that makes it writes; what others write goes on to `stream`."""
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__()
+        self._choose = in_this_thread(super().write, stream.write)
+
+    def write(self, text: str) -> int:
+        count: int = self._choose(text)
+        return count
+
+
 @contextlib.contextmanager
 def _without_dump() -> Iterator[None]:
-    """Hold back what is written to standard error inside the block, and leave out the graph torch dumps on failure."""
-    written, dump = io.StringIO(), ""
+    """Hold back what this thread writes to standard error in the block; leave out the graph torch dumps on failure."""
+    written, dump = _Written(sys.stderr), ""
     try:
         with contextlib.redirect_stderr(written):
             yield

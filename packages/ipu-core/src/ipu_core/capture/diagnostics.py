@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
-from torch.utils import _pytree as pytree
 
+from .._torch import pytree
 from .side_effects import restored_generators
 
 REMEDY = (

@@ -20,9 +20,11 @@ from typing import Any
 
 import torch
 
+from .._torch import MODULES, TENSOR_TABLES, buffers_of, parameters_of
+
 PACKAGES = ("ipu-core", "torch", "transformers")
 # What a module has that the graph does not depend on, or that is told otherwise.
-_TOLD_OTHERWISE = {"_parameters", "_buffers", "_modules"}
+_TOLD_OTHERWISE = {*TENSOR_TABLES, MODULES}
 
 
 class NoFingerprint(Exception):
@@ -61,7 +63,7 @@ class _Teller:
         self._paths = {id(module): path for path, module in model.named_modules()}
         self._numbers: dict[int, int] = {}
         for module in model.modules():
-            for tensor in (*module._parameters.values(), *module._buffers.values()):
+            for tensor in (*parameters_of(module).values(), *buffers_of(module).values()):
                 self._numbers.setdefault(id(tensor), len(self._numbers))
 
     def structure(self, ignored: Collection[str]) -> Iterator[Any]:
@@ -71,7 +73,7 @@ class _Teller:
                 if kind not in classes:
                     classes[kind] = self._class(kind)
             yield path, _qualified(type(module))
-            for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            for name, tensor in (*parameters_of(module).items(), *buffers_of(module).items()):
                 # Tied tensors are told by their number.
                 yield name, self._numbers[id(tensor)], tensor is not None and _shape(tensor)
             for name, value in vars(module).items():

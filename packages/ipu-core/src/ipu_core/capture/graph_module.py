@@ -11,11 +11,9 @@ from typing import Any
 from unittest import mock
 
 import torch
-from torch.fx._lazy_graph_module import _LazyGraphModule
 
+from .._torch import GRAPH_SOURCES, LazyGraphModule
 from .side_effects import in_this_thread
-
-_SOURCES = torch.fx.graph_module._loader
 
 
 def graph_module(root: Any, graph: torch.fx.Graph) -> torch.fx.GraphModule:
@@ -25,7 +23,7 @@ def graph_module(root: Any, graph: torch.fx.Graph) -> torch.fx.GraphModule:
         root: the module, or the mapping by names, that has what the graph gets.
         graph: what it runs.
     """
-    module = _LazyGraphModule(root, graph)
+    module = LazyGraphModule(root, graph)
     weakref.finalize(module, _forget_code, type(module)).atexit = False
     return module
 
@@ -33,14 +31,14 @@ def graph_module(root: Any, graph: torch.fx.Graph) -> torch.fx.GraphModule:
 @contextlib.contextmanager
 def without_sources() -> Iterator[None]:
     """Forget, after the block, the source of each graph that this thread made in it."""
-    cache, names = _SOURCES.cache, []
+    cache, names = GRAPH_SOURCES.cache, []
 
     def remember(*args: Any, **kwargs: Any) -> str:
         names.append(cache(*args, **kwargs))
         return names[-1]
 
     try:
-        with mock.patch.object(_SOURCES, "cache", in_this_thread(remember, cache)):
+        with mock.patch.object(GRAPH_SOURCES, "cache", in_this_thread(remember, cache)):
             yield
     finally:
         _forget(names)
@@ -53,5 +51,5 @@ def _forget_code(kind: type[torch.fx.GraphModule]) -> None:
 
 def _forget(names: Iterable[str]) -> None:
     for name in names:
-        if _SOURCES.eval_cache.pop(name, None) is not None:
+        if GRAPH_SOURCES.eval_cache.pop(name, None) is not None:
             linecache.cache.pop(name, None)

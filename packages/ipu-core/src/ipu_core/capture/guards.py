@@ -25,6 +25,8 @@ import torch
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedConfig
 
+from .._torch import HOOK_TABLES, MODULES, TABLES, TENSOR_TABLES
+from .._transformers import UNREAD
 from ..errors import ModelChangedError
 from ..peft import adapted
 
@@ -32,21 +34,6 @@ if TYPE_CHECKING:
     from ..model.mixin import PipelineMixin
     from .capture import Capture
 
-# What no forward reads: of `generate`, of saving, loading and sharding, of warnings that were given once.
-UNREAD = frozenset(
-    (
-        *("generation_config", "model_tags", "name_or_path", "warnings_issued", "_is_hf_initialized"),
-        *("_tp_plan", "_ep_plan", "_pp_plan", "_fsdp_plan", "all_tied_weights_keys", "_no_split_modules"),
-        *("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict", "_skip_keys_device_placement"),
-        *("_keys_to_ignore_on_save", "_keys_to_ignore_on_load_missing", "_keys_to_ignore_on_load_unexpected"),
-    )
-)
-_TENSORS = ("_parameters", "_buffers")
-_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
-TABLES = (
-    *(*_TENSORS, "_modules", *_HOOKS),
-    *("_forward_pre_hooks_with_kwargs", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
-)
 # Of a module itself, and no content of its own.
 OF_TORCH = frozenset(vars(torch.nn.Module())) - {"training"}
 # A container with more parts, such as a vocabulary, is told by their number.
@@ -135,12 +122,12 @@ class Snapshot:
             self.attributes[""].pop(name, None)
         self.shared = _shared(self.modules)
         self.configurations = configurations(model)
-        tables: list[dict[str, Any]] = [getattr(m, name) for m in own.values() for name in _TENSORS]
+        tables: list[dict[str, Any]] = [getattr(m, name) for m in own.values() for name in TENSOR_TABLES]
         self._tables = [table for table in tables if table]
         self.tensors = {
             f"{path}.{name}".removeprefix(".")
             for path, module in self.modules.items()
-            for table in _TENSORS
+            for table in TENSOR_TABLES
             for name, tensor in getattr(module, table).items()
             if tensor is not None
         }
@@ -155,7 +142,7 @@ class Snapshot:
         # Modules of one class share one, which is in the processor's cache then.
         self._getters = [_getter(tuple(sorted(state.keys() - unread))) for state in self._states]
         self._read = [get(state) for get, state in zip(self._getters, self._states, strict=True)]
-        names = (*_HOOKS, "_modules")
+        names = (*HOOK_TABLES, MODULES)
         tables = [table for module in own.values() for name in names if (table := vars(module).get(name))]
         tables += [vars(origin)[name] for origin in model.origins for name in TABLES if name in vars(origin)]
         parts = [(live, copy.copy(live)) for live in tables]
@@ -352,7 +339,7 @@ def _shared(modules: Mapping[str, torch.nn.Module]) -> set[tuple[str, ...]]:
     """Give the names of the tensors that have several."""
     names: dict[int, list[str]] = {}
     for path, module in modules.items():
-        for name, tensor in ((n, t) for table in _TENSORS for n, t in getattr(module, table).items()):
+        for name, tensor in ((n, t) for table in TENSOR_TABLES for n, t in getattr(module, table).items()):
             if tensor is not None:
                 names.setdefault(id(tensor), []).append(f"{path}.{name}".removeprefix("."))
     return {tuple(sorted(group)) for group in names.values() if len(group) > 1}
@@ -398,7 +385,7 @@ def _hooks(module: torch.nn.Module) -> list[Any]:
     """Give the hooks of a module, but those upstream adds to collect what a call asks for, which do nothing else."""
     return [
         hook
-        for name in _HOOKS
+        for name in HOOK_TABLES
         for hook in (vars(module).get(name) or {}).values()
         if getattr(hook, "__module__", None) != "transformers.utils.output_capturing"
     ]

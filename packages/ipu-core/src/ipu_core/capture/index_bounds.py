@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from .._torch import TO_COPY
 from ..batch import input_leaves
 from ..errors import BatchError
 from .capture import Capture
@@ -24,7 +25,7 @@ _PASSING = {
     for packet in (
         *(_ATEN.view, _ATEN.reshape, _ATEN.flatten, _ATEN.unsqueeze, _ATEN.squeeze, _ATEN.expand),
         *(_ATEN.transpose, _ATEN.permute, _ATEN.slice, _ATEN.select, _ATEN.gather, _ATEN.index_select),
-        *(_ATEN.contiguous, _ATEN.clone, _ATEN.to, _ATEN._to_copy, _ATEN.alias, _ATEN.detach),
+        *(_ATEN.contiguous, _ATEN.clone, _ATEN.to, TO_COPY, _ATEN.alias, _ATEN.detach),
         *(_ATEN.pad, _ATEN.constant_pad_nd),
     )
     for overload in packet.overloads()

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from .._torch import TO_COPY, UNSAFE_VIEW, OpOverload, schema_of
 from .capture import Capture
 from .graph_module import graph_module
 from .loss import MARK
@@ -26,8 +27,8 @@ NUM_ITEMS = "num_items_in_batch"
 # What a number goes through unchanged.
 _SAME = frozenset(
     (
-        *(aten.clone.default, aten.alias.default, aten.view.default, aten.reshape.default, aten._unsafe_view.default),
-        *(aten._to_copy.default, aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten.contiguous.default),
+        *(aten.clone.default, aten.alias.default, aten.view.default, aten.reshape.default, UNSAFE_VIEW),
+        *(TO_COPY.default, aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten.contiguous.default),
         *(aten.squeeze.default, aten.squeeze.dim, aten.unsqueeze.default, aten.detach.default),
         MARK,
     )
@@ -241,7 +242,7 @@ class _Counts:
 
 
 def _is_random(node: torch.fx.Node) -> bool:
-    return not isinstance(node.target, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded in node.target.tags
+    return not isinstance(node.target, OpOverload) or torch.Tag.nondeterministic_seeded in node.target.tags
 
 
 def _is_sum(node: torch.fx.Node) -> bool:
@@ -263,8 +264,8 @@ def _is_sum(node: torch.fx.Node) -> bool:
 
 def _argument(node: torch.fx.Node, name: str, default: Any) -> Any:
     """Give an argument of an operation; losses have their reduction in different places, and means have none."""
-    assert isinstance(node.target, torch._ops.OpOverload)
-    names = [argument.name for argument in node.target._schema.arguments]
+    assert isinstance(node.target, OpOverload)
+    names = [argument.name for argument in schema_of(node.target).arguments]
     position = names.index(name) if name in names else len(node.args)
     return node.args[position] if position < len(node.args) else node.kwargs.get(name, default)
 

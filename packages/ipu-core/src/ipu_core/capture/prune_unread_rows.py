@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 
 import torch
 
+from .._torch import TO_COPY
 from .aliasing import aliases, written
 from .capture import Capture
 from .graph_module import graph_module
@@ -31,7 +32,7 @@ _Needs: TypeAlias = Mapping[Node, Axes | None]
 
 _OF_POSITIONS = {aten.slice.Tensor, aten.select.int, aten.unflatten.int}
 _VIEWS = {aten.view.default, aten.reshape.default}
-_ELEMENTWISE = {aten.dropout.default, aten.contiguous.default, aten.to.dtype, aten._to_copy.default}
+_ELEMENTWISE = {aten.dropout.default, aten.contiguous.default, aten.to.dtype, TO_COPY.default}
 
 
 def without_unread_rows(captured: Capture) -> Capture:

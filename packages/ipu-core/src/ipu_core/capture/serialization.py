@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch.utils import _pytree as pytree
 
+from .._torch import HigherOrderOperator, OpOverload, pytree
 from .autograd_functions import is_function
 from .capture import Capture, Constant, Source, node_runs
 from .graph_module import graph_module
@@ -146,9 +146,9 @@ def _target_to_json(node: torch.fx.Node) -> str:
         return node.target
     if node.target is operator.getitem:
         return "getitem"
-    if isinstance(node.target, torch._ops.OpOverload):
+    if isinstance(node.target, OpOverload):
         return str(node.target)
-    if isinstance(node.target, torch._ops.HigherOrderOperator):
+    if isinstance(node.target, HigherOrderOperator):
         return f"higher_order.{node.target.name()}"
     raise NotStorable(f"the operation `{node.target}` has no name a graph could be stored under")
 

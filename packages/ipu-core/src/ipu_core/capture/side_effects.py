@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .._torch import buffers_of, parameters_of
 from ..errors import CaptureError
 from .autograd_functions import functions_as_operators
 
@@ -72,14 +73,14 @@ def _no_new_parameter(model: torch.nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def _no_lost_tensor(model: torch.nn.Module) -> Iterator[None]:
     before = [(module, vars(module).copy()) for module in model.modules()]
-    tensors = [(module, dict(module._parameters), dict(module._buffers)) for module in model.modules()]
+    tensors = [(module, dict(parameters_of(module)), dict(buffers_of(module))) for module in model.modules()]
     plain = [(v, v.clone()) for _, state in before for v in state.values() if _is_plain_tensor(v)]
     lost = []
     try:
         yield
         paths = {module: path for path, module in model.named_modules()}
         for module, parameters, buffers in tensors:
-            gone = (set(parameters) - set(module._parameters)) | (set(buffers) - set(module._buffers))
+            gone = (set(parameters) - set(parameters_of(module))) | (set(buffers) - set(buffers_of(module)))
             lost += [f"{paths[module]}.{name}".removeprefix(".") for name in sorted(gone)]
         if lost:
             raise CaptureError(
@@ -90,8 +91,8 @@ def _no_lost_tensor(model: torch.nn.Module) -> Iterator[None]:
         for module, state in before:
             _forget_tensors(module, state)
         for module, parameters, buffers in tensors:
-            module._parameters.update(parameters)
-            module._buffers.update(buffers)
+            parameters_of(module).update(parameters)
+            buffers_of(module).update(buffers)
         with torch.no_grad():
             for tensor, value in plain:
                 if not torch.equal(tensor, value):

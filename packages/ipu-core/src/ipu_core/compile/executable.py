@@ -16,9 +16,8 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch._functorch.aot_autograd import aot_export_joint_simple
-from torch._functorch.partitioners import min_cut_rematerialization_partition
 
+from .._torch import compile_package, inductor_options, joint_graph, load_package, partitioned
 from ..capture.graph_module import graph_module
 from ..capture.passes import copy_nodes
 from ..errors import BatchMismatchError, CompileError
@@ -100,9 +99,9 @@ class Executable:
         """Load the code in a folder."""
         self.manifest = Manifest.from_json((folder / MANIFEST).read_text())
         # Loaded as it was compiled: torch compares the vectors of the code with those that it would choose now.
-        with torch._inductor.config.patch(dict(self.manifest.options)):
-            self._forward = _loaded(folder / FORWARD_FILE)
-            self._backward = _loaded(folder / BACKWARD_FILE) if self.manifest.differentiable else None
+        with inductor_options(self.manifest.options):
+            self._forward = load_package(folder / FORWARD_FILE)
+            self._backward = load_package(folder / BACKWARD_FILE) if self.manifest.differentiable else None
         self._inputs = [_expected(spec) for spec in self.manifest.inputs]
         self._saved = [_expected(spec) for spec in self.manifest.saved]
 
@@ -214,8 +213,7 @@ def _write_differentiable(
     num_outputs = _num_outputs(program)
     outputs = plain(*examples)
     differentiable = tuple(i for i, output in enumerate(outputs) if output.requires_grad)
-    joint: Any = aot_export_joint_simple(plain, tuple(examples), trace_joint=True)
-    forward, backward = min_cut_rematerialization_partition(joint, examples, num_fwd_outputs=num_outputs)
+    forward, backward = partitioned(joint_graph(plain, examples), examples, num_outputs=num_outputs)
     with_gradient = _drop_missing_outputs(backward)
     taken = [node.meta["val"] for node in backward.graph.nodes if node.op == "placeholder"]
     saved = taken[: len(taken) - len(differentiable)]
@@ -237,7 +235,7 @@ def _write_code(
     program: torch.nn.Module, examples: Sequence[torch.Tensor], file: Path, *, options: Mapping[str, Any]
 ) -> None:
     exported = torch.export.export(program, tuple(examples), strict=False)
-    torch._inductor.aoti_compile_and_package(exported, package_path=str(file), inductor_configs=dict(options))
+    compile_package(exported, file, options)
 
 
 def _without_aliases(program: torch.fx.GraphModule) -> torch.fx.GraphModule:
@@ -271,13 +269,6 @@ def _drop_missing_outputs(program: torch.fx.GraphModule) -> tuple[int, ...]:
 
 def _num_outputs(program: torch.fx.GraphModule) -> int:
     return next(len(node.args[0]) for node in program.graph.nodes if node.op == "output")
-
-
-def _loaded(file: Path) -> Callable[[list[torch.Tensor]], list[torch.Tensor]]:
-    # Without the package's own call, which sorts arguments by name each time: all are tensors, in order.
-    code: Any = torch._inductor.aoti_load_package(str(file)).loader
-    run: Callable[[list[torch.Tensor]], list[torch.Tensor]] = code.boxed_run
-    return run
 
 
 def _expected(spec: Spec) -> tuple[torch.Size, tuple[int, ...], torch.dtype]:

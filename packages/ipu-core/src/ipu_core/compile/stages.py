@@ -18,8 +18,8 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
+from .._torch import FakeTensorMode
 from ..capture.autograd_functions import is_function
 from ..capture.capture import Capture
 from ..capture.serialization import text_of

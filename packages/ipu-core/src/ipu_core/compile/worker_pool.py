@@ -20,8 +20,8 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
+from .._torch import FakeTensorMode, import_compiler
 from ..capture.serialization import NotStorable, graph_from_json, graph_to_json
 from ..plugins.family import load
 from .disk_cache import ExecutableCache
@@ -205,13 +205,7 @@ def _compile(folder: Path) -> None:
 def _main() -> None:
     """Compile what the standard input names, until it ends."""
     # What is imported, and tried out, only when a graph is compiled: the parent is busy meanwhile.
-    for module in ("compile_fx", "codecache", "codegen.cpp", "codegen.cpp_wrapper_cpu", "package"):
-        with contextlib.suppress(ImportError):
-            __import__(f"torch._inductor.{module}")
-    with contextlib.suppress(ImportError), torch._inductor.config.patch(dict(OPTIONS)):
-        from torch._inductor.cpu_vec_isa import pick_vec_isa
-
-        pick_vec_isa()
+    import_compiler(OPTIONS)
     answers, sys.stdout = sys.stdout, sys.stderr
     for line in sys.stdin:
         try:

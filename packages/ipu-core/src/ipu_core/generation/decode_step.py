@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch.utils import _pytree as pytree
 
+from .._torch import pytree
 from ..batch import input_leaves
 from ..capture.guards import Guards
 from ..capture.index_bounds import check_ranges, index_ranges

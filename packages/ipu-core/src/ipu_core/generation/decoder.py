@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.functional import pad
-from torch.utils import _pytree as pytree
 from transformers import DynamicCache, EncoderDecoderCache, GenerationMixin
 
+from .._torch import pytree
 from ..capture.capture import CAPTURING, in_mode
 from ..capture.guards import Guards
 from ..compile.disk_cache import ExecutableCache

@@ -13,14 +13,15 @@ import inspect
 import logging
 import threading
 from collections.abc import Hashable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 from transformers import GenerationConfig
 from transformers.generation.logits_process import UnbatchedClassifierFreeGuidanceLogitsProcessor
 from transformers.modeling_outputs import CausalLMOutputWithPast, Seq2SeqLMOutput
 
+from .._torch import pytree
+from .._transformers import GenerationHooks
 from ..compile.stages import refuse_other_processors
 from ..config.execution_config import ExecutionConfig
 from ..engines.engine import Engine
@@ -36,11 +37,6 @@ from .decode_step import WEIGHTS
 from .decoder import EMBEDS, WIDEST_PROMPT, Decoder, Sizes
 from .loops import DeviceLoop
 from .views import ASKING, EncoderView, part
-
-if TYPE_CHECKING:
-    from transformers import GenerationMixin as _LoopBase
-else:
-    _LoopBase = object
 
 logger = logging.getLogger(__name__)
 _ADVANCE = "advance"
@@ -352,7 +348,7 @@ def generation_model(
     return Generator(model, config, usable_engine(engine), sizes, weights, tokens_per_call, **more)
 
 
-class _Loop(_LoopBase):
+class _Loop(GenerationHooks):
     """What upstream's `generate` is called on: the user's class, with steps in the place of its forward."""
 
     _generator: Generator
@@ -370,31 +366,30 @@ class _Loop(_LoopBase):
         """Give the encoder upstream calls."""
         return _Encoder(self._generator, super().get_encoder(*args, **kwargs))
 
-    def _prepare_cache_for_generation(
-        self, generation_config: Any, model_kwargs: dict[str, Any], generation_mode: Any, batch_size: int, length: int
-    ) -> None:
-        beams = max(generation_config.num_beams, generation_config.num_return_sequences)
+    def begin_cache(self, config: Any, model_kwargs: dict[str, Any], batch_size: int) -> None:
+        """Put a cache of the generator into `model_kwargs`, where the model keeps keys and values."""
+        beams = max(config.num_beams, config.num_return_sequences)
         generator = self._generator
-        prompt = generation_config.max_length - (generation_config.max_new_tokens or 0)
+        prompt = config.max_length - (config.max_new_tokens or 0)
         if not self.config.is_encoder_decoder and (embeds := model_kwargs.get(EMBEDS)) is not None:
             prompt += embeds.shape[1]  # upstream's lengths count tokens alone
         generator.prepare(
             batch_size=batch_size,
             num_beams=beams,
-            max_length=prompt + (generation_config.max_new_tokens or 0),
+            max_length=prompt + (config.max_new_tokens or 0),
             prompt_length=max(1, prompt),
             source_length=_length_of_source(model_kwargs.get("encoder_outputs")),
         )
-        if generation_config.cache_implementation is not None:
+        if config.cache_implementation is not None:
             raise GenerationModeError(
-                f"`cache_implementation={generation_config.cache_implementation!r}`: the caches of a pipelined model "
+                f"`cache_implementation={config.cache_implementation!r}`: the caches of a pipelined model "
                 "are static and its own: leave it out"
             )
-        if generator.rounds_cache and not generation_config.use_cache:
+        if generator.rounds_cache and not config.use_cache:
             raise GenerationModeError(
                 "`use_cache=False` keeps no keys and values, and `cache_dtype='int8'` says how: leave one of them out"
             )
-        if not generation_config.use_cache or model_kwargs.get(CACHE) is not None:
+        if not config.use_cache or model_kwargs.get(CACHE) is not None:
             return
         cache = generator.new_cache(model_kwargs.get("encoder_outputs"))
         if cache is not None:
@@ -406,7 +401,7 @@ class _Loop(_LoopBase):
                 f"`{name}` keeps no keys and values for `cache_dtype='int8'` to round: leave it out"
             )
         logger.warning("%s keeps no keys and values of attention: each step runs all tokens again", name)
-        generation_config.use_cache = model_kwargs["use_cache"] = False
+        config.use_cache = model_kwargs["use_cache"] = False
 
     def prepare_inputs_for_generation(self, input_ids: torch.Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Give what the model is called with; once steps are regular, the last tokens are enough."""
@@ -435,24 +430,22 @@ class _Loop(_LoopBase):
             )
         return {**prepared, CACHE: cache}
 
-    def _get_logits_processor(self, *args: Any, **kwargs: Any) -> Any:
-        found = super()._get_logits_processor(*args, **kwargs)
-        for processor in found:
+    def changed_processors(self, processors: Any) -> Any:
+        """Have guidance away from a prompt run our steps."""
+        for processor in processors:
             if isinstance(processor, UnbatchedClassifierFreeGuidanceLogitsProcessor):
                 processor.model = _Unconditional(self._generator)
-        return found
+        return processors
 
-    def _sample(self, *args: Any, **kwargs: Any) -> Any:
+    def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
+        """Run greedy search or sampling, on the device where the generator has a loop there."""
         loop = self._generator.device_loop
-        return loop.sample(self, *args, **kwargs) if loop else super()._sample(*args, **kwargs)
+        return loop.sample(self, *args, **kwargs) if loop else super().sample_tokens(*args, **kwargs)
 
-    def _beam_search(self, *args: Any, **kwargs: Any) -> Any:
+    def search_beams(self, *args: Any, **kwargs: Any) -> Any:
+        """Run beam search or beam sampling, on the device where the generator has a loop there."""
         loop = self._generator.device_loop
-        return loop.beam_search(self, *args, **kwargs) if loop else super()._beam_search(*args, **kwargs)
-
-    def _reorder_cache(self, cache: StaticKV, beam_idx: torch.Tensor) -> StaticKV:
-        cache.reorder_cache(beam_idx)
-        return cache
+        return loop.beam_search(self, *args, **kwargs) if loop else super().search_beams(*args, **kwargs)
 
 
 class _Unconditional:

@@ -15,7 +15,6 @@ from fractions import Fraction
 from typing import Any, Protocol, TypeVar
 
 import torch
-from torch.utils import _pytree as pytree
 from transformers.generation.logits_process import (
     PrefixConstrainedLogitsProcessor,
     SynthIDTextWatermarkLogitsProcessor,
@@ -29,6 +28,8 @@ from transformers.generation.utils import (
     GenerateEncoderDecoderOutput,
 )
 
+from .._torch import pytree
+from .._transformers import prefill, updated_model_kwargs
 from ..errors import GenerationModeError
 from ..runtime.interpreter import generator_states, set_generator_states
 from ..runtime.replay import one_behind_the_other
@@ -80,7 +81,7 @@ class Group:
         """
         decoder = self.model._decoder
         if self._is_first_step:
-            outputs = self.model._prefill(ids, self.config, self.model_kwargs)
+            outputs = prefill(self.model, ids, self.config, self.model_kwargs)
         elif decoder.can_advance(self.model_kwargs.get(CACHE)):
             # From here on masks and positions are the decoder's to count: those in `model_kwargs` are read no more.
             all_logits = yield from decoder.advancing(ids[:, -1:])
@@ -90,9 +91,7 @@ class Group:
             inputs = self.model.prepare_inputs_for_generation(ids, next_sequence_length=length, **self.model_kwargs)
             outputs = self.model(**inputs, return_dict=True)
         self._is_first_step = False
-        self.model_kwargs = self.model._update_model_kwargs_for_generation(
-            outputs, self.model_kwargs, is_encoder_decoder=self.model.config.is_encoder_decoder
-        )
+        self.model_kwargs = updated_model_kwargs(self.model, outputs, self.model_kwargs)
         return outputs.logits[:, -1].to(copy=True, dtype=torch.float32, device=ids.device)
 
     def of(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -134,7 +133,7 @@ class Group:
         """Let each row go on from the row of the whole batch that `rows` names; they are of this group."""
         if self.model_kwargs.get(CACHE) is not None:
             first = int(self.first * len(rows) / (self.last - self.first))
-            self.model_kwargs[CACHE] = self.model._reorder_cache(self.model_kwargs[CACHE], rows - first)
+            self.model_kwargs[CACHE] = self.model.reordered_cache(self.model_kwargs[CACHE], rows - first)
 
 
 class Run:

@@ -17,6 +17,15 @@ from typing import Any, NamedTuple
 
 import torch
 
+from .._transformers import (
+    can_improve,
+    end_tokens,
+    finished_beams,
+    goes_on,
+    next_running_beams,
+    pad_token,
+    top_continuations,
+)
 from .groups import Group, Run, joined
 
 UNLIKELY = -1e9  # upstream's score of a beam that is not one yet
@@ -105,7 +114,7 @@ class _RowLoop:
         else:
             tokens = scores.argmax(dim=-1)
         if any(hasattr(criterion, "eos_token_id") for criterion in run.criteria):
-            tokens = tokens * rows.unfinished + run.config._pad_token_tensor * (1 - rows.unfinished)
+            tokens = tokens * rows.unfinished + pad_token(run.config) * (1 - rows.unfinished)
         ids = torch.cat([rows.ids, tokens[:, None]], dim=-1)
         return _Rows(ids, rows.unfinished & ~run.ended(group, ids))
 
@@ -165,7 +174,7 @@ def _first_beams(run: Run, ids: torch.Tensor) -> _Beams:
     config = run.config
     num_beams, length = config.num_beams, ids.shape[1]
     shape = (len(ids) // num_beams, num_beams)
-    pad, eos = config._pad_token_tensor, config._eos_token_tensor
+    pad, eos = pad_token(config), end_tokens(config)
     filler = (pad or eos[0]) if eos is not None else -1
     running = torch.full((*shape, config.max_length), filler, dtype=torch.long, device=ids.device)
     running[:, :, :length] = ids.view(*shape, length)
@@ -189,10 +198,8 @@ def _first_beams(run: Run, ids: torch.Tensor) -> _Beams:
 
 def _is_done(run: Run, beams: _Beams) -> torch.Tensor:
     """Say whether the search has ended."""
-    goes_on: torch.Tensor = run.model._beam_search_has_unfinished_sequences(
-        beams.can_improve, beams.is_finished, beams.ended, run.config.early_stopping
-    )
-    return ~goes_on
+    unfinished = goes_on(run.model, beams.can_improve, beams.is_finished, beams.ended, run.config.early_stopping)
+    return ~unfinished
 
 
 @dataclass(frozen=True)
@@ -210,12 +217,13 @@ class _BeamLoop:
     def next(self, run: Run, group: Group, beams: _Beams, logits: torch.Tensor, length: int) -> _Beams:
         model, config = run.model, run.config
         batch_size, num_beams = beams.scores.shape
-        eos = config._eos_token_tensor
+        eos = end_tokens(config)
         candidates = max(2, 1 + (len(eos) if eos is not None else 0)) * num_beams
         ids = self.ids(beams, length)
         log_probs = run.processed(group, ids, logits, logits.log_softmax(dim=-1))
         log_probs = log_probs.view(batch_size, num_beams, -1) + beams.running_scores[:, :, None]
-        best_scores, best, best_origins = model._get_top_k_continuations(
+        best_scores, best, best_origins = top_continuations(
+            model,
             accumulated_log_probs=log_probs.flatten(1),
             running_sequences=beams.running,
             running_beam_indices=beams.running_origins,
@@ -227,14 +235,16 @@ class _BeamLoop:
             batch_size=batch_size,
         )
         ended = run.ended(group, best[:, :, : length + 1].flatten(0, 1)).view(batch_size, candidates)
-        running, running_scores, running_origins = model._get_running_beams_for_next_iteration(
+        running, running_scores, running_origins = next_running_beams(
+            model,
             topk_log_probs=best_scores,
             topk_running_sequences=best,
             topk_running_beam_indices=best_origins,
             next_token_hits_stopping_criteria=ended,
             num_beams=num_beams,
         )
-        sequences, scores, origins, is_finished = model._update_finished_beams(
+        sequences, scores, origins, is_finished = finished_beams(
+            model,
             sequences=beams.sequences,
             topk_running_sequences=best,
             beam_scores=beams.scores,
@@ -251,7 +261,8 @@ class _BeamLoop:
             length_penalty=config.length_penalty,
             early_stopping=config.early_stopping,
         )
-        can_improve = model._check_early_stop_heuristic(
+        improvable = can_improve(
+            model,
             is_early_stop_heuristic_unsatisfied=beams.can_improve,
             running_beam_scores=running_scores,
             beam_scores=scores,
@@ -263,5 +274,5 @@ class _BeamLoop:
             length_penalty=config.length_penalty,
         )
         return _Beams(
-            running, running_scores, running_origins, sequences, scores, origins, is_finished, can_improve, ended
+            running, running_scores, running_origins, sequences, scores, origins, is_finished, improvable, ended
         )

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from .._torch import cpp_compiler
 from ..compile.disk_cache import NO_CACHE, ExecutableCache
 from ..compile.native import Operators, native_facts
 from ..errors import CompileError
@@ -91,10 +92,8 @@ def _key() -> str:
 
 def _compiler() -> str | None:
     """Return the C++ compiler that torch would call; None where there is none."""
-    from torch._inductor.cpp_builder import get_cpp_compiler
-
     with contextlib.suppress(RuntimeError):  # none of those that torch knows
-        return shutil.which(get_cpp_compiler())
+        return shutil.which(cpp_compiler())
     return None
 
 
@@ -103,11 +102,9 @@ def _load(folder: Path) -> ctypes.CDLL:
 
 
 def _build(folder: Path) -> None:
-    from torch._inductor.cpp_builder import get_cpp_compiler
-
     home = Path(torch.__file__).parent
     try:
-        command = [get_cpp_compiler(), "-std=c++17", "-O3", *PROCESSOR, "-fno-math-errno", "-fPIC", "-shared"]
+        command = [cpp_compiler(), "-std=c++17", "-O3", *PROCESSOR, "-fno-math-errno", "-fPIC", "-shared"]
         paths = ["-I", str(home / "include"), "-L", str(home / "lib"), f"-Wl,-rpath,{home / 'lib'}"]
         files = [*map(str, SOURCES), "-o", str(folder / BUILT), "-ltorch_cpu"]
         subprocess.run([*command, *paths, *files], check=True, capture_output=True, text=True)

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from .._torch import version_of
 from ..capture.capture import Capture
 from ..capture.graph_module import graph_module
 from ..capture.passes import copy_nodes
@@ -198,7 +199,7 @@ class Packer:
         """Pack a weight in the fewest bits that lose nothing, for `pack` to find; None where there are none."""
         for packing in Packing.exact(weight.shape[1]):
             with contextlib.suppress(NotExactError), torch.no_grad():
-                self._ahead[id(weight)] = (weight, weight._version, packing.pack(weight))
+                self._ahead[id(weight)] = (weight, version_of(weight), packing.pack(weight))
                 return packing
         return None
 
@@ -210,7 +211,7 @@ class Packer:
     def pack(self, slot: Slot, weights: Sequence[torch.Tensor]) -> torch.Tensor:
         """Give packed weights; their values have one name in all graphs of a model."""
         known = self._made.get(slot.values)
-        versions = [weight._version for weight in weights]
+        versions = [version_of(weight) for weight in weights]
         if known is None or known[1] != versions or any(a is not b for a, b in zip(known[0], weights, strict=True)):
             try:
                 with torch.no_grad():
@@ -227,7 +228,7 @@ class Packer:
         found = []
         for weight in weights:
             known = self._ahead.pop(id(weight), None)
-            if known is None or known[0] is not weight or known[1] != weight._version:
+            if known is None or known[0] is not weight or known[1] != version_of(weight):
                 return packing.pack(*weights)
             found.append(known[2])
         return found[0] if len(found) == 1 else torch.cat(found)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from .._torch import OpOverload
 from ..capture.aliasing import written
 from ..capture.capture import Capture
 from ..capture.graph_module import graph_module
@@ -116,7 +117,7 @@ class _Origin:
 def _is_small_step(node: torch.fx.Node) -> bool:
     value = node.meta.get("val")
     return (
-        isinstance(node.target, torch._ops.OpOverload)
+        isinstance(node.target, OpOverload)
         and not written(node)
         and torch.Tag.nondeterministic_seeded not in node.target.tags
         and isinstance(value, torch.Tensor)

@@ -16,11 +16,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from .._torch import FakeTensorMode, TorchDispatchMode, pytree, storage_key
 from ..capture.capture import Capture
 from ..capture.passes import on_device
 from ..partition.stage_graph import StageGraph
@@ -191,7 +189,7 @@ class _Storages(TorchDispatchMode):
         for tensor in tensors:
             if isinstance(tensor, torch.Tensor):
                 storage = tensor.untyped_storage()
-                self._references[storage._cdata] = weakref.ref(storage)
+                self._references[storage_key(storage)] = weakref.ref(storage)
 
     @contextlib.contextmanager
     def watched(self, action: Action, *, ipu: int) -> Iterator[None]:
@@ -217,7 +215,7 @@ class _Storages(TorchDispatchMode):
         return result
 
     def _count(self, storage: torch.UntypedStorage) -> None:
-        key, size, ipu = storage._cdata, storage.nbytes(), self._ipu
+        key, size, ipu = storage_key(storage), storage.nbytes(), self._ipu
         if key in self._references:
             return
 

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from transformers import PreTrainedModel
-from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
+from .._torch import TABLES
+from .._transformers import record_outputs
 from ..capture.capture import CAPTURING
-from ..capture.guards import OF_TORCH, TABLES
+from ..capture.guards import OF_TORCH
 from ..config.execution_config import ExecutionConfig
 from ..config.ipu_config import IPU_CONFIG_NAME, IPUConfig
 from ..config.layers_per_ipu import layer_ipus
@@ -183,7 +184,7 @@ class PipelineMixin(_MixinBase):
         self.refuse_no_layers(num_layers, config)
         # Where only the graph tells how many there are, a run that captures it checks them.
         layers = None if num_layers is None else config.expand_layers(num_layers)
-        with contextlib.ExitStack() as changes:
+        with CAPTURING, contextlib.ExitStack() as changes:
             targets = self.family.rewrites if self.family else ()
             own = (serialized_vocabulary, packed_examples, masked_token_head)
             for rewrite in (*own, *map(load, targets)):
@@ -202,7 +203,8 @@ class PipelineMixin(_MixinBase):
         changes, self._changes = self._changes, None
         self._parallelized_as = None
         if changes is not None:
-            changes.close()
+            with CAPTURING:
+                changes.close()
         return self
 
     @contextlib.contextmanager
@@ -310,7 +312,7 @@ def view(model: torch.nn.Module, cls: type[Any]) -> Any:
     made.__dict__.update({k: v.copy() if isinstance(v, (dict, set)) else v for k, v in state.items()})
     if isinstance(made, PreTrainedModel):
         # The constructor did this for the original class; it makes `output_hidden_states` work.
-        _CAN_RECORD_REGISTRY[made] = made._can_record_outputs
+        record_outputs(made)
     return made
 
 

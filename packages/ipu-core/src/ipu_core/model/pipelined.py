@@ -12,6 +12,7 @@ from typing import Any, Self, TypeVar
 
 import torch
 
+from .._torch import modules_of
 from ..config.ipu_config import IPU_CONFIG_NAME, IPUConfig
 from ..partition.layout import count_layers
 from ..peft import adapted, adapted_path, has_adapters, refuse_other_kinds
@@ -171,9 +172,9 @@ def _around(model: torch.nn.Module, cls: type[Any], inner: torch.nn.Module) -> A
     made = within = view(model, cls)
     *way, last = adapted_path(model).split(".")
     for name in way:
-        outer, within = within, view(within._modules[name], type(within._modules[name]))
-        outer._modules[name] = within
-    within._modules[last] = inner
+        outer, within = within, view(modules_of(within)[name], type(modules_of(within)[name]))
+        modules_of(outer)[name] = within
+    modules_of(within)[last] = inner
     # PEFT keeps methods of the model in the middle, which would be those of another view of it.
     for name, value in vars(made).items():
         if isinstance(value, MethodType) and value.__self__ is adapted(model):

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from .._torch import schema_of
 from ..capture.capture import Capture, node_entry
 
 aten = torch.ops.aten
@@ -98,7 +99,7 @@ def node_cost(node: torch.fx.Node, rates: Rates = HOST) -> Cost:
 
 def _only_looks(node: torch.fx.Node) -> bool:
     """Say whether the result is the memory of an argument, looked at in another way."""
-    schema = getattr(node.target, "_schema", None)
+    schema = schema_of(node.target)
     infos = [r.alias_info for r in schema.returns] if schema is not None else []
     return any(info is not None and not info.is_write for info in infos)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from .._torch import parameters_of
 from ..config.execution_config import ExecutionConfig
 from ..errors import IncompatibleIPUConfigError
 from . import replaced
@@ -95,7 +96,7 @@ def _part(model: torch.nn.Module, getter: str) -> Any:
 
 def _weight(module: Any) -> Any:
     # A module without a weight, or with a computed one, shares it with no other.
-    return module._parameters.get("weight", module)
+    return parameters_of(module).get("weight", module)
 
 
 def _refuse_absent(model: torch.nn.Module, wanted: _Wanted | None, part: Any, name: str) -> None:

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 from transformers.utils import ModelOutput
 
+from .._torch import pytree
 from ..capture.loss_terms import NUM_ITEMS
 from ..config.execution_config import ExecutionConfig
 from . import Rewrite

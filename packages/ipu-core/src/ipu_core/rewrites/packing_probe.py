@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 
+from .._torch import pytree
 from ..errors import IncompatibleIPUConfigError
 from .packed_grid import Grid
 

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 from transformers.models.auto import modeling_auto
 
+from .._torch import pytree
 from ..batch import micro_batches
 from ..capture.loss import IGNORED
 from ..config.execution_config import ExecutionConfig

@@ -18,6 +18,7 @@ from typing import Any, Self
 import torch
 from torch.nn import functional
 
+from .._torch import MODULES, own_table, parameters_of
 from ..config.layers_per_ipu import layer_ipus
 from ..errors import IncompatibleIPUConfigError
 from . import PlacedModule
@@ -147,7 +148,7 @@ def _view(module: Any, base: Any, shards: int | Sequence[int], make_shard: Calla
     view = cls.__new__(cls)
     # Parameters, buffers and hooks are the module's own, later ones too; only the list of its modules is another.
     view.__dict__.update(vars(module))
-    view._modules = module._modules.copy()
+    own_table(view, MODULES)
     view.shards = torch.nn.ModuleList(
         make_shard(index=i, num_shards=len(ipus), num_rows=num_rows, home_ipu=ipu) for i, ipu in enumerate(ipus)
     )
@@ -166,7 +167,7 @@ def _refuse_own_way(module: torch.nn.Module, root: type[torch.nn.Module]) -> Non
     name = f"`{type(module).__name__}`"
     if not isinstance(module, root):
         raise IncompatibleIPUConfigError(f"a {name} has no shards: they are made of a `torch.nn.{root.__name__}` only")
-    if module._parameters.get("weight") is None:
+    if parameters_of(module).get("weight") is None:
         raise IncompatibleIPUConfigError(
             f"the weight of this {name} is computed, not a parameter, and cannot be read in shards: remove its "
             "parametrization, or leave it whole"

@@ -8,9 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils import _pytree as pytree
 
+from .._torch import FakeTensorMode, buffers_of, parameters_of, pytree
 from ..batch import input_leaves
 from ..capture.capture import CAPTURING
 from ..partition.stage_graph import StageGraph
@@ -96,7 +95,7 @@ def on_one_device(model: torch.nn.Module, batch: Mapping[str, Any]) -> Iterator[
     A graph is captured on one device. A model whose tensors live on several has stand-ins on the CPU for that long,
     which take no memory as nobody writes to them; where all is on one device nothing is done.
     """
-    tables: list[dict[str, Any]] = [t for m in model.modules() for t in (m._parameters, m._buffers)]
+    tables: list[dict[str, Any]] = [t for m in model.modules() for t in (parameters_of(m), buffers_of(m))]
     held = [tensor for table in tables for tensor in table.values() if tensor is not None]
     given = [leaf for leaf in input_leaves(batch).values() if isinstance(leaf, torch.Tensor)]
     if len({tensor.device for tensor in (*held, *given)}) <= 1:
@@ -120,7 +119,7 @@ def without_values(model: torch.nn.Module, batch: Mapping[str, Any]) -> Iterator
 
     Attributes that the forward sets get back what they were.
     """
-    tables: list[dict[str, Any]] = [t for m in model.modules() for t in (m._parameters, m._buffers)]
+    tables: list[dict[str, Any]] = [t for m in model.modules() for t in (parameters_of(m), buffers_of(m))]
     before = [(table, dict(table)) for table in (*tables, *map(vars, model.modules()))]
     with CAPTURING, FakeTensorMode(allow_non_fake_inputs=True):
         stand_ins = {id(t): _stand_in(t) for table in tables for t in table.values() if t is not None}

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..batch import input_leaves
-from ..capture.capture import Capture
+from ..capture.capture import CAPTURING, Capture
 from ..errors import IncompatibleIPUConfigError
 from ..partition.cut import Segment
 from ..partition.stage_graph import split
@@ -62,7 +62,7 @@ def measured_seconds(
         _finish()
         spans.setdefault(action, []).append(time.perf_counter() - started)
 
-    with torch.random.fork_rng():
+    with CAPTURING, torch.random.fork_rng():  # a capture in another thread puts the generators back as well
         for repeat in progress(range(repeats + 1), f"measuring {captured.model_name}", "pass"):
             if loss is None:
                 program.infer(micro_batch, watch=timed)

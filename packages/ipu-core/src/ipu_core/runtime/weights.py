@@ -9,6 +9,7 @@ from typing import Protocol
 
 import torch
 
+from .._torch import buffers_of, parameters_of
 from ..capture.capture import CAPTURING, Capture
 from ..errors import BatchMismatchError
 
@@ -66,7 +67,7 @@ def _slots(captured: Capture, model: torch.nn.Module) -> dict[str, _Slot]:
             continue
         owner, _, key = source.name.rpartition(".")
         module = model.get_submodule(owner)
-        tensors = module._parameters if source.kind == "parameter" else module._buffers
+        tensors = parameters_of(module) if source.kind == "parameter" else buffers_of(module)
         fake = expected[value]
         slots[value] = _Slot(name=source.name, tensors=tensors, key=key, expected=(fake.shape, fake.dtype))
     return slots

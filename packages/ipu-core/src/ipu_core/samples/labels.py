@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers.models.auto import modeling_auto
 
+from .._transformers import num_frames
 from ..capture.loss import IGNORED
 from .draw import Draw
 from .inputs import NUM_CHOICES, text_config
@@ -71,13 +72,13 @@ def _of_pretraining(model: Any, batch: Mapping[str, torch.Tensor], draw: Draw) -
 
 def _of_transcripts(model: Any, batch: Mapping[str, torch.Tensor], draw: Draw) -> dict[str, torch.Tensor]:
     """Give a label to a quarter of the frames: rows are at least half full, and equal neighbours need a blank."""
-    frames = int(model._get_feat_extract_output_lengths(batch["input_values"].shape[-1]))
+    frames = num_frames(model, batch["input_values"].shape[-1])
     mask = draw.mask(draw.batch_size, length=max(1, frames // 4))
     return {"labels": torch.where(mask.bool(), 1 + draw.integers(model.config.vocab_size - 1, *mask.shape), IGNORED)}
 
 
 def _of_frames(model: Any, batch: Mapping[str, torch.Tensor], draw: Draw) -> dict[str, torch.Tensor]:
-    frames = int(model._get_feat_extract_output_lengths(batch["input_values"].shape[-1]))
+    frames = num_frames(model, batch["input_values"].shape[-1])
     classes = draw.integers(model.config.num_labels, draw.batch_size, frames)
     return {"labels": torch.nn.functional.one_hot(classes, model.config.num_labels)}
 

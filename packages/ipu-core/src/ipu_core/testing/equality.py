@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
 
 import torch
-from torch.utils import _pytree as pytree
 
+from .._torch import pytree
 from ..batch import micro_batches
 from ..capture.capture import Capture, without_cache
 from ..config.execution_config import ExecutionConfig

@@ -18,8 +18,8 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 
+from .._torch import pytree
 from ..capture.capture import module_of
 from ..config.ipu_config import IPUConfig
 from ..errors import CacheError, GenerationModeError, nearest

@@ -6,7 +6,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
+
+from .._torch import FORWARD_HOOKS, own_table, pytree
 
 
 def with_loss(model: torch.nn.Module) -> torch.nn.Module:
@@ -16,7 +17,7 @@ def with_loss(model: torch.nn.Module) -> torch.nn.Module:
     """
     view: torch.nn.Module = object.__new__(type(model))
     view.__dict__.update(vars(model))
-    view._forward_hooks = view._forward_hooks.copy()
+    own_table(view, FORWARD_HOOKS)
     view.register_forward_hook(_add_loss)
     return view
 

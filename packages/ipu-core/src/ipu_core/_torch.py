@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Everything private of torch that these packages use, under public names.
+
+A release of torch that renames or changes one of them breaks this module, and `tests/test_private_doors.py` names it.
+What belongs to torch's compiler is imported when it is called: that takes seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch._ops import HigherOrderOperator, OpOverload
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx._lazy_graph_module import _LazyGraphModule as LazyGraphModule
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes as without_modes
+
+__all__ = [
+    "ASSERT_TENSOR_METADATA",
+    "BUFFERS",
+    "COMPILER_MODULES",
+    "CTC_LOSS",
+    "CTC_LOSS_BACKWARD",
+    "FORWARD_HOOKS",
+    "GRAPH_SOURCES",
+    "HOOK_TABLES",
+    "MODULES",
+    "PARAMETERS",
+    "TABLES",
+    "TENSOR_TABLES",
+    "TO_COPY",
+    "UNSAFE_VIEW",
+    "FakeTensorMode",
+    "HigherOrderOperator",
+    "LazyGraphModule",
+    "OpOverload",
+    "TorchDispatchMode",
+    "buffers_of",
+    "compile_package",
+    "cpp_compiler",
+    "import_compiler",
+    "inductor_options",
+    "joint_graph",
+    "load_package",
+    "modules_of",
+    "own_table",
+    "parameters_of",
+    "partitioned",
+    "pytree",
+    "schema_of",
+    "storage_key",
+    "version_of",
+    "without_modes",
+]
+
+# pytree: nested containers as a list of leaves and a structure.
+# TorchDispatchMode: see every operation that runs inside a block.
+# FakeTensorMode: run operations on tensors that have shapes and no data.
+# without_modes: leave all dispatch modes, such as that of the tracer, inside a block.
+# OpOverload, HigherOrderOperator: what a node of a captured graph calls.
+# LazyGraphModule: a graph as a module whose code is made at the first call.
+
+# The generated source of every graph of this process, which torch keeps for tracebacks.
+GRAPH_SOURCES = torch.fx.graph_module._loader
+
+# Operators whose names are private.
+ASSERT_TENSOR_METADATA = torch.ops.aten._assert_tensor_metadata.default  # a check the tracer writes before a cast
+TO_COPY = torch.ops.aten._to_copy  # what `Tensor.to` is in a captured graph
+UNSAFE_VIEW = torch.ops.aten._unsafe_view.default  # what `view` is after a product of matrices
+CTC_LOSS = torch.ops.aten._ctc_loss  # the loss of each row, and what its backward takes
+CTC_LOSS_BACKWARD = torch.ops.aten._ctc_loss_backward
+
+# What torch's compiler imports only when it compiles its first graph.
+COMPILER_MODULES = tuple(
+    f"torch._inductor.{name}"
+    for name in ("compile_fx", "codecache", "codegen.cpp", "codegen.cpp_wrapper_cpu", "package")
+)
+
+# The attributes in which a module keeps what was registered with it.
+PARAMETERS, BUFFERS, MODULES = "_parameters", "_buffers", "_modules"
+FORWARD_HOOKS = "_forward_hooks"
+TENSOR_TABLES = (PARAMETERS, BUFFERS)
+HOOK_TABLES = ("_forward_pre_hooks", FORWARD_HOOKS, "_backward_pre_hooks", "_backward_hooks")
+TABLES = (
+    *(*TENSOR_TABLES, MODULES, *HOOK_TABLES),
+    *("_forward_pre_hooks_with_kwargs", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
+)
+
+
+def parameters_of(module: torch.nn.Module) -> dict[str, torch.nn.Parameter | None]:
+    """Return the table of a module's own parameters, by name; what is changed in it is changed in the module."""
+    return module._parameters
+
+
+def buffers_of(module: torch.nn.Module) -> dict[str, torch.Tensor | None]:
+    """Return the table of a module's own buffers, by name; what is changed in it is changed in the module."""
+    return module._buffers
+
+
+def modules_of(module: torch.nn.Module) -> dict[str, Any]:
+    """Return the table of a module's own children, by name; what is changed in it is changed in the module."""
+    return module._modules
+
+
+def own_table(view: torch.nn.Module, name: str) -> None:
+    """Copy one of `TABLES` of a module that shares its attributes with another: what is registered stays with it."""
+    setattr(view, name, getattr(view, name).copy())
+
+
+def version_of(tensor: torch.Tensor) -> int:
+    """Return the number of times a tensor was changed in place."""
+    return tensor._version
+
+
+def storage_key(storage: torch.UntypedStorage) -> int:
+    """Return what identifies the memory of a tensor as long as the storage lives, whatever object wraps it."""
+    return storage._cdata
+
+
+def schema_of(target: Any) -> Any:
+    """Return the schema of an operator, which has its arguments and what they alias; None for any other callable."""
+    return getattr(target, "_schema", None)
+
+
+def inductor_options(options: Mapping[str, Any]) -> contextlib.AbstractContextManager[Any]:
+    """Set options of torch's compiler inside the block, in this thread.
+
+    Raises:
+        ImportError: torch was built without it.
+    """
+    import torch._inductor.config
+
+    patched: contextlib.AbstractContextManager[Any] = torch._inductor.config.patch(dict(options))
+    return patched
+
+
+def import_compiler(options: Mapping[str, Any]) -> None:
+    """Import what torch's compiler imports for its first graph, and find the processor's vector instructions."""
+    for module in COMPILER_MODULES:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(module)
+    with contextlib.suppress(ImportError), inductor_options(options):
+        from torch._inductor.cpu_vec_isa import pick_vec_isa
+
+        pick_vec_isa()
+
+
+def compile_package(program: torch.export.ExportedProgram, file: Path, options: Mapping[str, Any]) -> None:
+    """Compile an exported graph ahead of time into a `.pt2` file."""
+    import torch._inductor
+
+    torch._inductor.aoti_compile_and_package(program, package_path=str(file), inductor_configs=dict(options))
+
+
+def load_package(file: Path) -> Callable[[list[torch.Tensor]], list[torch.Tensor]]:
+    """Load what `compile_package` wrote; calling it empties the list of inputs it is given."""
+    import torch._inductor
+
+    # Without the package's own call, which sorts arguments by name each time: all are tensors, in order.
+    code: Any = torch._inductor.aoti_load_package(str(file)).loader
+    run: Callable[[list[torch.Tensor]], list[torch.Tensor]] = code.boxed_run
+    return run
+
+
+def joint_graph(program: torch.nn.Module, examples: Sequence[torch.Tensor]) -> torch.fx.GraphModule:
+    """Trace a graph and its backward as one: it takes the inputs and the gradients of the outputs."""
+    from torch._functorch.aot_autograd import aot_export_joint_simple
+
+    joint: Any = aot_export_joint_simple(program, tuple(examples), trace_joint=True)
+    return joint
+
+
+def partitioned(
+    joint: torch.fx.GraphModule, examples: Sequence[torch.Tensor], *, num_outputs: int
+) -> tuple[torch.fx.GraphModule, torch.fx.GraphModule]:
+    """Split a joint graph into forward and backward, so that little is kept from one to the other."""
+    from torch._functorch.partitioners import min_cut_rematerialization_partition
+
+    return min_cut_rematerialization_partition(joint, examples, num_fwd_outputs=num_outputs)
+
+
+def cpp_compiler() -> str:
+    """Return the command of the C++ compiler that torch's compiler calls.
+
+    Raises:
+        RuntimeError: there is none.
+    """
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    return get_cpp_compiler()

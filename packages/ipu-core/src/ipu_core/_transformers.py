@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Everything private of transformers that these packages use, under public names.
+
+A release of transformers that renames or changes one of them breaks this module, or the `_transformers.py` of a package
+that uses more, and `tests/test_private_doors.py` names it. Differences between releases are in `upstream.py`: that
+module is read before torch and transformers are imported, and this one works on their objects.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from transformers import GenerationMixin as _GenerationBase
+else:
+    _GenerationBase = object
+
+# Attributes of a model that no forward reads: of `generate`, of saving, loading and sharding, of warnings given once.
+UNREAD = frozenset(
+    (
+        *("generation_config", "model_tags", "name_or_path", "warnings_issued", "_is_hf_initialized"),
+        *("_tp_plan", "_ep_plan", "_pp_plan", "_fsdp_plan", "all_tied_weights_keys", "_no_split_modules"),
+        *("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict", "_skip_keys_device_placement"),
+        *("_keys_to_ignore_on_save", "_keys_to_ignore_on_load_missing", "_keys_to_ignore_on_load_unexpected"),
+    )
+)
+
+
+def record_outputs(model: Any) -> None:
+    """Let a model that was made without its constructor give `output_hidden_states` and `output_attentions`."""
+    from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
+
+    _CAN_RECORD_REGISTRY[model] = model._can_record_outputs
+
+
+def names_not_saved(model: Any) -> frozenset[str]:
+    """Return the names of tensors that `save_pretrained` leaves out."""
+    return frozenset(getattr(model, "_keys_to_ignore_on_save", None) or ())
+
+
+def num_frames(model: Any, num_samples: int, **options: Any) -> int:
+    """Return the number of frames that the convolutions of a speech model make of a wave."""
+    return int(model._get_feat_extract_output_lengths(num_samples, **options))
+
+
+def pad_token(config: Any) -> Any:
+    """Return the padding id as a tensor, which `generate` puts in its configuration; None where there is none."""
+    return config._pad_token_tensor
+
+
+def end_tokens(config: Any) -> Any:
+    """Return the ids that end a sequence, [ids], which `generate` puts in its configuration; None for none."""
+    return config._eos_token_tensor
+
+
+def prefill(model: Any, ids: torch.Tensor, config: Any, model_kwargs: dict[str, Any]) -> Any:
+    """Run the prompt of `generate` as upstream does, and return what the model returns."""
+    return model._prefill(ids, config, model_kwargs)
+
+
+def updated_model_kwargs(model: Any, outputs: Any, model_kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return what the next step of `generate` is called with, after a step that gave `outputs`."""
+    updated: dict[str, Any] = model._update_model_kwargs_for_generation(
+        outputs, model_kwargs, is_encoder_decoder=model.config.is_encoder_decoder
+    )
+    return updated
+
+
+def top_continuations(model: Any, **state: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the best continuations of each row in a beam search: scores, sequences and origins."""
+    found: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = model._get_top_k_continuations(**state)
+    return found
+
+
+def next_running_beams(model: Any, **state: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the beams that go on after a step: sequences, scores and origins."""
+    found: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = model._get_running_beams_for_next_iteration(**state)
+    return found
+
+
+def finished_beams(model: Any, **state: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the best beams that have ended after a step: sequences, scores, origins, and whether there are any."""
+    found: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor] = model._update_finished_beams(**state)
+    return found
+
+
+def can_improve(model: Any, **state: Any) -> torch.Tensor:
+    """Return, for each row, whether a beam that goes on may still become better than one that has ended, [B, 1]."""
+    found: torch.Tensor = model._check_early_stop_heuristic(**state)
+    return found
+
+
+def goes_on(model: Any, *state: Any) -> torch.Tensor:
+    """Return whether a beam search goes on, one bool."""
+    found: torch.Tensor = model._beam_search_has_unfinished_sequences(*state)
+    return found
+
+
+class GenerationHooks(_GenerationBase):
+    """The private methods that `generate` calls and these packages change, under public names.
+
+    Mix it in before the model's class, and override what is to be another: each does what upstream does.
+    """
+
+    def _prepare_cache_for_generation(
+        self, generation_config: Any, model_kwargs: dict[str, Any], generation_mode: Any, batch_size: int, length: int
+    ) -> None:
+        self.begin_cache(generation_config, model_kwargs, batch_size)
+
+    def _get_logits_processor(self, *args: Any, **kwargs: Any) -> Any:
+        return self.changed_processors(super()._get_logits_processor(*args, **kwargs))
+
+    def _sample(self, *args: Any, **kwargs: Any) -> Any:
+        return self.sample_tokens(*args, **kwargs)
+
+    def _beam_search(self, *args: Any, **kwargs: Any) -> Any:
+        return self.search_beams(*args, **kwargs)
+
+    def _reorder_cache(self, cache: Any, beam_idx: torch.Tensor) -> Any:
+        return self.reordered_cache(cache, beam_idx)
+
+    def begin_cache(self, config: Any, model_kwargs: dict[str, Any], batch_size: int) -> None:
+        """Put the cache of a generation into `model_kwargs`."""
+        raise NotImplementedError
+
+    def changed_processors(self, processors: Any) -> Any:
+        """Return the processors of logits to use in the place of upstream's."""
+        return processors
+
+    def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
+        """Run greedy search or sampling."""
+        return super()._sample(*args, **kwargs)
+
+    def search_beams(self, *args: Any, **kwargs: Any) -> Any:
+        """Run beam search or beam sampling."""
+        return super()._beam_search(*args, **kwargs)
+
+    def reordered_cache(self, cache: Any, rows: torch.Tensor) -> Any:
+        """Return a cache in which each row goes on from the row that `rows` names."""
+        cache.reorder_cache(rows)
+        return cache
