@@ -7,10 +7,10 @@ whole, prompt included. `first_call_s` is our first call in a process of its own
 directory of --cache has none of it, and nothing that torch has compiled before; `next_process_s` is that of a process
 after it. `of_bandwidth` is the share of this
 machine's memory bandwidth (a sum over a large tensor) at which weights are read. Perplexities are those of weights
-rounded the same way, on the text of --text. The file has integers of 4 and 8 bits, so that `exact` packs all of them
-without loss; the other rows do not know. `memory` is the peak of a process beyond its code (what it held after it
-had generated with a tiny model), over what must be there: the model's parameters, those that were packed, and the
-caches.
+rounded the same way, on the text of --text. The file has integers of 4 and 8 bits, so that `exact` quantizes
+all of them without loss; the other rows do not know. `memory` is the peak of a process beyond its code (what it held
+after it had generated with a tiny model), over what must be there: the model's parameters, those that were quantized,
+and the caches.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ import torch
 import transformers
 from ipu_core import IPUConfig, generation_model, to_pipelined
 from ipu_core.generation.decode_step import HEAD_BITS, WEIGHTS
-from ipu_core.kernels.quantization import Packing
-from ipu_core.kernels.quantize_pass import Packer
+from ipu_core.kernels.quantization import Quantization
+from ipu_core.kernels.quantize_pass import Quantizer
 from results import report
 
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -131,19 +131,19 @@ def num_bytes(model: Any, weights: str | None) -> Callable[[torch.nn.Parameter],
     def read(parameter: torch.nn.Parameter) -> int:
         if not weights or parameter.dim() < 2:
             return parameter.nbytes
-        packing = packing_of(weights, parameter.detach(), is_head=parameter is head)
-        if packing is None:
+        quantization = packing_of(weights, parameter.detach(), is_head=parameter is head)
+        if quantization is None:
             return parameter.nbytes
-        return math.prod(packing.shape(*parameter.shape)) * torch.int32.itemsize
+        return math.prod(quantization.shape(*parameter.shape)) * torch.int32.itemsize
 
     return read
 
 
-def packing_of(weights: str, weight: torch.Tensor, *, is_head: bool) -> Packing | None:
-    """Say how a weight is packed."""
+def packing_of(weights: str, weight: torch.Tensor, *, is_head: bool) -> Quantization | None:
+    """Say how a weight is quantized."""
     if weights == "exact":
-        return Packer().exact(weight)
-    return Packing.of(weight.shape[1], HEAD_BITS if is_head else WEIGHTS[weights])
+        return Quantizer().exact(weight)
+    return Quantization.of(weight.shape[1], HEAD_BITS if is_head else WEIGHTS[weights])
 
 
 def bandwidth() -> float:
@@ -207,8 +207,8 @@ def _generate_alone(folder: str, cache: str, weights: str | None, rows: int, con
             parameter.sum()  # reads its file
         started = time.perf_counter()
         pipelined = to_pipelined(loaded.eval(), config)
-        packed = None if model is not None and weights == "exact" else weights  # the tiny one was never on a grid
-        generator = generation_model(pipelined, weights=packed, tokens_per_call=TOKENS_PER_CALL)
+        quantized = None if model is not None and weights == "exact" else weights  # the tiny one was never on a grid
+        generator = generation_model(pipelined, weights=quantized, tokens_per_call=TOKENS_PER_CALL)
         generator.generate(ids, max_new_tokens=NEW_TOKENS, eos_token_id=None, do_sample=False, pad_token_id=0)
     seconds = time.perf_counter() - started
     held = sum(p.nbytes for p in loaded.parameters()) + generator.decoder.num_bytes
@@ -227,9 +227,9 @@ def perplexity(model: Any, text: torch.Tensor, weights: str | None) -> float:
         if weights and isinstance(module, torch.nn.Linear):
             before[name] = module.weight
             weight = module.weight.detach()
-            packing = packing_of(weights, weight, is_head=module is model.get_output_embeddings())
-            if packing is not None:
-                module.weight = torch.nn.Parameter(packing.unpack(packing.pack(weight), len(weight)))
+            quantization = packing_of(weights, weight, is_head=module is model.get_output_embeddings())
+            if quantization is not None:
+                module.weight = torch.nn.Parameter(quantization.dequantize(quantization.quantize(weight), len(weight)))
     losses = []
     with torch.no_grad():
         for window in text[0, : 16 * WINDOW].split(WINDOW):

@@ -23,9 +23,9 @@ from ipu_core.runtime.devices import CPU, devices_there
 from ipu_core.testing import assert_inference_equals_plain, assert_training_equals_plain
 from models import Chain, InPlace, Normed, Skip, Tied, Unused, batch, make
 from simulated_devices import COPIES, Simulation, to_plain
-from test_arrangement import Shared
+from test_autograd_functions import Calling
 from test_executor import ARCHITECTURES
-from test_functions import Calling
+from test_shared_layers import Shared
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (

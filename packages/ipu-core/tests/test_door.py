@@ -69,10 +69,10 @@ CALLS = {
     "a batch": (lambda: plan(bert(), [IDS]), TypeError, "a batch is a list: give a mapping"),
     "weights=4": (lambda: generation_model(llama(), weights=4), ValueError, "`weights=4` is not one of"),
     "max_length=16.0": (lambda: generation_model(llama(), max_length=16.0), TypeError, "`max_length=16.0` is a float"),
-    "prompt_width=0": (
-        lambda: generation_model(llama(), prompt_width=0),
+    "prefill_chunk_size=0": (
+        lambda: generation_model(llama(), prefill_chunk_size=0),
         ValueError,
-        "`prompt_width=0`: give 1 or more",
+        "`prefill_chunk_size=0`: give 1 or more",
     ),
     "batch_size=True": (lambda: generation_model(llama(), batch_size=True), TypeError, "`batch_size=True` is a bool"),
     "in_flight='2'": (lambda: generation_model(llama(), in_flight="2"), TypeError, "`in_flight='2'` is a str"),

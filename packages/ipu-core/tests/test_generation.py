@@ -37,7 +37,7 @@ def pipelined(model):
 
 @pytest.fixture(scope="module")
 def generator(pipelined):
-    return generation_model(pipelined, batch_size=2, num_beams=1, max_length=24, prompt_width=4)
+    return generation_model(pipelined, batch_size=2, num_beams=1, max_length=24, prefill_chunk_size=4)
 
 
 @pytest.fixture

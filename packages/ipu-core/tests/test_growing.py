@@ -124,7 +124,7 @@ def phi3():
 @pytest.mark.parametrize("how", [{}, {"tokens_per_call": 3}, {"in_flight": 2}])
 def test_a_model_that_begins_a_new_cache_is_refused_there_and_nowhere_else(how):
     model = phi3()
-    generator = generation_model(to_pipelined(model, TWO), max_length=32, prompt_width=16, **how)
+    generator = generation_model(to_pipelined(model, TWO), max_length=32, prefill_chunk_size=16, **how)
     assert_plain(model, generator, tokens(5))
     assert_plain(model, generator, tokens(12))
     with pytest.raises(GenerationModeError, match="`Phi3ForCausalLM` begins a new cache at 11 tokens"):
@@ -165,7 +165,7 @@ def test_hidden_states_and_attentions_of_each_step(make, asked):
     model.set_attn_implementation("eager")
     config = TWO if make is llama else FOUR
     options = {"output_hidden_states": True, "output_attentions": True, "return_dict_in_generate": True, **asked}
-    generator = generation_model(to_pipelined(model, config), max_length=20, prompt_width=4)
+    generator = generation_model(to_pipelined(model, config), max_length=20, prefill_chunk_size=4)
     for length in (6, 9):
         ours = generator.generate(tokens(length), **NEW, **options)
         theirs = model.generate(tokens(length), **NEW, **options)

@@ -8,7 +8,7 @@ import torch
 import transformers
 from ipu_core import IPUConfig, generation_model, to_pipelined
 from ipu_core.errors import CacheError, GenerationModeError
-from ipu_core.runtime.replay import StraightLine
+from ipu_core.runtime.replay import Replay
 from ipu_core.schedule import FORWARD, Action
 from ipu_core.upstream import CACHE
 from test_device_loops import BEAMS, KEPT, ROWS, bart, both, llama  # noqa: F401
@@ -24,7 +24,7 @@ def models(request):
     name, tokens_per_call = request.param.split("-")
     model = request.getfixturevalue(name)
     pipelined = to_pipelined(model, IPUConfig(layers_per_ipu=[-1, -1]))
-    options = {"batch_size": 4, "max_length": 24, "prompt_width": 4, "tokens_per_call": int(tokens_per_call)}
+    options = {"batch_size": 4, "max_length": 24, "prefill_chunk_size": 4, "tokens_per_call": int(tokens_per_call)}
     return model, *(generation_model(pipelined, num_beams=beams, in_flight=2, **options) for beams in (1, 3))
 
 
@@ -109,7 +109,7 @@ def test_groups_run_one_behind_the_other_as_their_schedule_says(groups, stages, 
     pipelined = to_pipelined(llama, IPUConfig(layers_per_ipu=[-1] * stages))
     generator = generation_model(pipelined, max_length=24, tokens_per_call=4, in_flight=groups)
     done = []
-    plain = StraightLine.by_stage
+    plain = Replay.by_stage
 
     def by_stage(line):
         work, stage = plain(line), 0
@@ -122,7 +122,7 @@ def test_groups_run_one_behind_the_other_as_their_schedule_says(groups, stages, 
             yield
             stage += 1
 
-    monkeypatch.setattr(StraightLine, "by_stage", by_stage)
+    monkeypatch.setattr(Replay, "by_stage", by_stage)
     generator.generate(ids, max_new_tokens=12, do_sample=False, eos_token_id=None)
     schedule = generator.schedule(4)
     last = done[-4 * groups * schedule.num_stages :]

@@ -39,7 +39,7 @@ def measured(model, config, inputs):
             parts, compiled.order, starts=[{compiled.loss: w} for w in weights], watch=watch
         ):
             del leaves
-        storages.settle()
+        storages.move_to_stages()
         for action in compiled.order:
             usage = storages.usage[action]
             peak = max(peak, before + usage.process_peak)

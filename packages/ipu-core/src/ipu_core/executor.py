@@ -29,7 +29,7 @@ from .batch import (
 )
 from .capture.capture import CAPTURING, Capture
 from .capture.guards import Guards
-from .capture.index_bounds import IndexRange, check_ranges, index_ranges
+from .capture.index_bounds import IndexBound, check_index_bounds, index_bounds
 from .capture.loss import loss_value
 from .capture.loss_terms import Terms
 from .compile.disk_cache import ExecutableCache
@@ -107,7 +107,7 @@ class Executor:
         self._config = config
         self._engine = engine
         self._optimizer = optimizer
-        self._accounted = stepped_by if optimizer is None else optimizer
+        self._planned_optimizer = stepped_by if optimizer is None else optimizer
         self._selected = outputs
         self._loss = loss
         self._compiled: _Compiled | None = None
@@ -135,7 +135,7 @@ class Executor:
         return self._plan
 
     def _with_memory(self, lowered: Lowered, loss: str | None) -> Plan:
-        return with_memory(lowered, self._config, self._model, optimizer=self._accounted, loss=loss)
+        return with_memory(lowered, self._config, self._model, optimizer=self._planned_optimizer, loss=loss)
 
     def timeline(self) -> Timeline:
         """Give what each stage did when, in the last update of the last call.
@@ -180,7 +180,7 @@ class Executor:
             micro_batch_size=micro_batch_size(batch, self._config),
             captured=self._captured,
             cache=cache,
-            optimizer=self._accounted,
+            optimizer=self._planned_optimizer,
             loss=self._loss,
         )
         captured = lowered.captured
@@ -190,7 +190,7 @@ class Executor:
         schedule = None if self._config.inference else schedule_of(lowered, self._config)
         self._compiled = _Compiled(
             spec=BatchSpec.of(batch),
-            ranges=index_ranges(captured),
+            bounds=index_bounds(captured),
             lowered=lowered,
             program=self._engine.program(self._model, lowered, self._config, cache, loss),
             guards=Guards(self._model),
@@ -261,8 +261,8 @@ class Executor:
         with CAPTURING:  # of this model another thread may make a graph
             self._compiled.guards.check()
         self._model.check_batch(batch, config=self._config)
-        check_ranges(self._compiled.ranges, batch)
-        self._compiled.program.settle(self._optimizer)
+        check_index_bounds(self._compiled.bounds, batch)
+        self._compiled.program.move_to_stages(self._optimizer)
         if self._config.inference:
             if loss_weights is not None:
                 raise BatchError("`loss_weights` is for training, and this executor takes no gradients: leave it out")
@@ -324,7 +324,7 @@ class Executor:
         outputs: list[list[Any]] = []
         losses = []
         self._spans = []
-        for leaves, loss in compiled.program.train(parts, compiled.order, starts=starts, watch=self._timed):
+        for leaves, loss in compiled.program.train(parts, compiled.order, starts=starts, on_action=self._timed):
             losses.append(loss)
             if is_returned(number, self._config):
                 outputs.append(compiled.keep(leaves))
@@ -350,7 +350,7 @@ class _Compiled:
     """What compiling fixes."""
 
     spec: BatchSpec
-    ranges: tuple[IndexRange, ...]
+    bounds: tuple[IndexBound, ...]
     lowered: Lowered
     program: StageProgram
     guards: Guards

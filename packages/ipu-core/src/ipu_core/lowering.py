@@ -25,7 +25,7 @@ from .config.layers_per_ipu import AUTO
 from .config.options import ESTIMATED
 from .errors import LossError
 from .memory.auto_partition import Owners, automatic_layers
-from .memory.search import footprint, visits_of
+from .memory.search import placement_memory, visits_of
 from .partition.cost import estimated_seconds
 from .partition.cut import cut
 from .partition.entry import Entry, Layout
@@ -135,9 +135,9 @@ def _automatic(
     held = None
     if config.ipu_memory_bytes is not None:
         start = None if config.inference else loss_value(captured, loss)
-        held = footprint(captured, owners.paths, config, model, optimizer=optimizer, loss=start)
+        held = placement_memory(captured, owners.paths, config, model, optimizer=optimizer, loss=start)
     return automatic_layers(
-        owners, config, captured, num_layers=model_layout.num_layers, seconds=seconds, footprint=held
+        owners, config, captured, num_layers=model_layout.num_layers, seconds=seconds, placement_memory=held
     )
 
 

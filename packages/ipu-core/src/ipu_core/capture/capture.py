@@ -29,7 +29,7 @@ from ..errors import CaptureError, IPUError
 from ..peft import adapted, forward_parameters
 from ..progress import progress_of_forward
 from .aliasing import aliases, written
-from .diagnostics import explained, refusal_of
+from .diagnostics import explained, export_error
 from .graph_module import without_sources
 from .guards import observed
 from .side_effects import in_this_thread, watched
@@ -124,7 +124,7 @@ def capture(model: torch.nn.Module, batch: Mapping[str, Any], *, training: bool)
         except IPUError:
             raise
         except Exception as error:
-            if (refusal := refusal_of(model, inputs)) is not None:
+            if (refusal := export_error(model, inputs)) is not None:
                 raise refusal from None
             raise CaptureError(explained(name, error)) from error
     captured = replace(_read(model, program, training=training), reads=reads, writes=frozenset(writes))

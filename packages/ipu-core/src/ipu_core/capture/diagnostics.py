@@ -23,7 +23,7 @@ REMEDY = (
 )
 
 
-def refusal_of(model: torch.nn.Module, inputs: Mapping[str, Any]) -> Exception | None:
+def export_error(model: torch.nn.Module, inputs: Mapping[str, Any]) -> Exception | None:
     """Give what the plain forward raises for `inputs`, None where it takes them, or there are no values to run it on.
 
     Buffers, gradients and random generators are left as they were.

@@ -33,7 +33,7 @@ _PASSING = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class IndexRange:
+class IndexBound:
     """What an input may hold: 0 to `size - 1`, and `ignored` where there is such a number.
 
     Attributes:
@@ -80,34 +80,34 @@ class IndexRange:
         )
 
 
-def index_ranges(captured: Capture) -> tuple[IndexRange, ...]:
+def index_bounds(captured: Capture) -> tuple[IndexBound, ...]:
     """Read off a graph which of its inputs are looked up in an embedding, or are the classes of a loss."""
-    found: dict[tuple[str, bool], IndexRange] = {}
-    for one in _ranges(captured):
+    found: dict[tuple[str, bool], IndexBound] = {}
+    for one in _bounds(captured):
         key = one.name, one.table is None
         if key not in found or one.size < found[key].size:
             found[key] = one
     return tuple(found.values())
 
 
-def check_ranges(ranges: tuple[IndexRange, ...], batch: Mapping[str, Any]) -> None:
+def check_index_bounds(bounds: tuple[IndexBound, ...], batch: Mapping[str, Any]) -> None:
     """Ask every range of a batch.
 
     Raises:
         BatchError: a number out of its range.
     """
     leaves = input_leaves(batch)
-    for one in ranges:
+    for one in bounds:
         one.check(leaves)
 
 
-def _ranges(captured: Capture) -> Iterator[IndexRange]:
+def _bounds(captured: Capture) -> Iterator[IndexBound]:
     for node in captured.graph.nodes:
         if node.target is _ATEN.embedding.default:
             weight, source = node.args[0], _source(captured, node.args[1])
             if source is not None:
                 table = captured.sources.get(weight.name)
-                yield IndexRange(
+                yield IndexBound(
                     name=source, size=weight.meta["val"].shape[0], table=table.name if table else weight.name
                 )
         elif node.target is _ATEN.cross_entropy_loss.default:
@@ -115,7 +115,7 @@ def _ranges(captured: Capture) -> Iterator[IndexRange]:
             source = _source(captured, labels)
             if source is not None and not labels.meta["val"].is_floating_point():
                 ignored = rest[2] if len(rest) > 2 else node.kwargs.get("ignore_index", -100)
-                yield IndexRange(name=source, size=logits.meta["val"].shape[1], ignored=ignored)
+                yield IndexBound(name=source, size=logits.meta["val"].shape[1], ignored=ignored)
 
 
 def _source(captured: Capture, node: Any) -> str | None:

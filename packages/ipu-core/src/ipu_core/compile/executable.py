@@ -126,7 +126,7 @@ class Executable:
                     "compiled: make a new executor after unfreezing parameters"
                 )
 
-    def straight(self) -> Callable[[list[torch.Tensor]], list[torch.Tensor]]:
+    def unchecked(self) -> Callable[[list[torch.Tensor]], list[torch.Tensor]]:
         """Give the code itself, for inputs that are laid out as the compiled ones; it empties the list it is given."""
         return self._forward
 

@@ -14,7 +14,7 @@ from ..config.execution_config import ExecutionConfig
 from ..config.options import HARDWARE_HINTS
 from ..partition.lowered import Lowered
 from ..partition.parameters import trainable_values
-from ..runtime.device_placement import Residence
+from ..runtime.device_placement import DevicePlacement
 from ..runtime.devices import refuse_missing_devices
 from ..runtime.interpreter import Interpreter
 from ..runtime.weights import Weights
@@ -52,15 +52,15 @@ class HostProgram(Interpreter):
             lowered = replace(lowered, stage_graphs=code)
         weights = Weights(captured, model)
         super().__init__(captured, lowered.stage_graphs, weights, recomputed=lowered.recomputed(config, loss))
-        self._residence = Residence(weights, lowered.stage_graphs)
+        self._device_placement = DevicePlacement(weights, lowered.stage_graphs)
 
-    def settle(self, optimizer: torch.optim.Optimizer | None = None) -> None:
+    def move_to_stages(self, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Move the model's tensors, and what an optimizer keeps of them, to the devices of their stages."""
-        self._residence.settle(optimizer)
+        self._device_placement.move_to_stages(optimizer)
 
     def release(self) -> None:
-        """Move back what `settle` moved."""
-        self._residence.release()
+        """Move back what `move_to_stages` moved."""
+        self._device_placement.release()
 
 
 def _check(model: torch.nn.Module, config: ExecutionConfig) -> None:

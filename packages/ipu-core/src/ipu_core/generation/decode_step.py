@@ -15,20 +15,20 @@ import torch
 from .._torch import pytree
 from ..batch import input_leaves
 from ..capture.guards import Guards
-from ..capture.index_bounds import check_ranges, index_ranges
+from ..capture.index_bounds import check_index_bounds, index_bounds
 from ..compile.disk_cache import ExecutableCache
 from ..compile.stages import STEP_OPTIONS, Compilation, changed_once
 from ..compile.worker_pool import Compilers
 from ..config.execution_config import ExecutionConfig
 from ..errors import GenerationModeError
 from ..kernels.decode import DecodeKernels
-from ..kernels.quantization import Packing
-from ..kernels.quantize_pass import PackedWeights, Packer, Slot, with_packed_weights
-from ..kernels.sink_pass import sunk
+from ..kernels.quantization import Quantization
+from ..kernels.quantize_pass import QuantizedWeight, QuantizedWeights, Quantizer, with_quantized_weights
+from ..kernels.sink_pass import sink
 from ..lowering import lower
 from ..partition.stage_graph import StageGraph
-from ..runtime.device_placement import Residence, homes
-from ..runtime.replay import StraightLine
+from ..runtime.device_placement import DevicePlacement, homes
+from ..runtime.replay import Replay
 from ..runtime.weights import Tensors, Weights
 from ..upstream import CACHE
 from .cache import StaticKV
@@ -72,14 +72,14 @@ class Parts:
         view: the part of it that is captured.
         config: its options for inference.
         rows: of every call of a program.
-        weights: one of WEIGHTS, to pack those of linear layers; None to leave them.
-        packer: has those that are packed.
+        weights: one of WEIGHTS, to quantize those of linear layers; None to leave them.
+        quantizer: has those that are quantized.
         kernels: what steps are made of where they are compiled.
         cache: where graphs and executables are kept.
         compilers: processes that compile.
         guards: what the graphs take for constant of the model.
         programs: those made so far.
-        packings: how weights are packed, as far as it is known.
+        quantizations: how weights are quantized, as far as it is known.
     """
 
     model: PipelineMixin
@@ -87,25 +87,27 @@ class Parts:
     config: ExecutionConfig
     rows: int
     weights: str | None
-    packer: Packer
+    quantizer: Quantizer
     kernels: DecodeKernels
     cache: ExecutableCache
     compilers: Compilers
     guards: Guards
     programs: dict[Kind, Program] = field(default_factory=dict)
-    packings: dict[str, Packing | None] = field(default_factory=dict)
+    quantizations: dict[str, Quantization | None] = field(default_factory=dict)
 
-    def packing(self, name: str) -> Packing | None:
-        """Say how the weights of a parameter are packed: those of a head keep more bits."""
+    def quantization(self, name: str) -> Quantization | None:
+        """Say how the weights of a parameter are quantized: those of a head keep more bits."""
         assert self.weights is not None
-        if name not in self.packings:
+        if name not in self.quantizations:
             parameter, bits = self.model.get_parameter(name), WEIGHTS[self.weights]
             if bits is None:
-                self.packings[name] = self.packer.exact(parameter)
+                self.quantizations[name] = self.quantizer.exact(parameter)
             else:
                 is_head = parameter is getattr(self.model.get_output_embeddings(), "weight", None)
-                self.packings[name] = Packing.of(parameter.shape[1], max(bits, HEAD_BITS) if is_head else bits)
-        return self.packings[name]
+                self.quantizations[name] = Quantization.of(
+                    parameter.shape[1], max(bits, HEAD_BITS) if is_head else bits
+                )
+        return self.quantizations[name]
 
 
 class Program:
@@ -123,11 +125,11 @@ class Program:
         captured = self.lowered.captured
         self._weights: Tensors = Weights(captured, parts.model)
         stage_graphs = self.lowered.stage_graphs
-        slots: tuple[Slot, ...] = ()
+        quantized_weights: tuple[QuantizedWeight, ...] = ()
         if parts.weights is not None:
-            stage_graphs, slots = with_packed_weights(captured, stage_graphs, parts.packing)
-            _refuse_nothing_exact(parts, slots)
-            self._weights = PackedWeights(self._weights, slots, parts.packer)
+            stage_graphs, quantized_weights = with_quantized_weights(captured, stage_graphs, parts.quantization)
+            _refuse_nothing_exact(parts, quantized_weights)
+            self._weights = QuantizedWeights(self._weights, quantized_weights, parts.quantizer)
         self._compilation: Compilation | None = None
         if config.compile:
             kernels = parts.kernels
@@ -137,12 +139,12 @@ class Program:
             lowered = tuple(a if chosen else b for a, b, chosen in zip(lowered, with_fewer, is_chosen, strict=True))
             if moves:
                 lowered = changed_once(kernels.attention, lowered)
-                lowered = sunk(captured, lowered, into=list(itertools.compress(lowered, is_chosen)))
+                lowered = sink(captured, lowered, into=list(itertools.compress(lowered, is_chosen)))
                 self._compilation = Compilation(
                     captured,
                     lowered,
                     cache=parts.cache,
-                    more={slot.name: slot.like for slot in slots},
+                    more={quantized_weight.name: quantized_weight.like for quantized_weight in quantized_weights},
                     options=STEP_OPTIONS,
                     operators=kernels.operators,
                     only=list(itertools.compress(lowered, is_chosen)),
@@ -151,22 +153,22 @@ class Program:
             stage_graphs = lowered
         self.lowered = replace(self.lowered, stage_graphs=stage_graphs)
         self._cache, self._kernels = parts.cache, parts.kernels
-        self.ranges = index_ranges(captured)
+        self.bounds = index_bounds(captured)
         self.moves = dict(moves)
 
     @functools.cached_property
-    def residence(self) -> Residence:
+    def device_placement(self) -> DevicePlacement:
         """Where the tensors it reads have to be."""
-        return Residence(self._weights, self.lowered.stage_graphs)
+        return DevicePlacement(self._weights, self.lowered.stage_graphs)
 
-    def line(self) -> StraightLine:
+    def replay(self) -> Replay:
         """Give it as a line of calls, with tensors of its own."""
         if any(self._kernels.are_called(stage_graph.program) for stage_graph in self.lowered.stage_graphs):
             self._kernels.load(self._cache)
         if self._compilation is not None:
             self.lowered = replace(self.lowered, stage_graphs=self._compilation.finish())
             self._compilation = None
-        return StraightLine(self.lowered.captured, self.lowered.stage_graphs, self._weights)
+        return Replay(self.lowered.captured, self.lowered.stage_graphs, self._weights)
 
     def place(self, cache: StaticKV) -> None:
         """Move what is cached to the devices of the stages that write it."""
@@ -188,19 +190,19 @@ class BoundProgram:
         self.more: dict[str, tuple[torch.Tensor, ...]] = {}  # what the last call gave besides, by name
 
     @functools.cached_property
-    def _line(self) -> StraightLine:
-        return self._program.line()
+    def _replay(self) -> Replay:
+        return self._program.replay()
 
     def __call__(self, batch: Mapping[str, Any], turn: int) -> torch.Tensor:
         """Run it; the first call of a turn finds the model's tensors."""
-        check_ranges(self._program.ranges, batch)
+        check_index_bounds(self._program.bounds, batch)
         leaves = input_leaves(batch)
         own = {n for n, v in leaves.items() if isinstance(v, torch.Tensor) and not _is_cached(n)}
         moves = self._program.moves
         if turn != self._turn:
-            self._program.residence.settle()
+            self._program.device_placement.move_to_stages()
             self._bound = {name: leaf.clone() if name in own else leaf for name, leaf in leaves.items()}
-            self._line.bind(self._bound)
+            self._replay.bind(self._bound)
             self._turn, self._given, self._streak = turn, {name: leaves[name] for name in own}, 0
         elif moves and self._streak < _REGULAR:
             self._move(leaves[self._tokens])
@@ -209,7 +211,7 @@ class BoundProgram:
             if leaves[name] is not leaf or name in moves:
                 self._bound[name].copy_(leaves[name])
                 self._given[name] = leaves[name]
-        outputs = pytree.tree_unflatten(list(self._line.run()), self._program.lowered.captured.output_spec)
+        outputs = pytree.tree_unflatten(list(self._replay.run()), self._program.lowered.captured.output_spec)
         result: torch.Tensor = outputs.pop("logits")
         self.more = outputs
         return result
@@ -221,7 +223,7 @@ class BoundProgram:
     def advancing(self, tokens: torch.Tensor) -> Generator[None, None, torch.Tensor]:
         """Run the next token after that of the last call, with a stop before each stage but the first."""
         self._move(tokens)
-        (logits,) = yield from self._line.by_stage()
+        (logits,) = yield from self._replay.by_stage()
         return logits
 
     def _move(self, tokens: torch.Tensor) -> None:
@@ -246,10 +248,10 @@ def count_up(bound: torch.Tensor, tokens: torch.Tensor, position: int) -> None:
     bound.add_(1)
 
 
-def _refuse_nothing_exact(parts: Parts, slots: Sequence[Slot]) -> None:
-    if not slots and parts.weights is not None and WEIGHTS[parts.weights] is None:
+def _refuse_nothing_exact(parts: Parts, quantized_weights: Sequence[QuantizedWeight]) -> None:
+    if not quantized_weights and parts.weights is not None and WEIGHTS[parts.weights] is None:
         raise GenerationModeError(
-            '`weights="exact"` packs weights that went through 4 or 8 bits before, such as those of GGUF files, and '
+            '`weights="exact"` is for weights that went through 4 or 8 bits before, such as those of GGUF files, and '
             f"{parts.model.plain_class().__name__} has no linear layer with such: leave it out, or round them "
             '(`weights="int8"`, `"int4"`)'
         )

@@ -27,7 +27,7 @@ from ..compile.worker_pool import Compilers
 from ..config.execution_config import ExecutionConfig
 from ..errors import CacheError, CaptureError, CompileError, GenerationModeError, IncompatibleIPUConfigError, IPUError
 from ..kernels.decode import TORCH, decode_kernels
-from ..kernels.quantize_pass import Packer
+from ..kernels.quantize_pass import Quantizer
 from ..partition.lowered import Lowered
 from ..runtime.device_placement import without_values
 from ..runtime.devices import CPU
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 _HOW = frozenset(("return_dict", "use_cache", "logits_to_keep", "is_first_iteration"))
 # What a step gives that the next one does not go on from.
 _OF_EACH_STEP = frozenset(("logits", CACHE, "encoder_last_hidden_state"))
-WIDEST_PROMPT = 128
+LARGEST_PREFILL_CHUNK = 128
 EMBEDS = "inputs_embeds"
 # Their `prepare_inputs_for_generation` gives every step what the one before it tells: positions, counted on.
 _COUNTS_ON = frozenset(("WhisperForConditionalGeneration",))
@@ -58,7 +58,7 @@ class Sizes:
         batch_size: sequences.
         num_beams: rows of each: beams, or the sequences that are sampled of it.
         max_length: tokens of the longest sequence, prompt and new ones.
-        prompt_width: tokens of a prompt that one call runs; longer prompts take several.
+        prefill_chunk_size: tokens of a prompt that one call runs; longer prompts take several.
         in_flight: groups that share the sequences.
         source_length: tokens an encoder gave states of; shorter sources are filled up to it.
     """
@@ -66,7 +66,7 @@ class Sizes:
     batch_size: int
     num_beams: int
     max_length: int
-    prompt_width: int
+    prefill_chunk_size: int
     in_flight: int = 1
     source_length: int | None = None
 
@@ -83,7 +83,7 @@ class Decoder:
         model: made by `to_pipelined`.
         config: its options for inference.
         sizes: the shapes.
-        weights: one of WEIGHTS, to pack those of linear layers; None to leave them.
+        weights: one of WEIGHTS, to quantize those of linear layers; None to leave them.
         rounds_cache: whether keys and values are kept as integers of 8 bits.
 
     Raises:
@@ -115,7 +115,7 @@ class Decoder:
             config=config,
             rows=sizes.rows,
             weights=weights,
-            packer=Packer(),
+            quantizer=Quantizer(),
             kernels=decode_kernels(cache) if config.compile else TORCH,
             cache=cache,
             compilers=Compilers(),
@@ -151,8 +151,8 @@ class Decoder:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes held beside the model: caches and packed weights."""
-        return (self._cache.num_bytes if self._cache is not None else 0) + self._parts.packer.num_bytes
+        """Bytes held beside the model: caches and quantized weights."""
+        return (self._cache.num_bytes if self._cache is not None else 0) + self._parts.quantizer.num_bytes
 
     def refuse_another_model(self) -> None:
         """Refuse a model that is not as it was when programs were captured.
@@ -308,7 +308,7 @@ class Decoder:
     def _run_cached(self, given: Mapping[str, Any], cache: StaticKV, num_tokens: int) -> torch.Tensor:
         done, logits = 0, None
         while done < num_tokens:
-            left, width = num_tokens - done, self.sizes.prompt_width
+            left, width = num_tokens - done, self.sizes.prefill_chunk_size
             if left == 1 or cache.length + width > cache.capacity or self._writes_cross(cache):
                 width = 1
             count = min(left, width)
@@ -427,7 +427,7 @@ class Decoder:
         if self._mask in inspect.signature(self._model.plain_class().forward).parameters:
             yield self._mask, self._padded_mask(given.get(self._mask), known + last - first)
         if cache is not None:
-            yield CACHE, cache.slots(torch.tensor(known, device=self._device))
+            yield CACHE, cache.quantized_weights(torch.tensor(known, device=self._device))
         yield AT, torch.tensor([last - first - 1], device=self._device)
         yield "use_cache", cache is not None
 

@@ -34,7 +34,7 @@ from ..upstream import CACHE
 from ..validation import refuse_no_tensors, refuse_other_choices, refuse_other_numbers, refuse_other_types
 from .cache import GroupedKV, StaticKV
 from .decode_step import WEIGHTS
-from .decoder import EMBEDS, WIDEST_PROMPT, Decoder, Sizes
+from .decoder import EMBEDS, LARGEST_PREFILL_CHUNK, Decoder, Sizes
 from .loops import DeviceLoop
 from .views import ASKING, EncoderView, part
 
@@ -152,7 +152,9 @@ class Generator:
             longest = max(max_length, getattr(self.model.config, "max_target_positions", None) or 0)
             fixed = {name: size for name, size in self._sizes.items() if size is not None}
             sizes = {"batch_size": batch_size, "num_beams": num_beams, "max_length": longest, **fixed}
-            sizes.setdefault("prompt_width", min(_power_of_two(prompt_length), WIDEST_PROMPT, sizes["max_length"]))
+            sizes.setdefault(
+                "prefill_chunk_size", min(_power_of_two(prompt_length), LARGEST_PREFILL_CHUNK, sizes["max_length"])
+            )
             if sizes["batch_size"] % self.in_flight:
                 raise CacheError(
                     f"`in_flight={self.in_flight}` groups cannot share a batch of {sizes['batch_size']} evenly: give a "
@@ -293,7 +295,7 @@ def generation_model(
     batch_size: int | None = None,
     num_beams: int | None = None,
     max_length: int | None = None,
-    prompt_width: int | None = None,
+    prefill_chunk_size: int | None = None,
     weights: str | None = None,
     cache_dtype: str | None = None,
     tokens_per_call: int = 1,
@@ -313,8 +315,8 @@ def generation_model(
         num_beams: beams of each, or the sequences that are sampled of it (`num_return_sequences`); by default those of
             the first call.
         max_length: places of the caches, prompt and new tokens; by default what the first call asks for.
-        prompt_width: tokens of a prompt that run at once; by default a power of two that holds the first one, at most
-            128.
+        prefill_chunk_size: tokens of a prompt that run at once; by default a power of two that holds the first prompt,
+            at most 128.
         weights: "int8" to run linear layers with their weights rounded to 8 bits, in groups of 64 inputs with a scale
             and a smallest weight each; "int4" for 4 bits, in groups of 32, and 8 bits of the head; "exact" for 4 or 8
             bits where these lose nothing, as of a model from a GGUF file. The model keeps its own.
@@ -335,7 +337,12 @@ def generation_model(
     """
     if not isinstance(model, PipelineMixin):
         raise TypeError(f"`{type(model).__name__}` is not pipelined: call `to_pipelined(model, ipu_config)` first")
-    sizes = {"batch_size": batch_size, "num_beams": num_beams, "max_length": max_length, "prompt_width": prompt_width}
+    sizes = {
+        "batch_size": batch_size,
+        "num_beams": num_beams,
+        "max_length": max_length,
+        "prefill_chunk_size": prefill_chunk_size,
+    }
     refuse_other_numbers({**sizes, "tokens_per_call": tokens_per_call, "in_flight": in_flight})
     if weights is not None:
         refuse_other_choices("weights", weights, WEIGHTS)
@@ -423,10 +430,10 @@ class _Loop(GenerationHooks):
                 )
             return prepared
         # Where all fits one program it has the positions of all.
-        if cache.get_seq_length() or input_ids.shape[1] > self._decoder.sizes.prompt_width:
+        if cache.get_seq_length() or input_ids.shape[1] > self._decoder.sizes.prefill_chunk_size:
             raise GenerationModeError(
                 f"`{name}` begins a new cache at {input_ids.shape[1]} tokens, where its positions change, which static "
-                "caches do not: generate fewer, or begin with a longer prompt and a `prompt_width` that holds it"
+                "caches do not: generate fewer, or begin with a longer prompt and a `prefill_chunk_size` that holds it"
             )
         return {**prepared, CACHE: cache}
 

@@ -110,7 +110,7 @@ extern "C" {
 
 // `sizes`: R, H, K, P, D, V, how far rows and heads of the queries lie apart, and the first two of a mask [R or 1, H or 1,
 // P]. Without scales keys and values have the queries' type.
-AOTITorchError ipu_attention(const void* queries, const void* keys, const void* values, const void* key_scales,
+AOTITorchError ipu_decode_attention(const void* queries, const void* keys, const void* values, const void* key_scales,
                              const void* value_scales, const float* mask, void* result, int64_t is_bfloat16,
                              const int64_t* sizes, double scale) {
   auto chosen = key_scales ? (is_bfloat16 ? attention<bfloat16, int8_t> : attention<float, int8_t>)
@@ -120,7 +120,7 @@ AOTITorchError ipu_attention(const void* queries, const void* keys, const void* 
 
 // What compiled code calls, with the name and arguments of the operator.
 
-AOTITorchError aoti_torch_cpu_one_query_attention(AtenTensorHandle queries, AtenTensorHandle keys,
+AOTITorchError aoti_torch_cpu_decode_attention(AtenTensorHandle queries, AtenTensorHandle keys,
                                                   AtenTensorHandle values, AtenTensorHandle* key_scales,
                                                   AtenTensorHandle* value_scales, AtenTensorHandle* mask, double scale,
                                                   AtenTensorHandle* result) {
@@ -151,7 +151,7 @@ AOTITorchError aoti_torch_cpu_one_query_attention(AtenTensorHandle queries, Aten
     sizes[8] = of_mask[0];
     sizes[9] = of_mask[1];
   }
-  return ipu_attention(q, k, v, of_k, of_v, static_cast<float*>(shown), out, dtype == aoti_torch_dtype_bfloat16(), sizes,
+  return ipu_decode_attention(q, k, v, of_k, of_v, static_cast<float*>(shown), out, dtype == aoti_torch_dtype_bfloat16(), sizes,
                        scale);
 }
 }

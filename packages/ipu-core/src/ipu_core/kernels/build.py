@@ -33,16 +33,15 @@ BUILT = "kernels.so"
 PROCESSOR = ("-march=native",)
 # Symbols as torch's inductor is told of them, by the operator that they are.
 OPERATORS: Operators = {
-    f"{OPS}:few_rows_linear": [
-        "AOTITorchError aoti_torch_cpu_few_rows_linear(AtenTensorHandle x, AtenTensorHandle weight, "
-        "AtenTensorHandle* result)"
+    f"{OPS}:gemv": [
+        "AOTITorchError aoti_torch_cpu_gemv(AtenTensorHandle x, AtenTensorHandle weight, AtenTensorHandle* result)"
     ],
-    f"{OPS}:few_rows_packed_linear": [
-        "AOTITorchError aoti_torch_cpu_few_rows_packed_linear(AtenTensorHandle x, AtenTensorHandle words, "
+    f"{OPS}:quantized_gemv": [
+        "AOTITorchError aoti_torch_cpu_quantized_gemv(AtenTensorHandle x, AtenTensorHandle words, "
         "int64_t bits, int64_t outputs, AtenTensorHandle* result)"
     ],
-    f"{OPS}:one_query_attention": [
-        "AOTITorchError aoti_torch_cpu_one_query_attention(AtenTensorHandle queries, AtenTensorHandle keys, "
+    f"{OPS}:decode_attention": [
+        "AOTITorchError aoti_torch_cpu_decode_attention(AtenTensorHandle queries, AtenTensorHandle keys, "
         "AtenTensorHandle values, AtenTensorHandle* key_scales, AtenTensorHandle* value_scales, "
         "AtenTensorHandle* mask, double scale, AtenTensorHandle* result)"
     ],
@@ -121,15 +120,15 @@ def _build(folder: Path) -> None:
 def _linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     x, weight = x.contiguous(), weight.contiguous()
     result = x.new_empty(len(x), len(weight))
-    _call("ipu_linear", [x, weight, result], [x.stride(0), x.dtype is torch.bfloat16, len(x), *weight.shape[::-1]])
+    _call("ipu_gemv", [x, weight, result], [x.stride(0), x.dtype is torch.bfloat16, len(x), *weight.shape[::-1]])
     return result
 
 
-def _packed_linear(x: torch.Tensor, words: torch.Tensor, bits: int, outputs: int) -> torch.Tensor:
+def _quantized_linear(x: torch.Tensor, words: torch.Tensor, bits: int, outputs: int) -> torch.Tensor:
     x = x.contiguous()
     result = x.new_empty(len(x), outputs)
     numbers = [x.stride(0), x.dtype is torch.bfloat16, bits, len(x), *words.shape[1:3], outputs]
-    _call("ipu_packed_linear", [x, words, result], numbers)
+    _call("ipu_quantized_gemv", [x, words, result], numbers)
     return result
 
 
@@ -149,7 +148,7 @@ def _attention(
     sizes += [1, 1] if mask is None else mask.shape[:2]
     tensors = [queries, keys, values, key_scales, value_scales, mask, result]
     numbers = [queries.dtype is torch.bfloat16, (ctypes.c_int64 * len(sizes))(*sizes), ctypes.c_double(scale)]
-    _call("ipu_attention", tensors, numbers)
+    _call("ipu_decode_attention", tensors, numbers)
     return result
 
 
@@ -160,6 +159,6 @@ def _call(name: str, tensors: Sequence[torch.Tensor | None], numbers: Sequence[A
     assert not failed, f"{name} {[None if tensor is None else (tensor.dtype, tensor.shape) for tensor in tensors]}"
 
 
-LIBRARY.impl("few_rows_linear", _linear, "CPU")
-LIBRARY.impl("few_rows_packed_linear", _packed_linear, "CPU")
-LIBRARY.impl("one_query_attention", _attention, "CPU")
+LIBRARY.impl("gemv", _linear, "CPU")
+LIBRARY.impl("quantized_gemv", _quantized_linear, "CPU")
+LIBRARY.impl("decode_attention", _attention, "CPU")

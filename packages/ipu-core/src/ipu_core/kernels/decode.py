@@ -18,7 +18,7 @@ from ..compile.native import NO_OPERATORS, Operators
 from ..plugins.family import load as load_name
 from .build import OPERATORS, can_be_loaded, load_kernels
 from .fuse_rms_norm import with_norms
-from .ops import with_few_row_products, with_one_query_attention
+from .ops import with_decode_attention, with_gemv
 
 logger = logging.getLogger(__name__)
 GraphPass = Callable[[torch.fx.GraphModule], torch.fx.GraphModule]
@@ -29,7 +29,7 @@ class DecodeKernels:
     """The function list: each pass returns the graph it is given where it has nothing to offer.
 
     Attributes:
-        products: few rows of activations times a weight, packed or not, become one operator.
+        products: few rows of activations times a weight, quantized or not, become one operator.
         norms: the operations of an RMS norm become torch's operator.
         attention: attention of one query becomes one operator.
         operators: those that the passes put in, for the compiler.
@@ -53,9 +53,9 @@ def _unchanged(program: torch.fx.GraphModule) -> torch.fx.GraphModule:
 
 
 NATIVE = DecodeKernels(
-    products=with_few_row_products,
+    products=with_gemv,
     norms=with_norms,
-    attention=with_one_query_attention,
+    attention=with_decode_attention,
     operators=OPERATORS,
     load=load_kernels,
 )

@@ -4,7 +4,7 @@
 With a few rows a matrix product takes as long as reading its weights, and libraries run it on one core, or arrange the
 weights anew each time; attention of one query takes as long as reading the keys and values that its mask shows.
 Operators of our own read them with every core (`products.cpp`, `attention.cpp`). They know weights, keys and values of
-float32 and bfloat16, packed weights, and keys and values that are kept as integers of 8 bits.
+float32 and bfloat16, quantized weights, and keys and values that are kept as integers of 8 bits.
 """
 
 from __future__ import annotations
@@ -16,49 +16,49 @@ from typing import Any
 import torch
 
 from ..capture.passes import Values, rewritten
-from .quantization import packed_linear
+from .quantization import quantized_linear
 
 aten = torch.ops.aten
 
 
 MOST_ROWS = 16  # more are faster in a library, on some machines
-MOST_PACKED_ROWS = 64  # more are faster in a library, once the weights are unpacked
+MOST_QUANTIZED_ROWS = 64  # more are faster in a library, once the weights are dequantized
 DTYPES = (torch.float32, torch.bfloat16)
 LIBRARY = torch.library.Library("ipu_core", "FRAGMENT")
-# x [R, I] and a weight [O, I], both contiguous and of one of DTYPES: [R, O]. A weight may be packed.
-LIBRARY.define("few_rows_linear(Tensor x, Tensor weight) -> Tensor")
-LIBRARY.define("few_rows_packed_linear(Tensor x, Tensor words, int bits, int outputs) -> Tensor")
+# x [R, I] and a weight [O, I], both contiguous and of one of DTYPES: [R, O]. A weight may be quantized.
+LIBRARY.define("gemv(Tensor x, Tensor weight) -> Tensor")
+LIBRARY.define("quantized_gemv(Tensor x, Tensor words, int bits, int outputs) -> Tensor")
 # Queries [R, H, D], keys [R, K, P, D] and values [R, K, P, V], contiguous: [R, H, V]. Where keys and values are
 # integers of 8 bits, they have scales [R, K, P, 1]. A mask [R or 1, H or 1, P] is added, in float32.
 LIBRARY.define(
-    "one_query_attention(Tensor queries, Tensor keys, Tensor values, Tensor? key_scales, Tensor? value_scales, "
+    "decode_attention(Tensor queries, Tensor keys, Tensor values, Tensor? key_scales, Tensor? value_scales, "
     "Tensor? mask, float scale) -> Tensor"
 )
 
 
-def _few_rows_linear_shape(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def _gemv_shape(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return x.new_empty(len(x), len(weight))
 
 
-def _few_rows_packed_linear_shape(x: torch.Tensor, *args: Any) -> torch.Tensor:
+def _quantized_gemv_shape(x: torch.Tensor, *args: Any) -> torch.Tensor:
     return x.new_empty(len(x), args[-1])
 
 
-def _one_query_attention_shape(
+def _decode_attention_shape(
     queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, *args: Any
 ) -> torch.Tensor:
     return queries.new_empty(*queries.shape[:2], values.shape[-1])
 
 
-torch.library.register_fake("ipu_core::few_rows_linear", _few_rows_linear_shape, lib=LIBRARY)
-torch.library.register_fake("ipu_core::few_rows_packed_linear", _few_rows_packed_linear_shape, lib=LIBRARY)
-torch.library.register_fake("ipu_core::one_query_attention", _one_query_attention_shape, lib=LIBRARY)
-few_rows_linear = torch.ops.ipu_core.few_rows_linear.default
-few_rows_packed_linear = torch.ops.ipu_core.few_rows_packed_linear.default
-one_query_attention = torch.ops.ipu_core.one_query_attention.default
+torch.library.register_fake("ipu_core::gemv", _gemv_shape, lib=LIBRARY)
+torch.library.register_fake("ipu_core::quantized_gemv", _quantized_gemv_shape, lib=LIBRARY)
+torch.library.register_fake("ipu_core::decode_attention", _decode_attention_shape, lib=LIBRARY)
+gemv = torch.ops.ipu_core.gemv.default
+quantized_gemv = torch.ops.ipu_core.quantized_gemv.default
+decode_attention = torch.ops.ipu_core.decode_attention.default
 
 
-def with_few_row_products(program: torch.fx.GraphModule) -> torch.fx.GraphModule:
+def with_gemv(program: torch.fx.GraphModule) -> torch.fx.GraphModule:
     """Give the same function with its products of few rows as operations of their own.
 
     Without any of these it is `program` itself.
@@ -66,7 +66,7 @@ def with_few_row_products(program: torch.fx.GraphModule) -> torch.fx.GraphModule
     return rewritten(program, _is_product, _product)
 
 
-def with_one_query_attention(program: torch.fx.GraphModule) -> torch.fx.GraphModule:
+def with_decode_attention(program: torch.fx.GraphModule) -> torch.fx.GraphModule:
     """Give the same function with its attention of one query as operations of their own.
 
     Without any of these it is `program` itself.
@@ -79,14 +79,14 @@ def _shape(argument: Any) -> tuple[int, ...]:
 
 
 def _is_product(node: Any) -> bool:
-    if node.target not in (aten.linear.default, packed_linear):
+    if node.target not in (aten.linear.default, quantized_linear):
         return False
     x, weight = (argument.meta["val"] for argument in node.args[:2])
-    is_packed = node.target is packed_linear
+    is_quantized = node.target is quantized_linear
     rows = math.prod(x.shape[:-1])
-    if x.dtype not in DTYPES or rows > (MOST_PACKED_ROWS if is_packed else MOST_ROWS):
+    if x.dtype not in DTYPES or rows > (MOST_QUANTIZED_ROWS if is_quantized else MOST_ROWS):
         return False
-    return is_packed or (weight.dim() == 2 and weight.dtype is x.dtype and weight.is_contiguous())
+    return is_quantized or (weight.dim() == 2 and weight.dtype is x.dtype and weight.is_contiguous())
 
 
 def _product(graph: torch.fx.Graph, node: Any, values: Values) -> torch.fx.Node:
@@ -96,10 +96,10 @@ def _product(graph: torch.fx.Graph, node: Any, values: Values) -> torch.fx.Node:
     args = [values[arg] if isinstance(arg, torch.fx.Node) else arg for arg in node.args]
     *rows, width = _shape(node.args[0])
     x = call(aten.reshape.default, args[0], [math.prod(rows), width])
-    if node.target is packed_linear:
-        result = call(few_rows_packed_linear, x, *args[1:])
+    if node.target is quantized_linear:
+        result = call(quantized_gemv, x, *args[1:])
     else:
-        result = call(few_rows_linear, x, args[1])
+        result = call(gemv, x, args[1])
         if len(args) > 2 and args[2] is not None:
             result = call(aten.add.Tensor, result, args[2])
     return call(aten.reshape.default, result, _sizes(node))
@@ -162,7 +162,7 @@ def _attention(graph: torch.fx.Graph, node: Any, values: Values) -> torch.fx.Nod
         added = call(aten.to.dtype, added, torch.float32)
     scale = node.kwargs.get("scale") or size**-0.5
     kept = [None if each is None else _laid_out(graph, each, values) for each in (*states, *scales)]
-    result = call(one_query_attention, query, *kept, added, scale)
+    result = call(decode_attention, query, *kept, added, scale)
     return call(aten.reshape.default, result, _sizes(node))
 
 

@@ -56,7 +56,7 @@ struct Dense {
   }
 };
 
-// What a product with packed weights takes of its rows x [R, I], and the products with the integers of a group.
+// What a product with quantized weights takes of its rows x [R, I], and the products with the integers of a group.
 //
 // Where processors have sums of products of bytes, x is three limbs of 8 bits, of a unit that each group of inputs has:
 // that loses as much of the largest as float32 does, and what follows is exact. An instruction has four inputs then.
@@ -189,7 +189,7 @@ struct Rows {
 };
 #endif
 
-// Packed weights [B, G, 1 + L, 16]: of each group of inputs 16 steps and 16 smallest weights, one of each output, which
+// Quantized weights [B, G, 1 + L, 16]: of each group of inputs 16 steps and 16 smallest weights, one of each output, which
 // take up the first words, and L words of 32 / BITS inputs.
 template <int BITS>
 struct Packed {
@@ -244,13 +244,13 @@ AOTITorchError linear(const void* x, int64_t stride, const void* weight, void* r
 }
 
 template <int BITS, typename T>
-AOTITorchError packed(const void* x, int64_t stride, const void* words, void* result, int64_t rows, int64_t groups,
+AOTITorchError quantized(const void* x, int64_t stride, const void* words, void* result, int64_t rows, int64_t groups,
                       int64_t of_group, int64_t outputs) {
   Rows<BITS> in(static_cast<const T*>(x), stride, rows, groups, of_group);
   std::vector<float> wide(std::is_same_v<T, float> ? 0 : rows * outputs);
   float* found = wide.empty() ? static_cast<float*>(result) : wide.data();
-  Packed<BITS> packed{static_cast<const uint32_t*>(words), in, found, rows, outputs};
-  AOTITorchError error = spread((outputs + LANES - 1) / LANES, LANES * groups * of_group, packed);
+  Packed<BITS> quantized{static_cast<const uint32_t*>(words), in, found, rows, outputs};
+  AOTITorchError error = spread((outputs + LANES - 1) / LANES, LANES * groups * of_group, quantized);
   for (size_t i = 0; i < wide.size(); i++) put(wide[i], static_cast<T*>(result) + i);
   return error;
 }
@@ -260,23 +260,23 @@ AOTITorchError packed(const void* x, int64_t stride, const void* words, void* re
 extern "C" {
 
 // Rows of x lie a stride apart.
-AOTITorchError ipu_linear(const void* x, const void* weight, void* result, int64_t stride, int64_t is_bfloat16,
+AOTITorchError ipu_gemv(const void* x, const void* weight, void* result, int64_t stride, int64_t is_bfloat16,
                           int64_t rows, int64_t inputs, int64_t outputs) {
   return (is_bfloat16 ? linear<bfloat16> : linear<float>)(x, stride, weight, result, rows, inputs, outputs);
 }
 
 // `words` [B, groups, words, 16]
-AOTITorchError ipu_packed_linear(const void* x, const void* packed_weight, void* result, int64_t stride,
+AOTITorchError ipu_quantized_gemv(const void* x, const void* quantized_weight, void* result, int64_t stride,
                                  int64_t is_bfloat16, int64_t bits, int64_t rows, int64_t groups, int64_t words,
                                  int64_t outputs) {
-  auto chosen = bits == 8 ? (is_bfloat16 ? packed<8, bfloat16> : packed<8, float>)
-                          : (is_bfloat16 ? packed<4, bfloat16> : packed<4, float>);
-  return chosen(x, stride, packed_weight, result, rows, groups, (words - 1) * 32 / bits, outputs);
+  auto chosen = bits == 8 ? (is_bfloat16 ? quantized<8, bfloat16> : quantized<8, float>)
+                          : (is_bfloat16 ? quantized<4, bfloat16> : quantized<4, float>);
+  return chosen(x, stride, quantized_weight, result, rows, groups, (words - 1) * 32 / bits, outputs);
 }
 
 // What compiled code calls, with the names and arguments of the operators.
 
-AOTITorchError aoti_torch_cpu_few_rows_linear(AtenTensorHandle x, AtenTensorHandle weight, AtenTensorHandle* result) {
+AOTITorchError aoti_torch_cpu_gemv(AtenTensorHandle x, AtenTensorHandle weight, AtenTensorHandle* result) {
   void *in, *w, *out;
   int64_t *of_x, *of_weight, *apart;
   int32_t dtype;
@@ -291,10 +291,10 @@ AOTITorchError aoti_torch_cpu_few_rows_linear(AtenTensorHandle x, AtenTensorHand
   TRY(aoti_torch_get_data_ptr(x, &in));
   TRY(aoti_torch_get_data_ptr(weight, &w));
   TRY(aoti_torch_get_data_ptr(*result, &out));
-  return ipu_linear(in, w, out, apart[0], dtype == aoti_torch_dtype_bfloat16(), of_x[0], of_weight[1], of_weight[0]);
+  return ipu_gemv(in, w, out, apart[0], dtype == aoti_torch_dtype_bfloat16(), of_x[0], of_weight[1], of_weight[0]);
 }
 
-AOTITorchError aoti_torch_cpu_few_rows_packed_linear(AtenTensorHandle x, AtenTensorHandle words, int64_t bits,
+AOTITorchError aoti_torch_cpu_quantized_gemv(AtenTensorHandle x, AtenTensorHandle words, int64_t bits,
                                                      int64_t outputs, AtenTensorHandle* result) {
   void *in, *w, *out;
   int64_t *of_x, *of_words, *apart;
@@ -310,7 +310,7 @@ AOTITorchError aoti_torch_cpu_few_rows_packed_linear(AtenTensorHandle x, AtenTen
   TRY(aoti_torch_get_data_ptr(x, &in));
   TRY(aoti_torch_get_data_ptr(words, &w));
   TRY(aoti_torch_get_data_ptr(*result, &out));
-  return ipu_packed_linear(in, w, out, apart[0], dtype == aoti_torch_dtype_bfloat16(), bits, of_x[0], of_words[1],
+  return ipu_quantized_gemv(in, w, out, apart[0], dtype == aoti_torch_dtype_bfloat16(), bits, of_x[0], of_words[1],
                            of_words[2], outputs);
 }
 }

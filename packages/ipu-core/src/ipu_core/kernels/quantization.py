@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights of linear layers in 8 or 4 bits, and products with them: weight-only quantisation.
+"""Weight-only quantization of linear layers, 8 or 4 bits, and products with the result.
 
-Integers are few, and none is to be wasted on a side where a group has no weights: they count from its smallest weight,
-and a weight is the smallest one and so many steps, both float16. Activations keep their type.
+Asymmetric quantization per group: ``w = minimum + q * scale``, both stored as float16. Activations keep their type.
 
-Integers are packed four or eight to a word of 32 bits, the bytes of which have inputs side by side: the first four in
-their lower halves where there are eight. Words of sixteen output channels lie side by side, so that one vector
-instruction unpacks a word of each. The first words of a group have 16 steps in the place of inputs, and behind them 16
-smallest weights.
+Layout: a word of 32 bits holds four or eight integers q. Its bytes are neighbouring inputs; with eight, the first four
+are in the lower halves of the bytes. Words of 16 output channels are neighbours, so that one vector instruction reads a
+word of each. The first words of a group hold the 16 scales, and behind them the 16 minima.
 
 Shapes: O output channels, padded to B blocks of 16; I inputs; G groups of inputs; L words of a group.
 """
@@ -29,20 +27,19 @@ LANES = 16  # output channels of a block
 WORD = 32
 GROUP_SIZE = {8: 64, 4: 32}  # by the bits of a weight
 FLOAT16 = torch.finfo(torch.float16)
-# Of weights that went through so many bits in a file: inputs of a group, and for each kind the part that a step is, and
-# how many steps lie below 0. Kinds without such a number have their smallest weight in the file, and a step is part of
-# the span; of others it is part of the largest weight, with the other sign. In GGUF's terms Q4_1 and Q4_0; Q8_0, Q5_1
-# and Q5_0.
+# Grids of file formats, by bits: inputs of a group, and kinds (parts, below). The scale is span / parts. If `below` is
+# None, the span is maximum - minimum; otherwise it is the negated weight of largest magnitude, and the minimum is
+# -below * scale. In GGUF's terms Q4_1 and Q4_0; Q8_0, Q5_1 and Q5_0.
 GRIDS = {4: (32, ((15, None), (8, 8))), 8: (32, ((127, 128), (31, None), (16, 16)))}
-# Weights that are packed or unpacked at a time: to pack them takes many times their memory on the way.
-PACKED_AT_ONCE, UNPACKED_AT_ONCE = 1 << 17, 1 << 20
+# Weights quantized or dequantized at a time: quantizing takes many times their memory.
+QUANTIZED_AT_ONCE, DEQUANTIZED_AT_ONCE = 1 << 17, 1 << 20
 _LIBRARY = torch.library.Library("ipu_core", "FRAGMENT")
-_LIBRARY.define("packed_linear(Tensor x, Tensor words, int bits, int outputs) -> Tensor")
+_LIBRARY.define("quantized_linear(Tensor x, Tensor words, int bits, int outputs) -> Tensor")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Packing:
-    """How weights are packed.
+class Quantization:
+    """How a weight is quantized.
 
     Attributes:
         bits: 8 or 4 of each weight.
@@ -55,13 +52,13 @@ class Packing:
     is_exact: bool = False
 
     @classmethod
-    def of(cls, inputs: int, bits: int) -> Packing:
-        """Give that of weights with so many inputs, in the largest groups that these divide into."""
+    def of(cls, inputs: int, bits: int) -> Quantization:
+        """Return the quantization of weights with `inputs` inputs, in the largest groups that divide them."""
         return cls(bits=bits, group_size=math.gcd(inputs, GROUP_SIZE[bits]))
 
     @classmethod
-    def exact(cls, inputs: int) -> Iterator[Packing]:
-        """Give those that weights with so many inputs may come back from as they were, of fewest bits first."""
+    def exact(cls, inputs: int) -> Iterator[Quantization]:
+        """Yield the quantizations that may lose nothing for weights with `inputs` inputs, fewest bits first."""
         for bits, (group_size, _) in GRIDS.items():
             if inputs % group_size == 0:
                 yield cls(bits=bits, group_size=group_size, is_exact=True)
@@ -72,69 +69,69 @@ class Packing:
         return WORD // self.bits
 
     def shape(self, outputs: int, inputs: int) -> tuple[int, int, int, int]:
-        """Give the shape [B, G, 1 + L, 16] of what `pack` makes of a weight [outputs, inputs]."""
+        """Return the shape [B, G, 1 + L, 16] of a quantized weight [outputs, inputs]."""
         return -(-outputs // LANES), inputs // self.group_size, 1 + self.group_size // self.per_word, LANES
 
-    def pack(self, *weights: torch.Tensor) -> torch.Tensor:
-        """Pack weights [O, I], one below the other, of which all but the last have whole blocks of channels.
+    def quantize(self, *weights: torch.Tensor) -> torch.Tensor:
+        """Quantize weights [O, I], concatenated along O; all but the last have whole blocks of channels.
 
         Returns:
             [B, G, 1 + L, 16] of int32.
 
         Raises:
-            NotExactError: weights would not come back as they were, and have to.
-            GenerationModeError: the smallest weight of a group, or its step, is beyond float16.
+            NotExactError: the quantization is exact, and weights are not on its grid.
+            GenerationModeError: the minimum of a group, or its scale, is beyond float16.
         """
         inputs = weights[0].shape[1]
         words = torch.empty(self.shape(sum(len(weight) for weight in weights), inputs), dtype=torch.int32)
-        channels = max(1, PACKED_AT_ONCE // (inputs * LANES)) * LANES
+        channels = max(1, QUANTIZED_AT_ONCE // (inputs * LANES)) * LANES
         block = 0
         for weight in weights:
             for rows in weight.split(channels):
                 blocks = -(-len(rows) // LANES)
-                self._pack(rows, words[block : block + blocks])
+                self._quantize(rows, words[block : block + blocks])
                 block += blocks
         return words
 
-    def _pack(self, rows: torch.Tensor, words: torch.Tensor) -> None:
+    def _quantize(self, rows: torch.Tensor, words: torch.Tensor) -> None:
         groups = functional.pad(rows.float(), (0, 0, 0, -len(rows) % LANES)).unflatten(1, (-1, self.group_size))
-        step, least, integers = (self._exact_grid if self.is_exact else self._grid)(groups)
+        scale, minimum, integers = (self._exact_grid if self.is_exact else self._grid)(groups)
         of_words = integers.to(torch.int32).unflatten(-1, (-1, self.per_word))
-        packed = torch.zeros_like(of_words[..., 0])
+        quantized = torch.zeros_like(of_words[..., 0])
         for i in range(self.per_word):
-            packed |= of_words[..., i] << (i % 4 * 8 + i // 4 * 4)
+            quantized |= of_words[..., i] << (i % 4 * 8 + i // 4 * 4)
         # Channels side by side: [16 B, G, ...] becomes [B, G, ..., 16].
-        words[:, :, 1:] = packed.unflatten(0, (-1, LANES)).movedim(1, -1)
-        scales = torch.stack([step, least], -1).half().unflatten(0, (-1, LANES)).movedim(1, -1)
+        words[:, :, 1:] = quantized.unflatten(0, (-1, LANES)).movedim(1, -1)
+        scales = torch.stack([scale, minimum], -1).half().unflatten(0, (-1, LANES)).movedim(1, -1)
         words.view(torch.float16)[:, :, 0] = scales.flatten(-2)
 
     def _grid(self, groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Give the step and the smallest of each group of weights, and which step each weight is nearest to."""
-        least = _half(groups.amin(-1), up=False)
-        step = _half((groups.amax(-1) - least) / (2**self.bits - 1), up=True)
-        if not (step.isfinite() & least.isfinite()).all():
+        """Return scale and minimum of each group, and the integer q of each weight."""
+        minimum = _half(groups.amin(-1), up=False)
+        scale = _half((groups.amax(-1) - minimum) / (2**self.bits - 1), up=True)
+        if not (scale.isfinite() & minimum.isfinite()).all():
             raise GenerationModeError(
-                f"weights from {groups.min():.6g} to {groups.max():.6g} cannot be packed in {self.bits} bits: the "
-                f"smallest of a group, and the steps from it, are float16, to {FLOAT16.max:g}: leave `weights` out"
+                f"weights from {groups.min():.6g} to {groups.max():.6g} cannot be quantized in {self.bits} bits: the "
+                f"minimum of a group, and its scale, are float16, to {FLOAT16.max:g}: leave `weights` out"
             )
-        integers = (groups - least[..., None]).div_(step[..., None].clamp(min=FLOAT16.tiny / 1024))
-        return step, least, integers.round_().clamp_(0, 2**self.bits - 1)
+        integers = (groups - minimum[..., None]).div_(scale[..., None].clamp(min=FLOAT16.tiny / 1024))
+        return scale, minimum, integers.round_().clamp_(0, 2**self.bits - 1)
 
     def _exact_grid(self, groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        least, most = groups.amin(-1), groups.amax(-1)
-        found = torch.zeros_like(least), torch.zeros_like(least), torch.zeros_like(groups)
-        is_found = torch.zeros_like(least, dtype=torch.bool)
+        minimum, most = groups.amin(-1), groups.amax(-1)
+        found = torch.zeros_like(minimum), torch.zeros_like(minimum), torch.zeros_like(groups)
+        is_found = torch.zeros_like(minimum, dtype=torch.bool)
         for parts, below in GRIDS[self.bits][1]:
-            span = most - least if below is None else -torch.where(most > -least, most, least)
-            step = (span / parts).half().float()
-            first = (least if below is None else -below * step).half().float()
-            integers = (groups - first[..., None]).div_(torch.where(step == 0, 1, step)[..., None]).round_()
-            is_same = (integers * step[..., None]).add_(first[..., None]).eq(groups).all(-1)
+            span = most - minimum if below is None else -torch.where(most > -minimum, most, minimum)
+            scale = (span / parts).half().float()
+            first = (minimum if below is None else -below * scale).half().float()
+            integers = (groups - first[..., None]).div_(torch.where(scale == 0, 1, scale)[..., None]).round_()
+            is_same = (integers * scale[..., None]).add_(first[..., None]).eq(groups).all(-1)
             is_same &= integers.amax(-1) < 2**self.bits
             if is_same.all():
-                return step, first, integers
+                return scale, first, integers
             found = (
-                torch.where(is_same, step, found[0]),
+                torch.where(is_same, scale, found[0]),
                 torch.where(is_same, first, found[1]),
                 torch.where(is_same[..., None], integers, found[2]),
             )
@@ -144,8 +141,8 @@ class Packing:
             raise NotExactError(f"{missed} of {is_found.numel()} groups are not on a grid of {self.bits} bits")
         return found
 
-    def unpack(self, words: torch.Tensor, outputs: int, *, room: Room | None = None) -> torch.Tensor:
-        """Give the weight [O, I] that `pack` packed, as float32; it lies in `room` where that is given."""
+    def dequantize(self, words: torch.Tensor, outputs: int, *, room: Room | None = None) -> torch.Tensor:
+        """Give the weight [O, I] that `quantize` quantized, as float32; it lies in `room` where that is given."""
         room = room or Room()
         blocks, groups, length, lanes = words.shape
         rows = room.empty("rows", (blocks, lanes, groups, length - 1), torch.int32, words.device)
@@ -160,14 +157,14 @@ class Packing:
         weight = room.empty("weight", (blocks * lanes, groups, self.group_size), torch.float32, words.device)
         weight.copy_(integers.view(weight.shape))
         scales = words.view(torch.float16)[:, :, 0].float().view(blocks, groups, 2, lanes)
-        step, least = scales.permute(2, 0, 3, 1).reshape(2, blocks * lanes, groups, 1)
-        weight *= step
-        weight += least
+        scale, minimum = scales.permute(2, 0, 3, 1).reshape(2, blocks * lanes, groups, 1)
+        weight *= scale
+        weight += minimum
         return weight.view(blocks * lanes, -1)[:outputs]
 
 
 class NotExactError(ValueError):
-    """Weights do not come back from a packing as they were."""
+    """Weights are not on the grid of an exact quantization."""
 
 
 class Room(threading.local):
@@ -199,23 +196,23 @@ def _half(values: torch.Tensor, *, up: bool) -> torch.Tensor:
 _ROOM = Room()
 
 
-def _packed_linear(x: torch.Tensor, words: torch.Tensor, bits: int, outputs: int) -> torch.Tensor:
+def _quantized_linear(x: torch.Tensor, words: torch.Tensor, bits: int, outputs: int) -> torch.Tensor:
     _, groups, length, lanes = words.shape
-    packing = Packing(bits=bits, group_size=(length - 1) * WORD // bits)
-    blocks = max(1, UNPACKED_AT_ONCE // (groups * packing.group_size * lanes))
+    quantization = Quantization(bits=bits, group_size=(length - 1) * WORD // bits)
+    blocks = max(1, DEQUANTIZED_AT_ONCE // (groups * quantization.group_size * lanes))
     result = x.new_empty(*x.shape[:-1], outputs)
     for first in range(0, len(words), blocks):
         start = first * lanes
         channels = min(outputs - start, blocks * lanes)
-        weight = packing.unpack(words[first : first + blocks], channels, room=_ROOM).to(x.dtype)
+        weight = quantization.dequantize(words[first : first + blocks], channels, room=_ROOM).to(x.dtype)
         result[..., start : start + channels] = functional.linear(x, weight)
     return result
 
 
-def _packed_linear_shape(x: torch.Tensor, *args: Any) -> torch.Tensor:
+def _quantized_linear_shape(x: torch.Tensor, *args: Any) -> torch.Tensor:
     return x.new_empty(*x.shape[:-1], args[-1])
 
 
-_LIBRARY.impl("packed_linear", _packed_linear, "CompositeExplicitAutograd")
-torch.library.register_fake("ipu_core::packed_linear", _packed_linear_shape, lib=_LIBRARY)
-packed_linear = torch.ops.ipu_core.packed_linear.default
+_LIBRARY.impl("quantized_linear", _quantized_linear, "CompositeExplicitAutograd")
+torch.library.register_fake("ipu_core::quantized_linear", _quantized_linear_shape, lib=_LIBRARY)
+quantized_linear = torch.ops.ipu_core.quantized_linear.default

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stage graphs that read packed weights in the place of the model's own, and the packed weights themselves.
+"""Stage graphs that read quantized weights in the place of the model's own, and the quantized weights themselves.
 
 The model is not touched: a stage graph has other inputs, which are made of the model's parameters when a run finds
-them. Linear layers that read the same value, such as queries, keys and values, are packed as one, and are one product.
+them. Linear layers that read the same value, such as queries, keys and values, become one product.
 """
 
 from __future__ import annotations
@@ -21,54 +21,60 @@ from ..capture.passes import copy_nodes
 from ..errors import BatchMismatchError
 from ..partition.stage_graph import StageGraph
 from ..runtime.weights import Tensors
-from .quantization import LANES, NotExactError, Packing, packed_linear
+from .quantization import LANES, NotExactError, Quantization, quantized_linear
 
 
 @dataclass(frozen=True, kw_only=True)
-class Slot:
-    """Weights that are packed as one: the values of the graph they are, how, and a tensor like what is made of them."""
+class QuantizedWeight:
+    """Weights quantized as one: their values in the graph, the quantization, and a meta tensor like the result."""
 
     values: tuple[str, ...]
-    packing: Packing
+    quantization: Quantization
     like: torch.Tensor
 
     @property
     def name(self) -> str:
-        """The name of the packed weights, as an input of stage graphs."""
-        return f"{self.values[0]}_packed"
+        """The name of the quantized weights, as an input of stage graphs."""
+        return f"{self.values[0]}_quantized"
 
 
-def with_packed_weights(
-    captured: Capture, stage_graphs: Sequence[StageGraph], packing: Callable[[str], Packing | None]
-) -> tuple[tuple[StageGraph, ...], tuple[Slot, ...]]:
-    """Give the same stage graphs with products of packed weights in the place of those of their linear layers.
+def with_quantized_weights(
+    captured: Capture, stage_graphs: Sequence[StageGraph], quantization: Callable[[str], Quantization | None]
+) -> tuple[tuple[StageGraph, ...], tuple[QuantizedWeight, ...]]:
+    """Give the same stage graphs with products of quantized weights in the place of those of their linear layers.
 
     Args:
         captured: the captured model.
         stage_graphs: of it, in run order.
-        packing: says how the weights of a parameter are packed, by its name; None to leave them.
+        quantization: says how the weights of a parameter are quantized, by its name; None to leave them.
 
     Returns:
-        the stage graphs, and what they read that is packed.
+        the stage graphs, and what they read that is quantized.
     """
-    made: dict[Any, _Packed] = {}
+    made: dict[Any, _Quantized] = {}
     changed: list[StageGraph] = []
-    slots: dict[tuple[str, ...], Slot] = {}
+    quantized_weights: dict[tuple[str, ...], QuantizedWeight] = {}
     for stage_graph in stage_graphs:
         sources = [captured.sources.get(name) for name in stage_graph.inputs]
         is_weight = _are_weights(stage_graph.program)
         wanted = tuple(
-            packing(source.name) if of_linear and source is not None and source.kind == "parameter" else None
+            quantization(source.name) if of_linear and source is not None and source.kind == "parameter" else None
             for source, of_linear in zip(sources, is_weight, strict=True)
         )
         key = (stage_graph.program, wanted)  # stage graphs that share a program go on sharing one
         if key not in made:
-            made[key] = _packed(stage_graph.program, wanted)
-        own = [group.slot(stage_graph.inputs) for group in made[key].groups]
-        slots.update({slot.values: slot for slot in own})
+            made[key] = _quantized(stage_graph.program, wanted)
+        own = [group.quantized_weight(stage_graph.inputs) for group in made[key].groups]
+        quantized_weights.update({quantized_weight.values: quantized_weight for quantized_weight in own})
         kept = [stage_graph.inputs[i] for i in made[key].kept]
-        changed.append(replace(stage_graph, program=made[key].program, inputs=(*(slot.name for slot in own), *kept)))
-    return tuple(changed), tuple(slots.values())
+        changed.append(
+            replace(
+                stage_graph,
+                program=made[key].program,
+                inputs=(*(quantized_weight.name for quantized_weight in own), *kept),
+            )
+        )
+    return tuple(changed), tuple(quantized_weights.values())
 
 
 def _are_weights(program: torch.fx.GraphModule) -> list[bool]:
@@ -79,11 +85,11 @@ def _are_weights(program: torch.fx.GraphModule) -> list[bool]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Group:
-    """Linear layers of a program that are packed as one, and the positions of their weights among its inputs."""
+    """Linear layers of a program that are quantized as one, and the positions of their weights among its inputs."""
 
     layers: list[torch.fx.Node]
     weights: list[int]
-    packing: Packing
+    quantization: Quantization
 
     @property
     def outputs(self) -> list[int]:
@@ -91,27 +97,29 @@ class _Group:
 
     @property
     def like(self) -> torch.Tensor:
-        shape = self.packing.shape(sum(self.outputs), int(_weight(self.layers[0]).meta["val"].shape[1]))
+        shape = self.quantization.shape(sum(self.outputs), int(_weight(self.layers[0]).meta["val"].shape[1]))
         return torch.empty(shape, dtype=torch.int32, device="meta")
 
-    def slot(self, inputs: Sequence[str]) -> Slot:
-        return Slot(values=tuple(inputs[i] for i in self.weights), packing=self.packing, like=self.like)
+    def quantized_weight(self, inputs: Sequence[str]) -> QuantizedWeight:
+        return QuantizedWeight(
+            values=tuple(inputs[i] for i in self.weights), quantization=self.quantization, like=self.like
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Packed:
-    """A program that reads packed weights: those of each group first, and then those of its inputs it kept."""
+class _Quantized:
+    """A program that reads quantized weights: those of each group first, and then those of its inputs it kept."""
 
     program: torch.fx.GraphModule
     groups: list[_Group]
     kept: list[int]
 
 
-def _packed(program: torch.fx.GraphModule, packings: Sequence[Packing | None]) -> _Packed:
-    """Pack the weights among the inputs of a program that there is a packing for."""
+def _quantized(program: torch.fx.GraphModule, quantizations: Sequence[Quantization | None]) -> _Quantized:
+    """Quantize the weights among the inputs of a program that there is a quantization for."""
     placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
-    groups = _groups(program.graph, {node: (i, of) for i, node in enumerate(placeholders) if (of := packings[i])})
-    packed = {layer for group in groups for layer in group.layers}
+    groups = _groups(program.graph, {node: (i, of) for i, node in enumerate(placeholders) if (of := quantizations[i])})
+    quantized = {layer for group in groups for layer in group.layers}
     graph = torch.fx.Graph()
     words = [graph.placeholder(f"packed_{i}") for i in range(len(groups))]
     for group, node in zip(groups, words, strict=True):
@@ -119,36 +127,40 @@ def _packed(program: torch.fx.GraphModule, packings: Sequence[Packing | None]) -
     values: dict[torch.fx.Node, torch.fx.Node] = {}
     kept = []
     for i, node in enumerate(placeholders):
-        if not node.users or not packed.issuperset(node.users) or any(_weight(user) is not node for user in node.users):
+        if (
+            not node.users
+            or not quantized.issuperset(node.users)
+            or any(_weight(user) is not node for user in node.users)
+        ):
             copy_nodes(graph, [node], values)
             kept.append(i)
     for node in program.graph.nodes:
-        if node in packed and node not in values:
+        if node in quantized and node not in values:
             i = next(i for i, group in enumerate(groups) if node in group.layers)
             values.update(_product(graph, groups[i], words[i], values))
         elif node.op != "placeholder":
             copy_nodes(graph, [node], values)
-    return _Packed(program=graph_module(program, graph), groups=groups, kept=kept)
+    return _Quantized(program=graph_module(program, graph), groups=groups, kept=kept)
 
 
-def _groups(graph: torch.fx.Graph, parameters: Mapping[torch.fx.Node, tuple[int, Packing]]) -> list[_Group]:
-    """Give the linear layers of which weights can be packed, those together that read the same value.
+def _groups(graph: torch.fx.Graph, parameters: Mapping[torch.fx.Node, tuple[int, Quantization]]) -> list[_Group]:
+    """Give the linear layers of which weights can be quantized, those together that read the same value.
 
     Args:
         graph: of a program.
-        parameters: positions of those of its inputs that may be packed, and how.
+        parameters: positions of those of its inputs that may be quantized, and how.
     """
     found: dict[Any, _Group] = {}
     for node in graph.nodes:
         weight, bias = _weight(node), _bias(node)
         if weight not in parameters or (bias is not None and bias.op != "placeholder"):
             continue
-        position, packing = parameters[weight]
-        if packing.group_size < packing.per_word:
+        position, quantization = parameters[weight]
+        if quantization.group_size < quantization.per_word:
             continue
         # Another one begins after channels that do not fill their block.
-        key = (node.args[0], packing, sum(1 for group in found.values() if group.outputs[-1] % LANES))
-        group = found.setdefault(key, _Group(layers=[], weights=[], packing=packing))
+        key = (node.args[0], quantization, sum(1 for group in found.values() if group.outputs[-1] % LANES))
+        group = found.setdefault(key, _Group(layers=[], weights=[], quantization=quantization))
         group.layers.append(node)
         group.weights.append(position)
     return list(found.values())
@@ -164,7 +176,7 @@ def _product(
     aten = torch.ops.aten
     x: Any = group.layers[0].args[0]
     total = sum(group.outputs)
-    product = graph.call_function(packed_linear, (values[x], words, group.packing.bits, total))
+    product = graph.call_function(quantized_linear, (values[x], words, group.quantization.bits, total))
     product.meta["val"] = x.meta["val"].new_empty(*x.meta["val"].shape[:-1], total)
     results = {}
     start = 0
@@ -188,65 +200,67 @@ def _bias(node: torch.fx.Node) -> Any:
     return node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
 
 
-class Packer:
-    """Packs weights, once each for all programs that read them, and again once they have changed."""
+class Quantizer:
+    """Quantizes weights, once each for all programs that read them, and again once they have changed."""
 
     def __init__(self) -> None:
         self._made: dict[tuple[str, ...], tuple[list[torch.Tensor], list[int], torch.Tensor]] = {}
         self._ahead: dict[int, tuple[torch.Tensor, int, torch.Tensor]] = {}
 
-    def exact(self, weight: torch.Tensor) -> Packing | None:
-        """Pack a weight in the fewest bits that lose nothing, for `pack` to find; None where there are none."""
-        for packing in Packing.exact(weight.shape[1]):
+    def exact(self, weight: torch.Tensor) -> Quantization | None:
+        """Quantize a weight in the fewest bits that lose nothing, for `quantize` to find; None where there are none."""
+        for quantization in Quantization.exact(weight.shape[1]):
             with contextlib.suppress(NotExactError), torch.no_grad():
-                self._ahead[id(weight)] = (weight, version_of(weight), packing.pack(weight))
-                return packing
+                self._ahead[id(weight)] = (weight, version_of(weight), quantization.quantize(weight))
+                return quantization
         return None
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all that is packed."""
+        """Bytes of all that is quantized."""
         return sum(words.nbytes for *_, words in self._made.values())
 
-    def pack(self, slot: Slot, weights: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Give packed weights; their values have one name in all graphs of a model."""
-        known = self._made.get(slot.values)
+    def quantize(self, quantized_weight: QuantizedWeight, weights: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Give quantized weights; their values have one name in all graphs of a model."""
+        known = self._made.get(quantized_weight.values)
         versions = [version_of(weight) for weight in weights]
         if known is None or known[1] != versions or any(a is not b for a, b in zip(known[0], weights, strict=True)):
             try:
                 with torch.no_grad():
-                    known = (list(weights), versions, self._packed(slot.packing, weights))
+                    known = (list(weights), versions, self._quantized(quantized_weight.quantization, weights))
             except NotExactError as error:
                 raise BatchMismatchError(
-                    f'{", ".join(slot.values)} changed, and with `weights="exact"` are packed without loss: {error}: '
-                    "make a new `generation_model`"
+                    f'{", ".join(quantized_weight.values)} changed, and `weights="exact"` quantizes without loss: '
+                    f"{error}: make a new `generation_model`"
                 ) from error
-            self._made[slot.values] = known
+            self._made[quantized_weight.values] = known
         return known[2]
 
-    def _packed(self, packing: Packing, weights: Sequence[torch.Tensor]) -> torch.Tensor:
+    def _quantized(self, quantization: Quantization, weights: Sequence[torch.Tensor]) -> torch.Tensor:
         found = []
         for weight in weights:
             known = self._ahead.pop(id(weight), None)
             if known is None or known[0] is not weight or known[1] != version_of(weight):
-                return packing.pack(*weights)
+                return quantization.quantize(*weights)
             found.append(known[2])
         return found[0] if len(found) == 1 else torch.cat(found)
 
 
-class PackedWeights:
-    """The tensors of a model, and packed ones."""
+class QuantizedWeights:
+    """The tensors of a model, and quantized ones."""
 
-    def __init__(self, weights: Tensors, slots: Sequence[Slot], packer: Packer) -> None:
+    def __init__(self, weights: Tensors, quantized_weights: Sequence[QuantizedWeight], quantizer: Quantizer) -> None:
         self._weights = weights
-        self._slots = tuple(slots)
-        self._packer = packer
+        self._quantized_weights = tuple(quantized_weights)
+        self._quantizer = quantizer
 
     def read(self, values: Collection[str]) -> dict[str, torch.Tensor]:
-        """Give those of some values that are parameters, buffers, or packed weights."""
+        """Give those of some values that are parameters, buffers, or quantized weights."""
         found = self._weights.read(values)
-        for slot in self._slots:
-            if slot.name in values:
-                of_slot = self._weights.read(slot.values)
-                found[slot.name] = self._packer.pack(slot, [of_slot[value] for value in slot.values])
+        for quantized_weight in self._quantized_weights:
+            if quantized_weight.name in values:
+                of_slot = self._weights.read(quantized_weight.values)
+                found[quantized_weight.name] = self._quantizer.quantize(
+                    quantized_weight, [of_slot[value] for value in quantized_weight.values]
+                )
         return found

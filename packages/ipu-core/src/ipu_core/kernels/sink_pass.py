@@ -23,7 +23,7 @@ from ..partition.stage_graph import StageGraph
 MOST_ELEMENTS = 1 << 14  # of a value that is computed again
 
 
-def sunk(captured: Capture, stage_graphs: Sequence[StageGraph], into: Collection[StageGraph]) -> tuple[StageGraph, ...]:
+def sink(captured: Capture, stage_graphs: Sequence[StageGraph], into: Collection[StageGraph]) -> tuple[StageGraph, ...]:
     """Let some stage graphs compute what they read of the first one, where it is small and follows from no parameter.
 
     Args:

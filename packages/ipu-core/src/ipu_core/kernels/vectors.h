@@ -30,7 +30,7 @@ constexpr int WIDTH = 8;
 #else
 constexpr int WIDTH = 4;
 #endif
-constexpr int LANES = 16;        // output channels of a block of packed weights, of whatever width vectors are
+constexpr int LANES = 16;        // output channels of a block of quantized weights, of whatever width vectors are
 constexpr int SIDE_BY_SIDE = 4;  // rows of weights that are read together
 constexpr int TOGETHER = 4;      // rows that weights are read for
 // Bytes ahead of those that are read for which memory is asked, as measured.

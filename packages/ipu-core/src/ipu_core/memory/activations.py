@@ -131,16 +131,16 @@ def dry_run(
         def once() -> Mapping[Action, Usage]:
             storages.usage = {}
 
-            def watch(action: Action) -> contextlib.AbstractContextManager[None]:
+            def on_action(action: Action) -> contextlib.AbstractContextManager[None]:
                 return storages.watched(action, ipu=ipus[action.stage])
 
             if loss is None:
-                program.infer(weights.inputs, watch=watch)
+                program.infer(weights.inputs, on_action=on_action)
             else:
                 order = one_pass(len(ipus))
-                for outputs in program.train([weights.inputs], order, starts=[{loss: 1.0}], watch=watch):
+                for outputs in program.train([weights.inputs], order, starts=[{loss: 1.0}], on_action=on_action):
                     del outputs
-            storages.settle()
+            storages.move_to_stages()
             return storages.usage
 
         if recomputed:
@@ -194,12 +194,12 @@ class _Storages(TorchDispatchMode):
     @contextlib.contextmanager
     def watched(self, action: Action, *, ipu: int) -> Iterator[None]:
         """Attribute what is made inside to an action and its IPU."""
-        self.settle()
+        self.move_to_stages()
         self._action, self._ipu, self._before = action, ipu, Counter(self._live)
         self.usage[action] = Usage()
         yield
 
-    def settle(self) -> None:
+    def move_to_stages(self) -> None:
         """End the last action: what has been freed by now was freed because of it."""
         if self._action is not None:
             net = Counter(self._live)

@@ -17,7 +17,7 @@ from ..partition.balance import balance
 from ..partition.cost import entry_seconds
 from ..partition.entry import Layout
 from ..partition.placement import place
-from .search import Footprint
+from .search import PlacementMemory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,7 @@ def automatic_layers(
     *,
     num_layers: int,
     seconds: Mapping[str, float],
-    footprint: Footprint | None,
+    placement_memory: PlacementMemory | None,
 ) -> tuple[int, ...]:
     """Give the number of layers on each IPU.
 
@@ -84,15 +84,15 @@ def automatic_layers(
         captured: the captured model.
         num_layers: how many repeated layers there are.
         seconds: the time of each operation.
-        footprint: what IPUs would hold; None when there is no limit to keep.
+        placement_memory: what IPUs would hold; None when there is no limit to keep.
     """
     num_ipus = config.ipus_per_replica
     time = ipu_times(owners, entry_seconds(captured, owners.paths, seconds), num_layers, num_ipus)
     limit = config.ipu_memory_bytes
-    if limit is None or footprint is None:
+    if limit is None or placement_memory is None:
         split = balance(num_layers, num_ipus, time)
     else:
-        peak = _peaks(owners, config, footprint, num_layers)
+        peak = _peaks(owners, config, placement_memory, num_layers)
         last = _last_that_fits(peak, limit, num_layers, num_ipus)
         split = balance(num_layers, num_ipus, time, fits=lambda ipu, first, stop: stop <= last(ipu, first))
         split = split or balance(num_layers, num_ipus, peak)
@@ -113,7 +113,7 @@ def ipu_times(
 
 
 def _peaks(
-    owners: Owners, config: ExecutionConfig, footprint: Footprint, num_layers: int
+    owners: Owners, config: ExecutionConfig, placement_memory: PlacementMemory, num_layers: int
 ) -> Callable[[int, int, int], int]:
     """Give the function from an IPU and its layers to its peak; the other layers are spread evenly over the others."""
     num_ipus = config.ipus_per_replica
@@ -122,7 +122,7 @@ def _peaks(
     def peak(ipu: int, first: int, stop: int) -> int:
         before, after = _even(first, ipu), _even(num_layers - stop, num_ipus - ipu - 1)
         placed = owners.placement((*before, stop - first, *after), config.stages_per_ipu)
-        return footprint.memory(placed)[ipu].peak
+        return placement_memory.memory(placed)[ipu].peak
 
     return peak
 

@@ -16,11 +16,11 @@ from ..errors import MemoryLimitError
 from ..partition.cost import num_bytes
 from ..partition.cut import Segment
 from ..partition.lowered import Lowered
-from ..partition.parameters import copies, held_by_ipus, holdings, trainable_values
+from ..partition.parameters import copies, held_by_ipus, held_parameters, trainable_values
 from ..partition.plan import Plan
 from ..report.plan_svg import MIB, largest_text
 from .activations import dry_run
-from .in_flight import Account, in_flight, update_order
+from .in_flight import MemoryModel, in_flight, update_order
 from .search import visits_of
 
 
@@ -53,19 +53,19 @@ def with_memory(
     received = _received_from_other_ipus(captured, lowered.stages)
     replica = in_flight(run, update_order(config, ipus, config.gradient_accumulation_steps), ipus, received)
     process = in_flight(run, update_order(config, ipus, config.micro_batches_per_update), ipus, received)
-    account = Account.of(config, model, optimizer)
-    held = holdings(captured, lowered.stages, model)
+    memory_model = MemoryModel.of(config, model, optimizer)
+    held = held_parameters(captured, lowered.stages, model)
     of_ipus = held_by_ipus(held, copies(captured, lowered.stages, model), ipus, config.ipus_per_replica)
-    memory = tuple(account.memory(ipu, holding, replica) for ipu, holding in enumerate(of_ipus))
+    memory = tuple(memory_model.memory(ipu, holding, replica) for ipu, holding in enumerate(of_ipus))
     # A process needs no copies.
-    gradients = sum(account.gradients(holding) for holding in held)
+    gradients = sum(memory_model.gradients(holding) for holding in held)
     parameters = sum(holding.parameter_bytes + holding.buffer_bytes for holding in held)
-    always = parameters + round(gradients * account.optimizer.state)
-    largest, largest_bytes = _largest_module(lowered, model, account)
+    always = parameters + round(gradients * memory_model.optimizer.state)
+    largest, largest_bytes = _largest_module(lowered, model, memory_model)
     return replace(
         made,
         memory=memory,
-        process_peak_bytes=always + max(process.process_peak, gradients + account.workspace),
+        process_peak_bytes=always + max(process.process_peak, gradients + memory_model.workspace),
         device=None if config.device_memory is None else str(config.device_memory),
         limit_bytes=None if config.device_memory is None else memory_limit(config.device_memory),
         largest_module=largest,
@@ -95,14 +95,14 @@ def refuse_what_does_not_fit(made: Plan, config: ExecutionConfig) -> None:
     )
 
 
-def _largest_module(lowered: Lowered, model: torch.nn.Module, account: Account) -> tuple[str, int]:
+def _largest_module(lowered: Lowered, model: torch.nn.Module, memory_model: MemoryModel) -> tuple[str, int]:
     """Give the module that holds the most, and how much that is; what is tied counts where it is first used."""
     paths = list(dict.fromkeys(path for stage in lowered.plan.stages for path in stage.modules))
     visits = visits_of(lowered.captured, paths)
     held: dict[str, int] = {}
-    for visit, holding in zip(visits, holdings(lowered.captured, visits, model), strict=True):
+    for visit, holding in zip(visits, held_parameters(lowered.captured, visits, model), strict=True):
         path = paths[visit.ipu] if paths else lowered.plan.model
-        held[path] = held.get(path, 0) + account.always(holding)
+        held[path] = held.get(path, 0) + memory_model.always(holding)
     return max(held.items(), key=lambda item: item[1])
 
 

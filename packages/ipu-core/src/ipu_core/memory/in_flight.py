@@ -11,7 +11,7 @@ import torch
 
 from ..config.device_memory import HOST
 from ..config.execution_config import ExecutionConfig
-from ..partition.parameters import Holding
+from ..partition.parameters import HeldParameters
 from ..partition.plan import Memory
 from ..schedule import FORWARD, Action, make_schedule, simulate
 from .activations import DryRun, OptimizerCost
@@ -75,7 +75,7 @@ def in_flight(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Account:
+class MemoryModel:
     """How what an IPU holds becomes its memory.
 
     Attributes:
@@ -94,13 +94,13 @@ class Account:
         config: ExecutionConfig,
         model: torch.nn.Module,
         optimizer: torch.optim.Optimizer | type[torch.optim.Optimizer] | None,
-    ) -> Account:
+    ) -> MemoryModel:
         """Make it for an optimizer, or its class, that steps on a model's parameters; None steps on none."""
         cost = OptimizerCost() if config.inference else OptimizerCost.of(optimizer)
         largest = max((p.nbytes for p in model.parameters() if p.requires_grad), default=0)
         return cls(config=config, optimizer=cost, workspace=round(largest * cost.workspace))
 
-    def memory(self, ipu: int, held: Holding, flying: InFlight) -> Memory:
+    def memory(self, ipu: int, held: HeldParameters, flying: InFlight) -> Memory:
         """Give the memory of one IPU."""
         own = self.gradients(held)
         # The gradient of a copy is there until it is added to that of what it is a copy of.
@@ -118,15 +118,15 @@ class Account:
             peak=always + state + beside,
         )
 
-    def always(self, held: Holding) -> int:
+    def always(self, held: HeldParameters) -> int:
         """Give the bytes of parameters, buffers, their gradients and optimizer state."""
         return held.parameter_bytes + held.buffer_bytes + self.gradients(held) + self.state(held)
 
-    def gradients(self, held: Holding) -> int:
+    def gradients(self, held: HeldParameters) -> int:
         """Give the bytes of the gradients of what is held."""
         return 0 if self.config.inference else held.trainable_bytes
 
-    def state(self, held: Holding) -> int:
+    def state(self, held: HeldParameters) -> int:
         """Give the bytes of optimizer state that are kept where the parameters are."""
         return _state_on_the_device(self.gradients(held) * self.optimizer.state, self.config)
 

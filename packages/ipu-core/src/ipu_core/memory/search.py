@@ -20,16 +20,16 @@ from ..config.execution_config import ExecutionConfig
 from ..partition.cost import num_bytes
 from ..partition.cut import Segment, cut
 from ..partition.lowered import recomputed
-from ..partition.parameters import Copies, Holding, copies, held_by_ipus, holdings, trainable_values
+from ..partition.parameters import Copies, HeldParameters, copies, held_by_ipus, held_parameters, trainable_values
 from ..partition.plan import Memory
 from ..partition.stage_graph import split
 from ..schedule import BACKWARD, FORWARD, Action, make_schedule, simulate
 from .activations import DryRun, Usage, dry_run
-from .in_flight import Account, in_flight, update_order
+from .in_flight import MemoryModel, in_flight, update_order
 
 
 @dataclass(frozen=True, kw_only=True)
-class Footprint:
+class PlacementMemory:
     """The parts that the memory of any placement is made of.
 
     Attributes:
@@ -39,20 +39,20 @@ class Footprint:
         copies: what several visits read.
         run: what the passes of each visit do.
         sizes: bytes of the values of the graph.
-        account: how that becomes memory.
+        memory_model: how that becomes memory.
     """
 
     visits: tuple[Segment, ...]
     paths: tuple[str, ...]
-    held: tuple[Holding, ...]
+    held: tuple[HeldParameters, ...]
     copies: tuple[Copies, ...]
     run: DryRun
     sizes: Mapping[str, int]
-    account: Account
+    memory_model: MemoryModel
 
     def memory(self, ipu_of: Mapping[str, int]) -> tuple[Memory, ...]:
         """Give what each IPU holds when modules are placed so, path -> IPU."""
-        config = self.account.config
+        config = self.memory_model.config
         ipus = [ipu_of[path] for path in self.paths]
         stages = [list(stage) for _, stage in groupby(range(len(ipus)), key=ipus.__getitem__)]
         stage_ipus = [ipus[stage[0]] for stage in stages]
@@ -64,7 +64,7 @@ class Footprint:
             DryRun(first=first, following=following), order, stage_ipus, [self._received(s, ipus) for s in stages]
         )
         held = held_by_ipus(self.held, self.copies, ipus, config.ipus_per_replica)
-        return tuple(self.account.memory(ipu, holding, flying) for ipu, holding in enumerate(held))
+        return tuple(self.memory_model.memory(ipu, holding, flying) for ipu, holding in enumerate(held))
 
     def _received(self, stage: Sequence[int], ipus: Sequence[int]) -> int:
         made_here = {
@@ -74,7 +74,7 @@ class Footprint:
         return sum(self.sizes[name] for name in received - made_here)
 
 
-def footprint(
+def placement_memory(
     captured: Capture,
     paths: Sequence[str],
     config: ExecutionConfig,
@@ -82,7 +82,7 @@ def footprint(
     *,
     optimizer: torch.optim.Optimizer | type[torch.optim.Optimizer] | None,
     loss: str | None,
-) -> Footprint:
+) -> PlacementMemory:
     """Run a captured model dry, cut wherever a module of a layout is entered.
 
     Args:
@@ -107,14 +107,14 @@ def footprint(
         recomputed=recomputed(graphs, config, loss, lambda graph: _in_flight_at_the_end(config)),
         loss=loss,
     )
-    return Footprint(
+    return PlacementMemory(
         visits=visits,
         paths=tuple(paths[visit.ipu] for visit in entered),
-        held=holdings(captured, visits, model),
+        held=held_parameters(captured, visits, model),
         copies=copies(captured, visits, model),
         run=run,
         sizes={node.name: num_bytes(node.meta.get("val")) for node in captured.graph.nodes},
-        account=Account.of(config, model, optimizer),
+        memory_model=MemoryModel.of(config, model, optimizer),
     )
 
 

@@ -15,7 +15,7 @@ aten = torch.ops.aten
 
 
 @dataclass(frozen=True, kw_only=True)
-class Holding:
+class HeldParameters:
     """What one stage or IPU holds: `num_parameters` elements, and bytes; copies are of what another IPU holds."""
 
     num_parameters: int = 0
@@ -25,8 +25,8 @@ class Holding:
     copied_bytes: int = 0
     copied_trainable_bytes: int = 0
 
-    def __add__(self, other: Holding) -> Holding:
-        return Holding(
+    def __add__(self, other: HeldParameters) -> HeldParameters:
+        return HeldParameters(
             num_parameters=self.num_parameters + other.num_parameters,
             parameter_bytes=self.parameter_bytes + other.parameter_bytes,
             trainable_bytes=self.trainable_bytes + other.trainable_bytes,
@@ -42,16 +42,18 @@ class Copies:
 
     home: int
     readers: frozenset[int]
-    copy: Holding
+    copy: HeldParameters
 
 
-def holdings(captured: Capture, segments: Sequence[Segment], model: torch.nn.Module) -> tuple[Holding, ...]:
+def held_parameters(
+    captured: Capture, segments: Sequence[Segment], model: torch.nn.Module
+) -> tuple[HeldParameters, ...]:
     """Give what each segment holds; every parameter is held once, by the last segment when none reads it."""
-    held = [Holding() for _ in segments]
+    held = [HeldParameters() for _ in segments]
     parameters = {id(p) for p in model.parameters()}
     for tensor, users in _readers(captured, model):
         for segment, rows in _pieces(tensor, users, segments):
-            held[segment] += _holding(tensor, rows, is_parameter=id(tensor) in parameters)
+            held[segment] += _held(tensor, rows, is_parameter=id(tensor) in parameters)
     return tuple(held)
 
 
@@ -63,16 +65,16 @@ def copies(captured: Capture, segments: Sequence[Segment], model: torch.nn.Modul
         readers = frozenset(home[user.name] for user in users)
         if len(readers) > 1 and not all(_is_row_slice(user) for user in users):
             trains = tensor.requires_grad and isinstance(tensor, torch.nn.Parameter)
-            copy = Holding(copied_bytes=tensor.nbytes, copied_trainable_bytes=tensor.nbytes if trains else 0)
+            copy = HeldParameters(copied_bytes=tensor.nbytes, copied_trainable_bytes=tensor.nbytes if trains else 0)
             found.append(Copies(home=min(readers), readers=readers, copy=copy))
     return tuple(found)
 
 
 def held_by_ipus(
-    held: Sequence[Holding], shared: Iterable[Copies], ipus: Sequence[int], num_ipus: int
-) -> list[Holding]:
+    held: Sequence[HeldParameters], shared: Iterable[Copies], ipus: Sequence[int], num_ipus: int
+) -> list[HeldParameters]:
     """Add up what segments on some IPUs hold, and the copies those IPUs need."""
-    total = [Holding() for _ in range(num_ipus)]
+    total = [HeldParameters() for _ in range(num_ipus)]
     for ipu, holding in zip(ipus, held, strict=True):
         total[ipu] += holding
     for tensor in shared:
@@ -135,9 +137,11 @@ def _rows(node: torch.fx.Node, rows: int) -> tuple[int, int]:
     return (start if isinstance(start, int) else 0, min(stop, rows) if isinstance(stop, int) else rows)
 
 
-def _holding(tensor: torch.Tensor, rows: int, *, is_parameter: bool) -> Holding:
+def _held(tensor: torch.Tensor, rows: int, *, is_parameter: bool) -> HeldParameters:
     elements = tensor.numel() // tensor.shape[0] * rows if tensor.ndim and tensor.shape[0] else tensor.numel()
     size = elements * tensor.itemsize
     if not is_parameter:
-        return Holding(buffer_bytes=size)
-    return Holding(num_parameters=elements, parameter_bytes=size, trainable_bytes=size if tensor.requires_grad else 0)
+        return HeldParameters(buffer_bytes=size)
+    return HeldParameters(
+        num_parameters=elements, parameter_bytes=size, trainable_bytes=size if tensor.requires_grad else 0
+    )

@@ -13,7 +13,7 @@ from ..config.layers_per_ipu import rounds
 from .cost import Cost, node_cost, num_bytes
 from .cut import Segment
 from .entry import Layout
-from .parameters import holdings
+from .parameters import held_parameters
 from .plan import Plan, Stage
 
 
@@ -98,5 +98,5 @@ def _stages(
             seconds=sum(seconds.get(name, 0.0) for name in segment.nodes),
             received_bytes=sum(sizes[name] for name in segment.receives),
         )
-        for segment, held, cost in zip(segments, holdings(captured, segments, model), costs, strict=True)
+        for segment, held, cost in zip(segments, held_parameters(captured, segments, model), costs, strict=True)
     )

@@ -17,7 +17,7 @@ from .devices import CPU
 from .weights import Tensors
 
 
-class Residence:
+class DevicePlacement:
     """Moves a model's tensors to the devices of their stages, and back.
 
     Parameters and buffers stay the objects they are, as with `Module.to`, so an optimizer goes on holding them.
@@ -32,7 +32,7 @@ class Residence:
         self._homes = homes(stage_graphs)
         self._moved: dict[int, tuple[torch.Tensor, torch.device, torch.device]] = {}
 
-    def settle(self, optimizer: torch.optim.Optimizer | None = None) -> None:
+    def move_to_stages(self, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Move every tensor that is not with its stage, gradients and what `optimizer` keeps with them."""
         tensors = self._weights.read(self._homes.keys())
         away: dict[int, tuple[torch.Tensor, torch.device]] = {}
@@ -51,7 +51,7 @@ class Residence:
             move_state(optimizer)
 
     def release(self) -> None:
-        """Move back what is still where `settle` moved it."""
+        """Move back what is still where `move_to_stages` moved it."""
         for tensor, before, device in self._moved.values():
             if tensor.device == device:
                 _move(tensor, before)

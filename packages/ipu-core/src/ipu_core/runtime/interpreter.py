@@ -18,7 +18,7 @@ from ..batch import input_leaves
 from ..capture.capture import Capture
 from ..partition.stage_graph import StageGraph
 from ..schedule import BACKWARD, FORWARD, Action
-from .program import Trained, Watch, unwatched
+from .program import ActionHook, Trained, no_hook
 from .transfers import Values
 from .weights import Tensors
 
@@ -54,13 +54,13 @@ class Interpreter:
         self._read = frozenset(self.last_reader) | {name for name in captured.outputs if isinstance(name, str)}
         self._input_names = {v: s.name for v, s in captured.sources.items() if s.kind == "input"}
 
-    def infer(self, batch: Mapping[str, Any], *, watch: Watch = unwatched) -> list[Any]:
-        """Run one micro-batch without gradients and give the leaves of its output; each stage enters `watch`."""
+    def infer(self, batch: Mapping[str, Any], *, on_action: ActionHook = no_hook) -> list[Any]:
+        """Run one micro-batch without gradients and give the leaves of its output; each stage enters `on_action`."""
         with torch.no_grad():
             values = self.initial_values(batch)
             kept = {name for name in self.captured.outputs if isinstance(name, str)}
             for i, stage_graph in enumerate(self.stage_graphs):
-                with watch(Action(stage_graph.stage, FORWARD, 0)):
+                with on_action(Action(stage_graph.stage, FORWARD, 0)):
                     values.update(values.run(stage_graph))
                 values.forget(n for n in stage_graph.inputs if self.last_reader[n] == i and n not in kept)
         return self.outputs(values)
@@ -71,7 +71,7 @@ class Interpreter:
         order: Iterable[Action],
         *,
         starts: Sequence[Mapping[str, float]],
-        watch: Watch = unwatched,
+        on_action: ActionHook = no_hook,
     ) -> Iterator[Trained]:
         """Run micro-batches forward and backward, as `StageProgram.train` says."""
         self._forget_carriers_if_something_was_frozen()
@@ -81,7 +81,7 @@ class Interpreter:
                 values = self.initial_values(batches[action.micro_batch])
                 passes[action.micro_batch] = _Pass(self, values, starts[action.micro_batch])
             running = passes[action.micro_batch]
-            with watch(action):
+            with on_action(action):
                 if action.kind == FORWARD:
                     running.forward(action.stage)
                 else:

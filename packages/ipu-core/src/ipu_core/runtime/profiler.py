@@ -65,9 +65,9 @@ def measured_seconds(
     with CAPTURING, torch.random.fork_rng():  # a capture in another thread puts the generators back as well
         for repeat in progress(range(repeats + 1), f"measuring {captured.model_name}", "pass"):
             if loss is None:
-                program.infer(micro_batch, watch=timed)
+                program.infer(micro_batch, on_action=timed)
             else:
-                for _ in program.train([micro_batch], one_pass(len(visits)), starts=[{loss: 1.0}], watch=timed):
+                for _ in program.train([micro_batch], one_pass(len(visits)), starts=[{loss: 1.0}], on_action=timed):
                     pass
             if repeat == 0:
                 spans.clear()

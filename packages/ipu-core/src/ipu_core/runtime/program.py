@@ -11,10 +11,10 @@ import torch
 
 from ..schedule import Action
 
-Watch = Callable[[Action], contextlib.AbstractContextManager[None]]
+ActionHook = Callable[[Action], contextlib.AbstractContextManager[None]]
 
 
-def unwatched(action: Action) -> contextlib.AbstractContextManager[None]:
+def no_hook(action: Action) -> contextlib.AbstractContextManager[None]:
     """Let an action pass."""
     return contextlib.nullcontext()
 
@@ -29,13 +29,13 @@ class Trained(NamedTuple):
 class StageProgram(Protocol):
     """The stages of one lowered model, on the devices of an engine."""
 
-    def settle(self, optimizer: torch.optim.Optimizer | None = None) -> None:
+    def move_to_stages(self, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Move the model's tensors, and what an optimizer keeps of them, to where the stages read them."""
 
     def release(self) -> None:
-        """Move back what `settle` moved."""
+        """Move back what `move_to_stages` moved."""
 
-    def infer(self, batch: Mapping[str, Any], *, watch: Watch = unwatched) -> list[Any]:
+    def infer(self, batch: Mapping[str, Any], *, on_action: ActionHook = no_hook) -> list[Any]:
         """Run one micro-batch without gradients; return the leaves of its output."""
 
     def train(
@@ -44,7 +44,7 @@ class StageProgram(Protocol):
         order: Iterable[Action],
         *,
         starts: Sequence[Mapping[str, float]],
-        watch: Watch = unwatched,
+        on_action: ActionHook = no_hook,
     ) -> Iterator[Trained]:
         """Run micro-batches forward and backward; yield what each one gives, in their order.
 
@@ -56,7 +56,7 @@ class StageProgram(Protocol):
             order: every forward and backward pass, each after those it needs, micro-batches in order.
             starts: for each micro-batch, the values of the graph whose gradient is taken, and by how much they are
                 multiplied: the loss, or the terms of it.
-            watch: entered for each action, left when it is done.
+            on_action: entered for each action, left when it is done.
         """
 
     def initial_values(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -24,12 +24,12 @@ from .weights import Tensors
 Result = TypeVar("Result")
 
 
-class StraightLine:
+class Replay:
     """The stage graphs of a captured model, for inference on tensors that stay where they are.
 
     ::
 
-        line = StraightLine(captured, stage graphs, weights)
+        line = Replay(captured, stage graphs, weights)
         line.bind(batch)        # finds weights and inputs; the tensors of `batch` are read again at each run
         logits = line.run()
 

@@ -24,7 +24,7 @@ def stage_call(stage_graph: StageGraph, *, is_fixed: bool = False) -> Call:
     """
     code = stage_graph.code
     if is_fixed and isinstance(code, Executable):
-        return code.straight()
+        return code.unchecked()
     run = code or stage_graph.program
     return lambda inputs: run(*inputs)
 

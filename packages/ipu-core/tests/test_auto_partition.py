@@ -11,7 +11,7 @@ from ipu_core.capture.loss import loss_value
 from ipu_core.errors import IncompatibleIPUConfigError, LossError, MemoryLimitError
 from ipu_core.lowering import capture_model
 from ipu_core.memory.auto_partition import Owners
-from ipu_core.memory.search import footprint
+from ipu_core.memory.search import placement_memory
 from ipu_core.partition.layout import layout
 from ipu_core.samples import sample_batch
 from models import Chain, batch, make
@@ -114,7 +114,7 @@ def test_the_memory_of_this_machine_does_not_constrain_a_split(bert, monkeypatch
     ("schedule", "recompute", "inference"),
     [("sequential", False, False), ("1f1b", False, False), ("gpipe", True, False), ("sequential", False, True)],
 )
-def test_a_footprint_is_never_below_a_plan_and_hardly_above(bert, schedule, recompute, inference):
+def test_the_memory_of_a_placement_is_never_below_a_plan_and_hardly_above(bert, schedule, recompute, inference):
     for layers in ([1, 3], [0, 4]):
         options = {"schedule": schedule, "recompute_checkpoint_every_layer": recompute}
         made = planned(bert, layers, inference=inference, **options)
@@ -125,7 +125,7 @@ def test_a_footprint_is_never_below_a_plan_and_hardly_above(bert, schedule, reco
         captured = capture_model(model, config, {n: t.to("meta") for n, t in inputs.items()})
         owners = Owners.of(layout(model, model.layout_patterns, captured), config, model)
         loss = None if inference else loss_value(captured)
-        parts = footprint(captured, owners.paths, config, model, optimizer=torch.optim.AdamW, loss=loss)
+        parts = placement_memory(captured, owners.paths, config, model, optimizer=torch.optim.AdamW, loss=loss)
         for found, true in zip(parts.memory(owners.placement(layers, 1)), made.memory, strict=True):
             assert 0.999 * true.peak <= found.peak <= 1.1 * true.peak
             assert (found.parameters, found.optimizer) == (true.parameters, true.optimizer)

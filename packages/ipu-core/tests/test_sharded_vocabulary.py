@@ -163,7 +163,7 @@ def test_the_rest_of_a_module_runs_where_its_last_shard_is():
     assert made.num_parameters == sum(p.numel() for p in model.parameters())
 
 
-def test_every_embedding_that_shares_the_weight_is_split():
+def test_embeddings_that_share_the_weight_are_split():
     stages = planned("T5ForConditionalGeneration", serialized_embedding_splits_per_ipu=[0, 2])
     shards = {path: ipu for ipu, modules in stages for path in modules if ".shards." in path}
     assert shards == {

@@ -6,7 +6,7 @@ import torch
 import transformers
 from ipu_core import IPUConfig, inference_model, to_pipelined, training_model
 from ipu_core.capture.capture import capture
-from ipu_core.capture.index_bounds import index_ranges
+from ipu_core.capture.index_bounds import index_bounds
 from ipu_core.errors import BatchError
 from ipu_core.samples import sample_batch
 
@@ -26,7 +26,7 @@ def batch_of(model, rows=4):
 
 def test_the_sizes_are_read_off_the_graph():
     model = model_of("BertForTokenClassification", num_labels=5)
-    ranges = {r.name: (r.size, r.ignored) for r in index_ranges(capture(model, batch_of(model), training=True))}
+    ranges = {r.name: (r.size, r.ignored) for r in index_bounds(capture(model, batch_of(model), training=True))}
     assert ranges["input_ids"] == (50, None)
     assert ranges["labels"] == (5, -100)
 
@@ -34,7 +34,7 @@ def test_the_sizes_are_read_off_the_graph():
 def test_shifted_labels_are_followed_to_the_input():
     config = transformers.GPT2Config(n_embd=16, n_layer=1, n_head=2, n_positions=16, vocab_size=50)
     model = transformers.GPT2LMHeadModel(config)
-    assert {r.name: r.size for r in index_ranges(capture(model, batch_of(model), training=True))} == {
+    assert {r.name: r.size for r in index_bounds(capture(model, batch_of(model), training=True))} == {
         "input_ids": 50,
         "labels": 50,
     }

@@ -10,7 +10,7 @@ from ipu_core.capture.prune_unread_rows import without_unread_rows
 from ipu_core.capture.serialization import read_capture
 from ipu_core.lowering import capture_model
 from ipu_core.testing.equality import executors
-from test_packed import (
+from test_sequence_packing import (
     CONFIGS,
     GRID,
     LENGTH,

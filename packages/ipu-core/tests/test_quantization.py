@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Packed weights are the model's, rounded: products, packed and as sums, are those of what unpacking gives."""
+"""Quantized weights are the model's, rounded: products, quantized and as sums, are those of what unpacking gives."""
 
 import copy
 import gc
@@ -12,9 +12,9 @@ from ipu_core import IPUConfig, generation_model, to_pipelined
 from ipu_core.errors import BatchMismatchError, CompileError, GenerationModeError
 from ipu_core.generation.decode_step import HEAD_BITS, _are_worth_it
 from ipu_core.kernels import build, decode
-from ipu_core.kernels.ops import few_rows_packed_linear, with_few_row_products
-from ipu_core.kernels.quantization import NotExactError, Packing, Room, packed_linear
-from ipu_core.kernels.quantize_pass import Packer
+from ipu_core.kernels.ops import quantized_gemv, with_gemv
+from ipu_core.kernels.quantization import NotExactError, Quantization, Room, quantized_linear
+from ipu_core.kernels.quantize_pass import Quantizer
 from test_generation import HEADS, SIZE, lively
 from transformers import BartConfig, BartForConditionalGeneration, LlamaConfig, LlamaForCausalLM
 
@@ -23,22 +23,22 @@ from transformers import BartConfig, BartForConditionalGeneration, LlamaConfig, 
 @pytest.mark.parametrize("outputs", [1, 13, 40])
 def test_unpacking_rounds_each_weight_to_the_nearest(bits, group_size, outputs):
     weight = torch.randn(outputs, 128, generator=torch.Generator().manual_seed(0))
-    packing = Packing(bits=bits, group_size=group_size)
-    found = packing.unpack(packing.pack(weight), outputs)
+    quantization = Quantization(bits=bits, group_size=group_size)
+    found = quantization.dequantize(quantization.quantize(weight), outputs)
     groups = weight.view(outputs, -1, group_size)
     # Steps and smallest weights are float16, rounded so that no weight lies beyond the ends.
     least, ulp = groups.amin(-1), 2**-10
     steps = (groups.amax(-1) - least + least.abs() * ulp) / (2**bits - 1) * (1 + ulp)
     errors = (found - weight).view_as(groups).abs().amax(-1)
     assert (errors <= steps * 0.5001 + 1e-6).all()
-    assert packing.pack(weight).nbytes == -(-outputs // 16) * 16 * (128 * bits // 8 + 128 // group_size * 4)
+    assert quantization.quantize(weight).nbytes == -(-outputs // 16) * 16 * (128 * bits // 8 + 128 // group_size * 4)
 
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_a_group_of_zeros_is_exact(bits):
     weight = torch.zeros(8, 32)
-    packing = Packing(bits=bits, group_size=32)
-    assert torch.equal(packing.unpack(packing.pack(weight), 8), weight)
+    quantization = Quantization(bits=bits, group_size=32)
+    assert torch.equal(quantization.dequantize(quantization.quantize(weight), 8), weight)
 
 
 @pytest.mark.parametrize("bits", [8, 4])
@@ -46,8 +46,8 @@ def test_a_group_of_zeros_is_exact(bits):
 def test_weights_of_other_sizes_are_rounded_as_well(bits, scale):
     """Steps are float16, and of the smallest there are few."""
     weight = torch.randn(16, 64, generator=torch.Generator().manual_seed(0)) * scale
-    packing = Packing(bits=bits, group_size=32)
-    found = packing.unpack(packing.pack(weight), 16)
+    quantization = Quantization(bits=bits, group_size=32)
+    found = quantization.dequantize(quantization.quantize(weight), 16)
     assert (found - weight).abs().max() <= (0.3 if bits == 4 else 0.02) * scale + 2**-25
 
 
@@ -55,8 +55,8 @@ def test_weights_of_other_sizes_are_rounded_as_well(bits, scale):
 def test_weights_beyond_float16_are_refused(value):
     weight = torch.randn(16, 64)
     weight[3, 5] = value
-    with pytest.raises(GenerationModeError, match=r"weights from .* cannot be packed in 8 bits.*65504: leave"):
-        Packing(bits=8, group_size=32).pack(weight)
+    with pytest.raises(GenerationModeError, match=r"weights from .* cannot be quantized in 8 bits.*65504: leave"):
+        Quantization(bits=8, group_size=32).quantize(weight)
 
 
 @pytest.mark.parametrize("bits", [8, 4])
@@ -64,8 +64,8 @@ def test_as_many_levels_as_there_are_integers_are_exact_wherever_they_lie(bits):
     levels = torch.randint(2**bits, (8, 4, 32), generator=torch.Generator().manual_seed(0)).float()
     levels[..., 0], levels[..., 1] = 0, 2**bits - 1
     weight = (levels * 0.25 + torch.tensor([-3.0, 0.5, -0.125, 7.0])[:, None]).flatten(1)
-    packing = Packing(bits=bits, group_size=32)
-    assert torch.equal(packing.unpack(packing.pack(weight), 8), weight)
+    quantization = Quantization(bits=bits, group_size=32)
+    assert torch.equal(quantization.dequantize(quantization.quantize(weight), 8), weight)
 
 
 def on_grid(kind, shape):
@@ -87,29 +87,29 @@ def on_grid(kind, shape):
 @pytest.mark.parametrize(("kind", "bits"), [("Q4_1", 4), ("Q4_0", 4), ("Q8_0", 8), ("Q5_1", 8), ("Q5_0", 8)])
 def test_weights_that_were_integers_come_back_as_they_were(kind, bits):
     weight = on_grid(kind, (37, 96))
-    packing = Packer().exact(weight)
-    assert packing.bits == bits and packing.is_exact
-    assert torch.equal(packing.unpack(packing.pack(weight), 37), weight)
+    quantization = Quantizer().exact(weight)
+    assert quantization.bits == bits and quantization.is_exact
+    assert torch.equal(quantization.dequantize(quantization.quantize(weight), 37), weight)
     weight[20, 40] *= 1 + 2**-23
-    assert Packer().exact(weight) is None
+    assert Quantizer().exact(weight) is None
     with pytest.raises(NotExactError, match=f"1 of .* groups are not on a grid of {bits} bits"):
-        packing.pack(weight)
+        quantization.quantize(weight)
 
 
 def test_one_level_too_many_for_4_bits_is_packed_in_8():
     weight = torch.arange(-8, 9).repeat(2)[:32].expand(16, 32) * 0.25
-    packing = Packer().exact(weight)
-    assert packing.bits == 8
-    assert torch.equal(packing.unpack(packing.pack(weight), 16), weight)
+    quantization = Quantizer().exact(weight)
+    assert quantization.bits == 8
+    assert torch.equal(quantization.dequantize(quantization.quantize(weight), 16), weight)
 
 
 def test_other_weights_are_on_no_grid():
     generator = torch.Generator().manual_seed(0)
-    assert Packer().exact(torch.randn(16, 64, generator=generator)) is None
-    assert Packer().exact(torch.randn(16, 64, generator=generator).bfloat16()) is None
-    assert Packer().exact(torch.zeros(16, 40)) is None  # no groups of 32
-    assert Packer().exact(torch.full((16, 64), float("nan"))) is None
-    assert Packer().exact(torch.full((16, 64), 0.25)).bits == 4
+    assert Quantizer().exact(torch.randn(16, 64, generator=generator)) is None
+    assert Quantizer().exact(torch.randn(16, 64, generator=generator).bfloat16()) is None
+    assert Quantizer().exact(torch.zeros(16, 40)) is None  # no groups of 32
+    assert Quantizer().exact(torch.full((16, 64), float("nan"))) is None
+    assert Quantizer().exact(torch.full((16, 64), 0.25)).bits == 4
 
 
 def from_gguf():
@@ -143,7 +143,7 @@ def test_exact_weights_are_those_of_the_plain_model(compiled):
         torch.testing.assert_close(each, other, atol=1e-5, rtol=1e-5)
     step = generator.decoder.programs[-1]
     targets = [node.target for piece in step.programs for node in piece.program.graph.nodes]
-    product = few_rows_packed_linear if compiled else packed_linear
+    product = quantized_gemv if compiled else quantized_linear
     assert targets.count(product) == 2 * 3 + 1  # queries and keys, values, both halves; the head
 
 
@@ -154,7 +154,7 @@ def test_exact_weights_that_change_are_refused_where_they_lose():
     generator.generate(ids, max_new_tokens=2, do_sample=False)
     with torch.no_grad():
         model.model.layers[0].self_attn.q_proj.weight[0, 0] += 0.3
-    with pytest.raises(BatchMismatchError, match="changed.*packed without loss: 1 of"):
+    with pytest.raises(BatchMismatchError, match="changed.*quantized without loss: 1 of"):
         generator.generate(ids, max_new_tokens=2, do_sample=False)
 
 
@@ -168,8 +168,8 @@ def test_exact_weights_of_a_model_that_has_none_are_refused():
 @pytest.mark.parametrize("bits", [8, 4])
 def test_weights_are_packed_one_below_the_other(bits):
     weights = [torch.randn(n, 64, generator=torch.Generator().manual_seed(n)) for n in (32, 16, 5)]
-    packing = Packing(bits=bits, group_size=32)
-    assert torch.equal(packing.pack(*weights), packing.pack(torch.cat(weights)))
+    quantization = Quantization(bits=bits, group_size=32)
+    assert torch.equal(quantization.quantize(*weights), quantization.quantize(torch.cat(weights)))
 
 
 @pytest.mark.parametrize("bits", [8, 4])
@@ -177,31 +177,33 @@ def test_weights_are_packed_one_below_the_other(bits):
 def test_few_rows_are_an_operation_of_their_own(bits, rows):
     generator = torch.Generator().manual_seed(1)
     weight, row = torch.randn(13, 96, generator=generator), torch.randn(rows, 1, 96, generator=generator)
-    packing = Packing(bits=bits, group_size=32)
-    words = packing.pack(weight)
-    wanted = torch.nn.functional.linear(row, packing.unpack(words, 13))
-    torch.testing.assert_close(packed_linear(row, words, bits, 13), wanted, atol=1e-5, rtol=1e-5)
+    quantization = Quantization(bits=bits, group_size=32)
+    words = quantization.quantize(weight)
+    wanted = torch.nn.functional.linear(row, quantization.dequantize(words, 13))
+    torch.testing.assert_close(quantized_linear(row, words, bits, 13), wanted, atol=1e-5, rtol=1e-5)
     graph = torch.fx.Graph()
     inputs = [graph.placeholder(name) for name in ("row", "words")]
     for node, value in zip(inputs, (row, words), strict=True):
         node.meta["val"] = value
-    product = graph.call_function(packed_linear, (*inputs, bits, 13))
+    product = graph.call_function(quantized_linear, (*inputs, bits, 13))
     product.meta["val"] = wanted
     graph.output((product,))
-    lowered = with_few_row_products(torch.fx.GraphModule({}, graph))
+    lowered = with_gemv(torch.fx.GraphModule({}, graph))
     targets = [node.target for node in lowered.graph.nodes]
-    assert packed_linear not in targets and few_rows_packed_linear in targets
+    assert quantized_linear not in targets and quantized_gemv in targets
     torch.testing.assert_close(lowered(row, words)[0], wanted, atol=1e-4, rtol=1e-4)
 
 
 def rounded(model, weights, parts):
-    """Give a copy of a model of which the linear layers of some parts have weights that were packed."""
+    """Give a copy of a model of which the linear layers of some parts have weights that were quantized."""
     model = copy.deepcopy(model)
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear) and name.startswith(parts):
             outputs, inputs = module.weight.shape
-            packing = Packing.of(inputs, HEAD_BITS if name == "lm_head" else int(weights[3:]))
-            module.weight = torch.nn.Parameter(packing.unpack(packing.pack(module.weight.detach()), outputs))
+            quantization = Quantization.of(inputs, HEAD_BITS if name == "lm_head" else int(weights[3:]))
+            module.weight = torch.nn.Parameter(
+                quantization.dequantize(quantization.quantize(module.weight.detach()), outputs)
+            )
     return model
 
 
@@ -234,7 +236,9 @@ def test_layers_with_biases_are_packed_together_and_the_encoder_is_not():
     wanted = rounded(model, "int8", ("model.decoder", "lm_head")).generate(ids, max_new_tokens=10, do_sample=False)
     assert torch.equal(found, wanted)
     (step, *_) = generator.decoder.programs
-    products = [node for piece in step.programs for node in piece.program.graph.nodes if node.target is packed_linear]
+    products = [
+        node for piece in step.programs for node in piece.program.graph.nodes if node.target is quantized_linear
+    ]
     # Of the ten linear layers of each of two layers, three read the same; two read what the encoder gave, and so do the
     # other layer's two. There is the head besides.
     assert len(products) == 2 * (10 - 3 + 1 - 2) + 1 + 1
@@ -259,7 +263,7 @@ def test_other_kinds_of_weights_are_refused():
 
 @pytest.mark.parametrize(("weights", "rows"), [(None, 1), ("int8", 3), ("int4", 1)])
 def test_compiled_steps_give_the_same_tokens(weights, rows):
-    """With packed weights keys and values are rounded too."""
+    """With quantized weights keys and values are rounded too."""
     model = lively(LlamaForCausalLM(LlamaConfig(**SIZE, **HEADS)))
     ids = torch.randint(8, 60, (rows, 5), generator=torch.Generator().manual_seed(1))
     found = []
@@ -339,23 +343,23 @@ def test_without_a_compiler_torch_runs_the_steps_and_one_warning_says_so(monkeyp
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_memory_is_used_again_only_where_it_is_given(bits):
-    packing = Packing(bits=bits, group_size=32)
-    large, small = packing.pack(torch.randn(40, 64)), packing.pack(torch.randn(8, 32))
+    quantization = Quantization(bits=bits, group_size=32)
+    large, small = quantization.quantize(torch.randn(40, 64)), quantization.quantize(torch.randn(8, 32))
     room = Room()
-    wanted = packing.unpack(large, 40)
-    in_room = packing.unpack(large, 40, room=room)
+    wanted = quantization.dequantize(large, 40)
+    in_room = quantization.dequantize(large, 40, room=room)
     assert torch.equal(in_room, wanted)
-    again = packing.unpack(small, 8, room=room)
+    again = quantization.dequantize(small, 8, room=room)
     assert again.data_ptr() == in_room.data_ptr()
-    assert torch.equal(again, packing.unpack(small, 8))
-    assert torch.equal(packing.unpack(large, 40), wanted)
+    assert torch.equal(again, quantization.dequantize(small, 8))
+    assert torch.equal(quantization.dequantize(large, 40), wanted)
 
 
 def test_threads_do_not_share_the_memory_of_products():
-    packing = Packing(bits=8, group_size=32)
-    weights = [packing.pack(torch.randn(64, 64)) for _ in range(8)]
+    quantization = Quantization(bits=8, group_size=32)
+    weights = [quantization.quantize(torch.randn(64, 64)) for _ in range(8)]
     x = torch.randn(3, 64)
-    wanted = [packed_linear(x, packed, 8, 64) for packed in weights]
+    wanted = [quantized_linear(x, quantized, 8, 64) for quantized in weights]
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda packed: [packed_linear(x, packed, 8, 64) for _ in range(50)], weights))
+        found = list(pool.map(lambda quantized: [quantized_linear(x, quantized, 8, 64) for _ in range(50)], weights))
     assert all(torch.equal(each, want) for many, want in zip(found, wanted, strict=True) for each in many)

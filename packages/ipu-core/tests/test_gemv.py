@@ -9,10 +9,10 @@ from ipu_core.compile.executable import Executable, write_executable
 from ipu_core.kernels.build import load_kernels
 from ipu_core.kernels.ops import (
     MOST_ROWS,
-    few_rows_linear,
-    one_query_attention,
-    with_few_row_products,
-    with_one_query_attention,
+    decode_attention,
+    gemv,
+    with_decode_attention,
+    with_gemv,
 )
 from torch.nn import functional
 
@@ -35,7 +35,7 @@ def lowered(module, *inputs):
     """Give a module's graph, and the same for few rows, as functions of its parameters and inputs."""
     torch.manual_seed(0)
     program = torch.export.export(module, inputs).graph_module
-    return program, with_one_query_attention(with_few_row_products(program))
+    return program, with_decode_attention(with_gemv(program))
 
 
 def equal(module, *inputs):
@@ -98,7 +98,7 @@ def test_attention_reads_what_is_kept(cls, dtype):
     query, keys, values = torch.randn(2, 4, 1, 20), torch.randn(2, 2, 7, 20), torch.randn(2, 2, 7, 24)
     inputs = [tensor.to(dtype) for tensor in (query, keys, values, torch.randn(2, 1, 1, 7))]
     program, changed = lowered(cls(), *inputs)
-    (node,) = (node for node in changed.graph.nodes if node.target is one_query_attention)
+    (node,) = (node for node in changed.graph.nodes if node.target is decode_attention)
     kept = node.args[1].meta["val"]
     assert kept.shape == (2, 2, 7, 20) and kept.dtype is (torch.int8 if cls is Rounding else dtype)
     wanted = program(*(tensor.double() if cls is not Rounding else tensor for tensor in inputs))[0]
@@ -133,7 +133,7 @@ def test_compiled_operations_read_parts_of_larger_tensors(tmp_path):
     inputs = (torch.randn(3, 1, 24), torch.randn(3, 4, 6, 5), torch.randn(3, 4, 5, 6), shown, torch.randn(5))
     program, changed = lowered(module, *inputs)
     targets = [node.target for node in changed.graph.nodes]
-    assert targets.count(few_rows_linear) == 3 and targets.count(one_query_attention) == 2
+    assert targets.count(gemv) == 3 and targets.count(decode_attention) == 2
     given = [*module.parameters(), *inputs]
     write_executable(changed, [tensor.detach() for tensor in given], tmp_path, with_gradients=False)
     load_kernels()

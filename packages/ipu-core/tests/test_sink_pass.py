@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 from ipu_core import IPUConfig, to_pipelined
-from ipu_core.kernels.sink_pass import sunk
+from ipu_core.kernels.sink_pass import sink
 from ipu_core.lowering import lower
-from ipu_core.runtime.replay import StraightLine
+from ipu_core.runtime.replay import Replay
 from ipu_core.runtime.weights import Weights
 from test_generation import HEADS, SIZE, lively
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -39,12 +39,12 @@ def test_layers_compute_masks_and_angles(model, inputs, lowered):
     first, *layers, head = pieces
     assert layers[0].program is layers[1].program
     assert len(first.outputs) > 1
-    changed = sunk(captured, pieces, into=layers)
+    changed = sink(captured, pieces, into=layers)
     assert changed[0].outputs == ("embedding",)
     assert changed[1].program is changed[2].program
     assert changed[3] is head
     assert {"input_ids", "attention_mask"} >= set(changed[1].inputs) & set(inputs)
-    line = StraightLine(captured, changed, Weights(captured, model))
+    line = Replay(captured, changed, Weights(captured, model))
     line.bind(inputs)
     with torch.no_grad():
         torch.testing.assert_close(line.run()[0], model(**inputs).logits, atol=1e-5, rtol=1e-5)
@@ -55,11 +55,11 @@ def test_layers_compute_masks_and_angles(model, inputs, lowered):
 
 def test_what_others_read_too_stays(lowered):
     captured, pieces = lowered.captured, lowered.stage_graphs
-    assert sunk(captured, pieces, into=pieces[2:]) == pieces
+    assert sink(captured, pieces, into=pieces[2:]) == pieces
 
 
 def test_what_a_piece_changes_stays(lowered):
     captured, (first, *others) = lowered.captured, lowered.stage_graphs
     others[-1] = replace(others[-1], changes=frozenset(first.inputs))
     pieces = (first, *others)
-    assert sunk(captured, pieces, into=others) == pieces
+    assert sink(captured, pieces, into=others) == pieces
