@@ -57,7 +57,7 @@ def test_of(nodeid: str) -> str:
 
 
 def pytest_report_header(config):
-    """Say which turn it is."""
+    """Return which turn it is."""
     which = "all" if config.option.all_turns else f"turn {turn_of(config)}"
     return f"tests by turns: {which}"
 
@@ -90,7 +90,7 @@ def pytest_collection_finish():
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    """Say that this run left cases to others, and write which tests are long where that is asked for."""
+    """Print that this run left cases to others, and write which tests are long where that is asked for."""
     if not config.option.all_turns and not config.option.keyword:
         terminalreporter.write_line(f"turn {turn_of(config)} of the long tests; `--all-turns` runs every case")
     if config.option.save_times:

@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def in_a_process(layers: int, scratch: Path) -> float:
-    """Give the seconds another process takes to its first result, with a cache under `scratch`."""
+    """Return the seconds another process takes to its first result, with a cache under `scratch`."""
     command = [sys.executable, __file__, "--layers", str(layers), "--cache", str(scratch / "cache")]
     # Torch keeps what it compiles too; a cold start is cold for it as well.
     environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(scratch / "torch")}

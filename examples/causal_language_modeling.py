@@ -29,7 +29,7 @@ def blocks(rows: task.Row, *, tokenizer: Any, length: int) -> task.Row:
 
 
 def scores(logits: Any, labels: torch.Tensor) -> torch.Tensor:
-    """Give `metrics.token_scores` of each token [B, L, V] for the next, [B, L]."""
+    """Return `metrics.token_scores` of each token [B, L, V] for the next, [B, L]."""
     logits = logits[0] if isinstance(logits, tuple) else logits
     return metrics.token_scores(logits[:, :-1], labels[:, 1:])
 

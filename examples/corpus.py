@@ -23,7 +23,7 @@ def read(
     target: str | None = None,
     load: Callable[[task.Options], datasets.DatasetDict] | None = None,
 ) -> datasets.DatasetDict:
-    """Give the splits, with the columns a script reads; what is missing is refused by name.
+    """Return the splits, with the columns a script reads; what is missing is refused by name.
 
     Args:
         options: which data, and what its columns are called.
@@ -85,7 +85,7 @@ def renamed(data: datasets.DatasetDict, columns: str) -> datasets.DatasetDict:
 
 
 def with_validation(data: datasets.DatasetDict, options: task.Options) -> datasets.DatasetDict:
-    """Give `train`, `validation`, and `test` where there is one; a tenth of `train` where none is to evaluate on."""
+    """Return `train`, `validation`, and `test` where there is one; a tenth of `train` where none is to evaluate on."""
     splits = {name: data[name] for name in ("train", "test") if name in data}
     if "train" not in splits:
         raise SystemExit(f"error: --data={options.data} has no split `train`, only {', '.join(data)}")
@@ -104,7 +104,7 @@ def with_validation(data: datasets.DatasetDict, options: task.Options) -> datase
 def encoded(
     data: datasets.DatasetDict, encode: Callable[..., task.Row], *, at_once: int | None = 1000, **settings: Any
 ) -> datasets.DatasetDict:
-    """Give rows of tensors in the place of what was read.
+    """Return rows of tensors in the place of what was read.
 
     Args:
         data: the splits.
@@ -122,7 +122,7 @@ def encoded(
 
 
 def class_names(data: datasets.DatasetDict, column: str) -> list[Any]:
-    """Give the classes of a column, as the data spells them: numbers where it has numbers."""
+    """Return the classes of a column, as the data spells them: numbers where it has numbers."""
     feature = data["train"].features[column]
     if isinstance(feature, datasets.ClassLabel):
         return list(range(feature.num_classes))
@@ -130,7 +130,7 @@ def class_names(data: datasets.DatasetDict, column: str) -> list[Any]:
 
 
 def classes(labels: Iterable[Any], names: list[Any]) -> list[int]:
-    """Give the number of each label among the classes."""
+    """Return the number of each label among the classes."""
     index = {name: i for i, name in enumerate(names)}
     if unknown := [label for label in labels if label not in index]:
         raise SystemExit(f"error: a row has the label {unknown[0]!r}, which `train` has not: {names}")
@@ -138,5 +138,5 @@ def classes(labels: Iterable[Any], names: list[Any]) -> list[int]:
 
 
 def class_labels(names: list[Any]) -> task.Row:
-    """Give what a model's configuration says of its classes."""
+    """Return what a model's configuration says of its classes."""
     return {"id2label": {i: str(n) for i, n in enumerate(names)}, "label2id": {str(n): i for i, n in enumerate(names)}}

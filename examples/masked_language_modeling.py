@@ -53,7 +53,7 @@ def masked(rows: task.Row, *, collator: Any) -> task.Row:
 
 
 def scores(logits: Any, labels: torch.Tensor) -> torch.Tensor:
-    """Give `metrics.token_scores` of logits at all tokens [B, L, V], or at the masked ones [B, k, V]."""
+    """Return `metrics.token_scores` of logits at all tokens [B, L, V], or at the masked ones [B, k, V]."""
     logits = logits[0] if isinstance(logits, tuple) else logits
     return metrics.token_scores(logits, labels.gather(1, masked_positions(labels, logits.shape[1])))
 

@@ -17,7 +17,7 @@ IGNORED = -100
 
 
 def classification(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Give the accuracy, the macro F1 and Matthews' correlation of predicted classes, [B]."""
+    """Return the accuracy, the macro F1 and Matthews' correlation of predicted classes, [B]."""
     scores = [f1_of_sets(np.flatnonzero(predicted == c), np.flatnonzero(labels == c)) for c in np.unique(labels)]
     return {
         "accuracy": float((predicted == labels).mean()),
@@ -27,7 +27,7 @@ def classification(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float
 
 
 def matthews(predicted: np.ndarray, labels: np.ndarray) -> float:
-    """Give Matthews' correlation of any number of classes; 0 where one side is constant."""
+    """Return Matthews' correlation of any number of classes; 0 where one side is constant."""
     classes = np.union1d(predicted, labels)
     ours, theirs = ((side[:, None] == classes).astype(float) for side in (predicted, labels))
     covariance = [
@@ -37,7 +37,7 @@ def matthews(predicted: np.ndarray, labels: np.ndarray) -> float:
 
 
 def regression(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Give the mean squared error, and Pearson's and Spearman's correlation, of predicted numbers, [B]."""
+    """Return the mean squared error, and Pearson's and Spearman's correlation, of predicted numbers, [B]."""
     varied = len(set(predicted.tolist())) > 1 and len(set(labels.tolist())) > 1
     return {
         "mse": float(((predicted - labels) ** 2).mean()),
@@ -47,7 +47,7 @@ def regression(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 
 
 def multi_label(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Give the micro F1 of predicted label sets, [B, C] of 0 and 1, and the part of rows that is right throughout."""
+    """Return the micro F1 of predicted label sets, [B, C] of 0 and 1, and the part of rows that is right throughout."""
     return {
         "f1": f1_of_sets(np.flatnonzero(predicted), np.flatnonzero(labels)),
         "exact": float((predicted == labels).all(-1).mean()),
@@ -55,7 +55,7 @@ def multi_label(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 
 
 def f1_of_sets(predicted: Sequence[Hashable] | np.ndarray, gold: Sequence[Hashable] | np.ndarray) -> float:
-    """Give the harmonic mean of precision and recall, counting what occurs twice twice; 1 where both are empty."""
+    """Return the harmonic mean of precision and recall, counting what occurs twice twice; 1 where both are empty."""
     if not len(predicted) and not len(gold):
         return 1.0
     common = (Counter(list(predicted)) & Counter(list(gold))).total()
@@ -63,7 +63,7 @@ def f1_of_sets(predicted: Sequence[Hashable] | np.ndarray, gold: Sequence[Hashab
 
 
 def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
-    """Give the (type, start, end) of each entity of IOB2 tags; an `I-` without its `B-` begins one."""
+    """Return the (type, start, end) of each entity of IOB2 tags; an `I-` without its `B-` begins one."""
     found, start = set(), 0
     for i, (before, tag, after) in enumerate(zip(["O", *tags], tags, [*tags[1:], "O"], strict=False)):
         if tag == "O":
@@ -76,7 +76,7 @@ def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
 
 
 def tagging(predicted: Sequence[Sequence[str]], gold: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Give precision, recall and F1 of whole entities, and the accuracy of tags."""
+    """Return precision, recall and F1 of whole entities, and the accuracy of tags."""
     ours, theirs = ({(n, *e) for n, tags in enumerate(side) for e in entities(tags)} for side in (predicted, gold))
     pairs = [a == b for p, g in zip(predicted, gold, strict=True) for a, b in zip(p, g, strict=True)]
     return {
@@ -88,13 +88,13 @@ def tagging(predicted: Sequence[Sequence[str]], gold: Sequence[Sequence[str]]) -
 
 
 def words_of(answer: str) -> list[str]:
-    """Give the words of an answer as SQuAD compares them: lower case, no punctuation, no articles."""
+    """Return the words of an answer as SQuAD compares them: lower case, no punctuation, no articles."""
     plain = "".join(c for c in answer.lower() if c not in string.punctuation)
     return re.sub(r"\b(a|an|the)\b", " ", plain).split()
 
 
 def question_answering(predicted: Sequence[str], gold: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Give exact match and F1 over words, each answer against the best of its references; no reference means ""."""
+    """Return exact match and F1 over words, each answer against the best of its references; no reference means ""."""
     pairs = [(words_of(p), [words_of(g) for g in golds or [""]]) for p, golds in zip(predicted, gold, strict=True)]
     return {
         "exact_match": float(np.mean([p in golds for p, golds in pairs])),
@@ -103,7 +103,7 @@ def question_answering(predicted: Sequence[str], gold: Sequence[Sequence[str]]) 
 
 
 def edits(predicted: Sequence[Hashable], gold: Sequence[Hashable]) -> int:
-    """Give the fewest insertions, deletions and substitutions that make one sequence the other."""
+    """Return the fewest insertions, deletions and substitutions that make one sequence the other."""
     row = list(range(len(gold) + 1))
     for i, a in enumerate(predicted, 1):
         above_left, row[0] = row[0], i
@@ -113,7 +113,7 @@ def edits(predicted: Sequence[Hashable], gold: Sequence[Hashable]) -> int:
 
 
 def transcription(predicted: Sequence[str], gold: Sequence[str]) -> dict[str, float]:
-    """Give the word and character error rates: edits for each word, or character, of the references."""
+    """Return the word and character error rates: edits for each word, or character, of the references."""
     word_edits = sum(edits(p.split(), g.split()) for p, g in zip(predicted, gold, strict=True))
     character_edits = sum(edits(p, g) for p, g in zip(predicted, gold, strict=True))
     return {
@@ -123,12 +123,12 @@ def transcription(predicted: Sequence[str], gold: Sequence[str]) -> dict[str, fl
 
 
 def ngrams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
-    """Give every n words in a row."""
+    """Return every n words in a row."""
     return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
 
 
 def summarization(predicted: Sequence[str], gold: Sequence[str]) -> dict[str, float]:
-    """Give ROUGE-1, ROUGE-2 and ROUGE-L as F1, of lower-case words without stemming (Lin, 2004)."""
+    """Return ROUGE-1, ROUGE-2 and ROUGE-L as F1, of lower-case words without stemming (Lin, 2004)."""
     pairs = [
         (re.findall(r"\w+", p.lower()), re.findall(r"\w+", g.lower())) for p, g in zip(predicted, gold, strict=True)
     ]
@@ -138,7 +138,7 @@ def summarization(predicted: Sequence[str], gold: Sequence[str]) -> dict[str, fl
 
 
 def common_subsequence(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
-    """Give the length of the longest common subsequence."""
+    """Return the length of the longest common subsequence."""
     row = [0] * (len(b) + 1)
     for x in a:
         above_left = 0
@@ -148,7 +148,7 @@ def common_subsequence(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
 
 
 def translation(predicted: Sequence[str], gold: Sequence[str]) -> dict[str, float]:
-    """Give BLEU of the corpus, 0 to 100, words and punctuation apart, no smoothing (Papineni et al., 2002)."""
+    """Return BLEU of the corpus, 0 to 100, words and punctuation apart, no smoothing (Papineni et al., 2002)."""
     pairs = [
         (re.findall(r"\w+|[^\w\s]", p), re.findall(r"\w+|[^\w\s]", g)) for p, g in zip(predicted, gold, strict=True)
     ]
@@ -164,7 +164,7 @@ def translation(predicted: Sequence[str], gold: Sequence[str]) -> dict[str, floa
 
 
 def token_scores(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Give each row's summed loss, right tokens and counted tokens, [B, 3], of logits [B, L, V] and labels [B, L].
+    """Return each row's summed loss, right tokens and counted tokens, [B, 3], of logits [B, L, V] and labels [B, L].
 
     So little has to be kept of an evaluation; `perplexity` makes metrics of it.
     """
@@ -175,7 +175,7 @@ def token_scores(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def perplexity(scores: np.ndarray) -> dict[str, float]:
-    """Give perplexity and accuracy over all tokens, from `token_scores`, [B, 3]."""
+    """Return perplexity and accuracy over all tokens, from `token_scores`, [B, 3]."""
     loss, right, counted = scores.sum(0).tolist()
     return {"perplexity": math.exp(min(loss / max(counted, 1), 700)), "accuracy": right / max(counted, 1)}
 

@@ -75,7 +75,7 @@ def encode(rows: task.Row, *, tokenizer: Any, options: Options) -> task.Row:
 
 
 def positions(spans: np.ndarray, answers: dict[str, list[Any]]) -> tuple[int, int]:
-    """Give the first and last token of the first answer in a window [L, 2] of characters; (0, 0) if it is not whole."""
+    """Return first and last token of the first answer in a window [L, 2] of characters; (0, 0) if it is not whole."""
     if not answers["text"]:
         return 0, 0
     start = answers["answer_start"][0]
@@ -88,7 +88,7 @@ def positions(spans: np.ndarray, answers: dict[str, list[Any]]) -> tuple[int, in
 def answers_of(
     start_logits: np.ndarray, end_logits: np.ndarray, windows: datasets.Dataset, contexts: list[str], longest: int
 ) -> list[str]:
-    """Give each row's answer: the best span over its windows, or "" where no span is better than none.
+    """Return each row's answer: the best span over its windows, or "" where no span is better than none.
 
     Args:
         start_logits: [W, L].

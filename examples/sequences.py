@@ -48,17 +48,17 @@ def encode(rows: task.Row, *, tokenizer: Any, options: Options, source: str, tar
 
 
 def ignoring_padding(ids: list[list[int]], mask: list[list[int]]) -> list[list[int]]:
-    """Give labels [B, L] with -100 where there is padding."""
+    """Return labels [B, L] with -100 where there is padding."""
     return np.where(np.array(mask) == 1, np.array(ids), metrics.IGNORED).tolist()
 
 
 def teacher_forced(logits: Any, labels: torch.Tensor) -> torch.Tensor:
-    """Give `metrics.token_scores` of each token after the right ones, [B, L, V] -> [B, 3]."""
+    """Return `metrics.token_scores` of each token after the right ones, [B, L, V] -> [B, 3]."""
     return metrics.token_scores(logits[0] if isinstance(logits, tuple) else logits, labels)
 
 
 def written(tokenizer: Any, ids: np.ndarray) -> list[str]:
-    """Give the texts of tokens [B, L], where -100 is nothing."""
+    """Return the texts of tokens [B, L], where -100 is nothing."""
     return tokenizer.batch_decode(
         np.where(ids == metrics.IGNORED, tokenizer.pad_token_id, ids), skip_special_tokens=True
     )
@@ -119,7 +119,7 @@ def run(
 def scoring(
     args: IPUSeq2SeqTrainingArguments, tokenizer: Any, measure: Callable[[list[str], str], dict[str, float]]
 ) -> dict[str, Callable[..., Any] | None]:
-    """Give the arguments of `task.run` for what is measured and predicted: texts, or tokens after the right ones."""
+    """Return the arguments of `task.run` for what is measured and predicted: texts, or tokens after the right ones."""
     if not args.predict_with_generate:
         return {
             "preprocess_logits_for_metrics": teacher_forced,

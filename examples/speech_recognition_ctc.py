@@ -83,7 +83,7 @@ def encode(rows: task.Row, *, processor: Any, samples: int, length: int) -> task
 
 
 def best(logits: Any, labels: torch.Tensor) -> torch.Tensor:
-    """Give the likeliest letter of each frame, [B, F, V] -> [B, F]."""
+    """Return the likeliest letter of each frame, [B, F, V] -> [B, F]."""
     return (logits[0] if isinstance(logits, tuple) else logits).argmax(-1)
 
 

@@ -146,7 +146,7 @@ def pretrained(auto: Any, options: Options, **changes: Any) -> Any:
 
 
 def ipu_config(options: Options) -> IPUConfig:
-    """Give the configuration asked for: of `--ipu_config`, of the checkpoint, or one IPU."""
+    """Return the configuration asked for: of `--ipu_config`, of the checkpoint, or one IPU."""
     source = options.ipu_config
     if source is None and options.model and (Path(options.model) / IPU_CONFIG_NAME).is_file():
         source = options.model

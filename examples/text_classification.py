@@ -48,7 +48,7 @@ def sample(draw: random.Random, kind: str | None) -> task.Row:
 
 
 def labels_of(data: datasets.DatasetDict, kind: str | None) -> tuple[str, list[Any]]:
-    """Say what kind of labels there are, and name them."""
+    """Return what kind of labels there are, and name them."""
     feature = data["train"].features["label"]
     seen = data["train"].unique("label") if not isinstance(feature, datasets.List) else data["train"]["label"]
     if kind is None:
@@ -75,7 +75,7 @@ def encode(rows: task.Row, *, tokenizer: Any, length: int, kind: str, names: lis
 
 
 def answer(logits: np.ndarray, kind: str) -> np.ndarray:
-    """Give numbers [B], sets of labels [B, C] of 0 and 1, or classes [B]."""
+    """Return numbers [B], sets of labels [B, C] of 0 and 1, or classes [B]."""
     return {NUMBER: logits[..., 0], MULTI: (logits > 0).astype(int), SINGLE: logits.argmax(-1)}[kind]
 
 

@@ -58,7 +58,7 @@ def encode(rows: task.Row, *, tokenizer: Any, length: int, tags: list[str]) -> t
 
 
 def starts(word_ids: list[int | None]) -> dict[int, int]:
-    """Give the position of the first token of each word."""
+    """Return the position of the first token of each word."""
     found: dict[int, int] = {}
     for position, word in enumerate(word_ids):
         if word is not None:

@@ -40,7 +40,7 @@ def loaded(options: task.Options) -> datasets.DatasetDict:
 
 
 def listed(folder: Path) -> list[task.Row]:
-    """Give the rows of metadata.csv, or of folders named as labels; none where there is neither."""
+    """Return the rows of metadata.csv, or of folders named as labels; none where there is neither."""
     listing = folder / "metadata.csv"
     if not listing.is_file():
         return [{"audio": {"path": str(p)}, "label": p.parent.name} for p in sorted(folder.glob("*/*.wav"))]
@@ -52,7 +52,7 @@ def listed(folder: Path) -> list[task.Row]:
 
 
 def wave(audio: dict[str, Any], rate: int) -> np.ndarray:
-    """Give the samples of a recording as float32 [N] at `rate` samples a second, its channels mixed."""
+    """Return the samples of a recording as float32 [N] at `rate` samples a second, its channels mixed."""
     if audio.get("array") is not None:
         own_rate, samples = audio["sampling_rate"], np.asarray(audio["array"], dtype=np.float32)
     else:
@@ -68,7 +68,7 @@ def wave(audio: dict[str, Any], rate: int) -> np.ndarray:
 
 
 def with_waves(data: datasets.DatasetDict, *, rate: int, max_seconds: float | None) -> tuple[datasets.DatasetDict, int]:
-    """Give the data with a column `wave` for `audio`, and the most samples a row has.
+    """Return the data with a column `wave` for `audio`, and the most samples a row has.
 
     Rows of train and validation that are longer than `max_seconds` are left out; those of test are cut.
     """

@@ -25,14 +25,14 @@ from ipu_core.testing import kit
 
 
 def planned(family, name: str) -> None:
-    """Ask for a plan of training, or of inference where the class has no loss."""
+    """Check a plan of training, or of inference where the class has no loss."""
     model = kit.tiny_model(family, name)
     batch = sample_batch(model, batch_size=2, length=16)
     plan(to_pipelined(model, IPUConfig(layers_per_ipu=[-1, -1])), batch, "labels" not in batch)
 
 
 def exact(family, name: str) -> None:
-    """Ask for equality of training; some families compute a part in float32 whatever their weights are."""
+    """Check equality of training; some families compute a part in float32 whatever their weights are."""
     kit.exact(family, name, atol=kit.SINGLE_PRECISION)
 
 

@@ -19,7 +19,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 @pytest.fixture
 def module(monkeypatch):
-    """Give a module of the examples by its name, and leave none behind."""
+    """Return a module of the examples by its name, and leave none behind."""
     monkeypatch.syspath_prepend(str(EXAMPLES))
     before = set(sys.modules)
     yield importlib.import_module

@@ -13,7 +13,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def after(marker: str) -> list[str]:
-    """Give the fenced blocks after a heading."""
+    """Return the fenced blocks after a heading."""
     return re.findall(r"```(?:python)?\n(.*?)```", README.split(marker, 1)[1], re.DOTALL)
 
 

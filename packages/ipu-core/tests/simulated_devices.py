@@ -66,6 +66,6 @@ def _run(function, args, kwargs):
 
 
 def to_plain(value):
-    """Give the data of a tensor on any device."""
+    """Return the data of a tensor on any device."""
     value = value.detach()
     return value.held if isinstance(value, SimulatedTensor) else value

@@ -30,7 +30,7 @@ def bart():
 
 @pytest.fixture(scope="module", params=["llama", "bart"])
 def models(request):
-    """Give a model, its generator of rows and that of three beams, both of four tokens per call."""
+    """Return a model, its generator of rows and that of three beams, both of four tokens per call."""
     model = request.getfixturevalue(request.param)
     pipelined = to_pipelined(model, IPUConfig(layers_per_ipu=[-1, -1]))
     options = {"batch_size": 2, "max_length": 24, "prefill_chunk_size": 4, "tokens_per_call": 4}

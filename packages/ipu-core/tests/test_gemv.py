@@ -32,7 +32,7 @@ class Attention(torch.nn.Module):
 
 
 def lowered(module, *inputs):
-    """Give a module's graph, and the same for few rows, as functions of its parameters and inputs."""
+    """Return a module's graph, and the same for few rows, as functions of its parameters and inputs."""
     torch.manual_seed(0)
     program = torch.export.export(module, inputs).graph_module
     return program, with_decode_attention(with_gemv(program))

@@ -16,7 +16,7 @@ EOS = 7
 
 
 def lively(model):
-    """Give a model weights with which it does not say one token for ever."""
+    """Return a model weights with which it does not say one token for ever."""
     torch.manual_seed(0)
     for parameter in model.parameters():
         if parameter.dim() > 1:
@@ -46,7 +46,7 @@ def ids():
 
 
 def same(model, generator, *args, **options):
-    """Say whether both generate the same, from the same random numbers, and give what they do."""
+    """Return whether both generate the same, from the same random numbers, and give what they do."""
     results = []
     for which in (model, generator):
         torch.manual_seed(2)

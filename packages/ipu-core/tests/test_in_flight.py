@@ -20,7 +20,7 @@ ENDS = [EOS, *range(20, 26)]
 
 @pytest.fixture(scope="module", params=["llama-4", "bart-1"])
 def models(request):
-    """Give a model, its generator of rows and that of three beams, both of two groups of two sequences."""
+    """Return a model, its generator of rows and that of three beams, both of two groups of two sequences."""
     name, tokens_per_call = request.param.split("-")
     model = request.getfixturevalue(name)
     pipelined = to_pipelined(model, IPUConfig(layers_per_ipu=[-1, -1]))

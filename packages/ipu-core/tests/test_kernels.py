@@ -92,7 +92,7 @@ def test_packed_products_of_rows_whose_inputs_differ_by_far(bits):
 
 
 def attention(dtype=torch.float32):
-    """Give attention of kernels, that of torch, and how far apart they may be."""
+    """Return attention of kernels, that of torch, and how far apart they may be."""
     query, keys, values = made(2, 6, 20), made(2, 3, 37, 20, seed=1), made(2, 3, 37, 33, seed=2)
     mask = made(2, 1, 37, seed=3).masked_fill(made(2, 1, 37, seed=4) > 0.5, -torch.inf)
     given = [tensor.to(dtype) for tensor in (query, keys, values)]

@@ -51,7 +51,7 @@ def test_an_unknown_reduction_is_refused():
 
 
 def plain_gradients(cls, inputs):
-    """Give a plain model with the gradients of what it marks, found by what it computes it from."""
+    """Return a plain model with the gradients of what it marks, found by what it computes it from."""
     plain = make(cls).double()
     hidden = plain.layers[0](plain.inner(inputs["x"]))
     loss = (hidden.mean(-1) - inputs["y"]).pow(2).mean()

@@ -71,7 +71,7 @@ def batch_of(name="BertForMaskedLM", counts=(1, 3, 2)):
 
 
 def gathered(logits, batch, most=MOST):
-    """Give the logits of the positions the head sees, out of those of all."""
+    """Return the logits of the positions the head sees, out of those of all."""
     positions = masked_positions(batch["labels"], most)
     return logits.gather(1, positions[..., None].expand(-1, -1, logits.shape[-1]))
 

@@ -43,7 +43,7 @@ ODD = {
 
 
 def with_loss(base):
-    """Give a class of a base model that returns a loss as well."""
+    """Return a class of a base model that returns a loss as well."""
 
     class WithLoss(base):
         def forward(self, **inputs):

@@ -24,7 +24,7 @@ OBSERVED = {
     "stages_per_ipu": "test_host_schedules.py::test_layers_go_round_the_ipus_when_an_ipu_holds_several_stages",
     "embedding_serialization_factor": "test_sharded_vocabulary.py::test_a_factor_leaves_the_stages_as_they_are",
     "projection_serialization_factor": "test_sharded_vocabulary.py::test_a_factor_leaves_the_stages_as_they_are",
-    "serialized_embedding_splits_per_ipu": "test_sharded_vocabulary.py::test_embeddings_that_share_the_weight_are_split",
+    "serialized_embedding_splits_per_ipu": "test_sharded_vocabulary.py::test_embeddings_that_share_a_weight_are_split",
     "serialized_projection_splits_per_ipu": "test_sharded_vocabulary.py::test_an_untied_projection_is_split_alone",
     "max_masked_tokens": "test_masked_lm_head.py::test_the_plan_counts_a_head_of_so_many_tokens",
     "packed_rows": "test_sequence_packing.py::test_the_plan_counts_the_tokens_of_packed_rows",

@@ -108,7 +108,7 @@ def any_private(name):
 
 @pytest.fixture(scope="module")
 def known():
-    """Give the modules of all packages but the doors, our own private members, and those of upstream."""
+    """Return the modules of all packages but the doors, our own private members, and those of upstream."""
     trees = {file: ast.parse(file.read_text(encoding="utf-8")) for file in sorted(PACKAGES.glob("*/src/**/*.py"))}
     trees = {file: tree for file, tree in trees.items() if file.name not in DOORS}
     own = {name for tree in trees.values() for name in members(tree)}

@@ -44,7 +44,7 @@ def captured_for(model, batch, *, inference=False, **options):
 
 
 def sizes(captured, target, part=""):
-    """Give the sizes of what an operation makes in a module, leading ones first."""
+    """Return the sizes of what an operation makes in a module, leading ones first."""
     return [
         list(node.meta["val"].shape)
         for node in captured.graph.nodes

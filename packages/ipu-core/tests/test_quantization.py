@@ -69,7 +69,7 @@ def test_as_many_levels_as_there_are_integers_are_exact_wherever_they_lie(bits):
 
 
 def on_grid(kind, shape):
-    """Give weights as a GGUF file has them: in each group of 32 a step in float16 times an integer, and an offset."""
+    """Return weights as a GGUF file has them: in each group of 32 a step in float16 times an integer, and an offset."""
     generator = torch.Generator().manual_seed(3)
     groups = (*shape[:-1], shape[-1] // 32, 1)
     step = (torch.rand(groups, generator=generator) * 0.02 + 0.001).half().float()
@@ -113,7 +113,7 @@ def test_other_weights_are_on_no_grid():
 
 
 def from_gguf():
-    """Give a model of which some linear layers have weights of 4 and 8 bits, and some are as they were."""
+    """Return a model of which some linear layers have weights of 4 and 8 bits, and some are as they were."""
     model = lively(LlamaForCausalLM(LlamaConfig(**SIZE, **HEADS)))
     kinds = {
         "q_proj": "Q4_0",
@@ -195,7 +195,7 @@ def test_few_rows_are_an_operation_of_their_own(bits, rows):
 
 
 def rounded(model, weights, parts):
-    """Give a copy of a model of which the linear layers of some parts have weights that were quantized."""
+    """Return a copy of a model of which the linear layers of some parts have weights that were quantized."""
     model = copy.deepcopy(model)
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear) and name.startswith(parts):

@@ -153,7 +153,7 @@ def plain_outputs(model, batch):
 
 
 def at_tokens(logits, batch):
-    """Give the predictions that are about tokens, or those about examples."""
+    """Return the predictions that are about tokens, or those about examples."""
     return logits[batch["attention_mask"] == 1] if logits.shape[:2] == batch["attention_mask"].shape else logits
 
 

@@ -66,7 +66,7 @@ def model_and_batch(name, **changes):
 
 
 def configurations(is_tied):
-    """Give what can be asked of a model, on two IPUs and on one."""
+    """Return what can be asked of a model, on two IPUs and on one."""
     given = [{"embedding_serialization_factor": 4}, {"serialized_embedding_splits_per_ipu": [1, 2]}]
     if is_tied is not None:
         given += [
@@ -163,7 +163,7 @@ def test_the_rest_of_a_module_runs_where_its_last_shard_is():
     assert made.num_parameters == sum(p.numel() for p in model.parameters())
 
 
-def test_embeddings_that_share_the_weight_are_split():
+def test_embeddings_that_share_a_weight_are_split():
     stages = planned("T5ForConditionalGeneration", serialized_embedding_splits_per_ipu=[0, 2])
     shards = {path: ipu for ipu, modules in stages for path in modules if ".shards." in path}
     assert shards == {

@@ -14,7 +14,7 @@ QUANTIZED = "_quantized"
 
 
 def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
-    """Give the parameters under their names in transformers.
+    """Return the parameters under their names in transformers.
 
     Most are constants under their own names. The weight of a linear layer is stored transposed, under a name the
     exporter made up, and only the product that reads it is named after the layer.

@@ -76,7 +76,7 @@ def loss_and_gradients(model, batch, seed):
 
 
 def gradients(model):
-    """Give every gradient; a dropped layer of upstream's has none, which is one of zeros."""
+    """Return every gradient; a dropped layer of upstream's has none, which is one of zeros."""
     return {n: torch.zeros_like(p) if p.grad is None else p.grad.clone() for n, p in model.named_parameters()}
 
 

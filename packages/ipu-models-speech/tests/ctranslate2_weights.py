@@ -34,7 +34,7 @@ ENDS = {"/weight": ".weight", "/bias": ".bias", "/gamma": ".weight", "/beta": ".
 
 
 def read_whisper(folder: Path) -> transformers.WhisperForConditionalGeneration:
-    """Give the model of a folder with `model.bin` and `config.json`."""
+    """Return the model of a folder with `model.bin` and `config.json`."""
     state = dict(_renamed(_variables((folder / "model.bin").read_bytes())))
     model = transformers.WhisperForConditionalGeneration(_config(state))
     missing, unexpected = model.load_state_dict(state, strict=False)
@@ -44,7 +44,7 @@ def read_whisper(folder: Path) -> transformers.WhisperForConditionalGeneration:
 
 
 def _variables(data: bytes) -> dict[str, numpy.ndarray]:
-    """Give the variables of a file: its head, each with name, shape, type and bytes, then second names."""
+    """Return the variables of a file: its head, each with name, shape, type and bytes, then second names."""
     place = 0
 
     def take(form: str) -> int:
@@ -82,7 +82,7 @@ def _renamed(variables: dict[str, numpy.ndarray]):
 
 
 def _parts(name: str, value: torch.Tensor):
-    """Give a tensor under its name, or its equal parts under theirs: `{a,b}` in a name."""
+    """Return a tensor under its name, or its equal parts under theirs: `{a,b}` in a name."""
     inside = re.search(r"\{(.*)\}", name)
     if inside is None:
         yield name, value

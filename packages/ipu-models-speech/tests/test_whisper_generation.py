@@ -72,7 +72,7 @@ def generator(request, model):
 
 
 def recording(seconds):
-    """Give two recordings, the second of which is shorter, in windows of what an encoder hears at once."""
+    """Return two recordings, the second of which is shorter, in windows of what an encoder hears at once."""
     generator = torch.Generator().manual_seed(1)
     features = torch.randn(2, SIZE["num_mel_bins"], FRAMES * seconds, generator=generator)
     mask = torch.ones(2, FRAMES * seconds, dtype=torch.long)
@@ -81,7 +81,7 @@ def recording(seconds):
 
 
 def told(outputs):
-    """Give tokens, and for each segment when it is and what it says."""
+    """Return tokens, and for each segment when it is and what it says."""
     if isinstance(outputs, torch.Tensor):
         return outputs.tolist()
     segments = [

@@ -114,7 +114,7 @@ def test_a_users_optimizer_and_scheduler_drive_the_run(kind, options, deferred, 
 
 
 def _batches(path, count):
-    """Give the first batches a trainer sees: upstream's sampler draws from the seed of the run."""
+    """Return the first batches a trainer sees: upstream's sampler draws from the seed of the run."""
     seen = []
 
     class Seen(IPUTrainer):

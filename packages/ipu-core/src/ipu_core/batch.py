@@ -82,7 +82,7 @@ def _mismatch(came: str, compiled: str) -> BatchMismatchError:
 
 
 def micro_batch_size(batch: Mapping[str, Any], config: ExecutionConfig) -> int:
-    """Give the rows of one micro-batch of a combined batch.
+    """Return the rows of one micro-batch of a combined batch.
 
     Raises:
         BatchSizeError: tensors with different numbers of rows, a scalar, or rows that do not divide.
@@ -110,7 +110,7 @@ def micro_batch_size(batch: Mapping[str, Any], config: ExecutionConfig) -> int:
 
 
 def arithmetic(config: ExecutionConfig) -> str:
-    """Say how the factor between a micro-batch and a combined batch comes about."""
+    """Return how the factor between a micro-batch and a combined batch comes about."""
     names = ["replication_factor", "device_iterations"]
     if not config.inference:
         names.insert(1, "gradient_accumulation_steps")
@@ -140,7 +140,7 @@ def refuse_gradients_of_inputs(batch: Mapping[str, Any]) -> None:
 
 
 def rows_of(batch: Mapping[str, Any], start: int, stop: int) -> dict[str, Any]:
-    """Give some rows of a batch, as views; what is no tensor, or a scalar, is in every part."""
+    """Return some rows of a batch, as views; what is no tensor, or a scalar, is in every part."""
 
     def cut(tensor: torch.Tensor) -> torch.Tensor:
         return tensor[start:stop] if tensor.ndim else tensor
@@ -153,7 +153,7 @@ def rows_of(batch: Mapping[str, Any], start: int, stop: int) -> dict[str, Any]:
 
 
 def is_returned(iteration: int, config: ExecutionConfig) -> bool:
-    """Say whether a device iteration, counted from 0, has a part in what a call returns.
+    """Return whether a device iteration, counted from 0, has a part in what a call returns.
 
     >>> config = IPUConfig(device_iterations=4, output_mode="every_n", output_return_period=2).for_training()
     >>> [is_returned(iteration, config) for iteration in range(4)]

@@ -191,7 +191,7 @@ def _print_edits() -> bool:
 
 
 def _effects(file: Path) -> str:
-    """Say of every option whether the host engine gives it an effect, and what it means where it is changed."""
+    """List every option with its effect on the host engine, and what a changed one means."""
     from .config.ipu_config import IPUConfig
     from .config.options import OPTIONS, attribute_option
     from .engines.host import HOST
@@ -355,7 +355,7 @@ def _random_model(options: argparse.Namespace, *, device: str) -> PipelineMixin:
 
 
 def _registered(model_type: str | None) -> Family | None:
-    """Give the family of a model type; of an architecture of its own the module is imported, which registers it."""
+    """Return the family of a model type; of an architecture of its own the module is imported, which registers it."""
     import transformers
 
     family = installed().family(model_type) if model_type else None
@@ -365,7 +365,7 @@ def _registered(model_type: str | None) -> Family | None:
 
 
 def _model_class(name: str, family: Family | None) -> type[Any]:
-    """Give the class of transformers, or one of an architecture of a plugin's own."""
+    """Return the class of transformers, or one of an architecture of a plugin's own."""
     import transformers
 
     cls: type[Any] | None = getattr(transformers, name, None)

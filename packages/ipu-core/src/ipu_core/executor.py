@@ -138,7 +138,7 @@ class Executor:
         return with_memory(lowered, self._config, self._model, optimizer=self._planned_optimizer, loss=loss)
 
     def timeline(self) -> Timeline:
-        """Give what each stage did when, in the last update of the last call.
+        """Return what each stage did when, in the last update of the last call.
 
         The times are this process's: of a device that works by itself, such as "cuda:0", when work was handed to it.
         Waiting for it to be done would keep devices from working at the same time.
@@ -360,7 +360,7 @@ class _Compiled:
     order: tuple[Action, ...]
 
     def starts(self, weight: LossWeight) -> dict[str, float]:
-        """Give the values a backward pass starts from: the loss, or its terms where they have weights of their own."""
+        """Return the values a backward pass starts from: the loss, or its terms where these have their own weights."""
         assert self.loss is not None and self.lowered.terms is not None
         if not isinstance(weight, Mapping):
             return {self.loss: weight}
@@ -450,7 +450,7 @@ def plan(
     optimizer: torch.optim.Optimizer | type[torch.optim.Optimizer] | None = torch.optim.AdamW,
     loss: str | None = None,
 ) -> Plan:
-    """Say which modules sit on which IPU and what they hold, before anything runs.
+    """Return which modules sit on which IPU and what they hold, before anything runs.
 
     ::
 
@@ -500,7 +500,7 @@ def _ipu_config(model: Any) -> IPUConfig:
 
 
 def needs_closure(optimizer: torch.optim.Optimizer) -> bool:
-    """Say whether an optimizer's step evaluates the loss by itself, as that of L-BFGS does, several times."""
+    """Return whether an optimizer's step evaluates the loss by itself, as that of L-BFGS does, several times."""
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     return closure is not None and closure.default is inspect.Parameter.empty
 
@@ -544,7 +544,7 @@ def _brought_together(leaves: list[Any], batch: Mapping[str, Any]) -> list[Any]:
 
 
 def _selection(captured: Capture, loss: str | None, selected: Collection[str] | None) -> frozenset[int]:
-    """Give the indices of the selected output leaves; "loss" is the loss whatever the model calls it."""
+    """Return the indices of the selected output leaves; "loss" is the loss whatever the model calls it."""
     names = captured.named_outputs()
     if selected is not None and "loss" in selected and "loss" not in names:
         loss = loss or loss_value(captured)

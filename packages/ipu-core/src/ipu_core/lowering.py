@@ -113,7 +113,7 @@ def _seconds(
     *,
     loss: str | None,
 ) -> dict[str, float]:
-    """Give the estimated time of each operation, or the measured one of each module by its first operation."""
+    """Return the estimated time of each operation, or the measured one of each module by its first operation."""
     if config.cost_source == ESTIMATED:
         return estimated_seconds(captured)
     visits = visits_of(captured, Owners.of(model_layout, config, model).paths)
@@ -174,7 +174,7 @@ def _captured(model: PipelineMixin, config: ExecutionConfig, micro_batch: Mappin
 
 
 def _key(model: PipelineMixin, config: ExecutionConfig, micro_batch: Mapping[str, Any]) -> str:
-    """Tell what a capture depends on: the model, the kind of run, what the batch looks like."""
+    """Return a key of what a capture depends on: model, kind of run, shapes of the batch."""
     spec = BatchSpec.of(micro_batch)
     # What a view has of its own, and what only `generate` reads.
     ignored = {*model.own_attributes(), "generation_config"}
@@ -201,7 +201,7 @@ CUTS: dict[str, Any] = {
 
 
 def _layer_starts(model_layout: Layout) -> frozenset[str]:
-    """Give the entries where repeated layers begin, and where what follows them does."""
+    """Return the entries where repeated layers begin, and where what follows them does."""
     starts = set()
     before: Entry | None = None
     for entry in model_layout.entries:

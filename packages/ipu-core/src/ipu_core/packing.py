@@ -60,7 +60,7 @@ class Packing:
         return self.num_sequences / self.num_rows if self.packs else 0.0
 
     def rows_of(self, lengths: Sequence[int]) -> list[list[int]]:
-        """Give the sequences of each row, by their numbers in `lengths`, which are those that were packed."""
+        """Return the sequences of each row, by their numbers in `lengths`, which are those that were packed."""
         waiting: dict[int, list[int]] = defaultdict(list)
         for number, size in enumerate(lengths):
             waiting[size].append(number)
@@ -129,7 +129,7 @@ def _row_with_room(rows: Mapping[int, Sequence[object]], size: int, *, fullest_f
 
 
 def places(lengths: Sequence[int], *, rows: int, length: int) -> list[int] | None:
-    """Give the slot, row * length + column, where each sequence of a batch begins; None where they do not fit.
+    """Return the slot, row * length + column, where each sequence of a batch begins; None where they do not fit.
 
     >>> places([4, 3, 6, 2], rows=2, length=8)
     [8, 12, 0, 6]
@@ -152,7 +152,7 @@ def places(lengths: Sequence[int], *, rows: int, length: int) -> list[int] | Non
 def deal(
     lengths: Sequence[int], *, batch_size: int, rows: int, length: int, seed: int | str, drop_last: bool = True
 ) -> list[list[int]]:
-    """Give the sequences of each batch of one epoch, by number, such that every batch fits a grid of rows.
+    """Return the sequences of each batch of one epoch, by number, such that every batch fits a grid of rows.
 
     Batches are random, but have nearly equally many tokens each: sequences are dealt by length, and where a batch
     does not fit it swaps some with others. Of the incomplete last batch, the random rest, nothing is given with
@@ -176,7 +176,7 @@ def deal(
 def fewest_rows(
     lengths: Sequence[int], *, batch_size: int, length: int, seed: int | str = 0, drop_last: bool = True
 ) -> int:
-    """Give the fewest rows into which the batches of every epoch fit: with which three were dealt without swaps.
+    """Return the fewest rows into which the batches of every epoch fit: with which three were dealt without swaps.
 
     >>> fewest_rows([5, 3, 4, 4] * 10, batch_size=4, length=8)
     2

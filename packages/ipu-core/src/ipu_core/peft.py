@@ -20,25 +20,25 @@ KINDS = ("FOURIERFT", "IA3", "LN_TUNING", "LORA", "OFT", "VERA")
 
 
 def has_adapters(model: Any) -> bool:
-    """Say whether a model, or a class of models, is one of PEFT's."""
+    """Return whether a model, or a class of models, is one of PEFT's."""
     peft = sys.modules.get("peft")
     kinds = tuple(getattr(peft, name) for name in ("PeftModel", "PeftMixedModel") if hasattr(peft, name))
     return issubclass(model, kinds) if isinstance(model, type) else isinstance(model, kinds)
 
 
 def adapted(model: torch.nn.Module) -> Any:
-    """Give the transformers model that adapters were put into; a model without adapters is that itself."""
+    """Return the transformers model that adapters were put into; a model without adapters is that itself."""
     return model.get_base_model() if has_adapters(model) else model  # type: ignore[operator]
 
 
 def adapted_path(model: torch.nn.Module) -> str:
-    """Give the path of the transformers model that adapters were put into, "" for a model without adapters."""
+    """Return the path of the transformers model that adapters were put into, "" for a model without adapters."""
     inner = adapted(model)
     return next(path for path, module in model.named_modules() if module is inner)
 
 
 def beside(model: torch.nn.Module, path: str) -> Iterator[str]:
-    """Give the paths of the modules beside the way down to `path`, as a bank of vectors that adapters share."""
+    """Yield the paths of the modules beside the way down to `path`, as a bank of vectors that adapters share."""
     way = path.split(".") if path else []
     for depth, below in enumerate(way):
         prefix = ".".join(way[:depth])
@@ -47,7 +47,7 @@ def beside(model: torch.nn.Module, path: str) -> Iterator[str]:
 
 
 def forward_parameters(model: torch.nn.Module) -> Mapping[str, inspect.Parameter]:
-    """Give what the forward of a model takes; a PEFT model hands on what it is called with."""
+    """Return what the forward of a model takes; a PEFT model hands on what it is called with."""
     return inspect.signature(adapted(model).forward).parameters
 
 

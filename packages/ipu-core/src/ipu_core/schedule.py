@@ -116,12 +116,12 @@ class Simulation:
     peak_stash: tuple[int, ...]
 
     def in_order(self) -> list[Action]:
-        """Give all actions in the order of their starts: an order in which one process can run them."""
+        """Return all actions in the order of their starts: an order in which one process can run them."""
         return sorted(self.spans, key=lambda action: (self.spans[action], action.kind == FORWARD, action))
 
 
 def one_pass(num_stages: int) -> Iterator[Action]:
-    """Give the passes of one micro-batch: forward through every stage, and back."""
+    """Yield the passes of one micro-batch: forward through every stage, and back."""
     yield from (Action(stage, FORWARD, 0) for stage in range(num_stages))
     yield from (Action(stage, BACKWARD, 0) for stage in reversed(range(num_stages)))
 
@@ -169,7 +169,7 @@ def simulate(
 
 
 def needs(action: Action, num_stages: int, in_flight: int | None = None) -> Iterator[Action]:
-    """Give the actions whose results an action reads; `in_flight` is a schedule's."""
+    """Yield the actions whose results an action reads; `in_flight` is a schedule's."""
     if action.kind == FORWARD:
         if action.stage > 0:
             yield Action(action.stage - 1, FORWARD, action.micro_batch)
@@ -242,7 +242,7 @@ def decode_schedule(stage_ipus: Sequence[int], *, in_flight: int, num_tokens: in
 
 
 def looped(num_ipus: int, stages_per_ipu: int) -> tuple[int, ...]:
-    """Give the IPU of each stage when the stages go round the IPUs, as interleaving wants it.
+    """Return the IPU of each stage when the stages go round the IPUs, as interleaving wants it.
 
     >>> looped(2, 2)
     (0, 1, 0, 1)
@@ -271,7 +271,7 @@ class _Progress:
         done[action.stage] += 1
 
     def candidates(self) -> Iterator[Action]:
-        """Give the next forward and the next backward pass of each stage, where what they need is there."""
+        """Yield the next forward and the next backward pass of each stage, where what they need is there."""
         for stage in range(self.num_stages):
             for kind, done in ((FORWARD, self.forwards), (BACKWARD, self.backwards)):
                 action = Action(stage, kind, done[stage])

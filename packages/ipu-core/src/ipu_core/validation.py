@@ -128,7 +128,7 @@ def refuse_no_tensors(model: torch.nn.Module, given: Mapping[str, Any]) -> None:
 
 
 def _takes_tensors_alone(annotation: Any) -> bool:
-    """Say whether a parameter that is annotated so takes a tensor, and nothing else but None."""
+    """Return whether a parameter that is annotated so takes a tensor, and nothing else but None."""
     if annotation is inspect.Parameter.empty:
         return False
     text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)

@@ -151,7 +151,7 @@ class GroupBertLayer(GradientCheckpointingLayer):
         token_mask: torch.Tensor | None,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """Give the next hidden states, [B, L, D]."""
+        """Return the next hidden states, [B, L, D]."""
         hidden_states = self.first_feed_forward(self.convolution(hidden_states, token_mask))
         hidden_states, _ = self.attention(hidden_states, attention_mask, **kwargs)
         return self.second_feed_forward(hidden_states)

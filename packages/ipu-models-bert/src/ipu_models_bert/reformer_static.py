@@ -19,7 +19,7 @@ REFORMER = "transformers.models.reformer.modeling_reformer"
 
 
 def rotations_of(seed: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """Give what ``torch.manual_seed(seed); torch.randn(shape, dtype=dtype)`` does, as a constant while capturing."""
+    """Return what ``torch.manual_seed(seed); torch.randn(shape, dtype=dtype)`` does, as a constant while capturing."""
     with without_modes():
         return torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
 

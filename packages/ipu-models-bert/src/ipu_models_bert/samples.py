@@ -9,7 +9,7 @@ from ipu_core.samples import Draw
 
 
 def replaced_tokens(model: Any, batch: dict[str, Any], draw: Draw) -> dict[str, Any]:
-    """Say of each token whether it was replaced, [B, L], where a batch is for ELECTRA's discriminator."""
+    """Return labels [B, L] for ELECTRA's discriminator: whether each token was replaced."""
     if "labels" not in batch or not type(model).__name__.endswith("ForPreTraining"):
         return batch
     return {**batch, "labels": draw.integers(2, *batch["input_ids"].shape)}

@@ -56,7 +56,7 @@ LAST_END = (
 
 
 def equal_ends(model: Any, config: Any, batch: Mapping[str, Any]) -> None:
-    """Ask that every row of a batch to classify has as many end-of-sequence tokens, and at least one.
+    """Check that every row of a batch to classify has as many end-of-sequence tokens, and at least one.
 
     Raises:
         ValueError: the numbers differ, or one is 0.

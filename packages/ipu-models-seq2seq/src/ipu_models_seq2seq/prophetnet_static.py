@@ -25,7 +25,7 @@ LABELS_ASKED_BEFORE = Edit(
 
 
 def positive_labels(model: Any, config: Any, batch: Mapping[str, Any]) -> None:
-    """Ask that labels are ids, or the label that counts nothing.
+    """Check that labels are ids, or the label that counts nothing.
 
     Raises:
         ValueError: one is another negative number.

@@ -14,7 +14,7 @@ NUM_CHOICES = 2
 
 
 def with_choices(model: Any, batch: dict[str, Any], draw: Draw) -> dict[str, Any]:
-    """Give GPT-2 with two heads choices, [B, C, L], where each is read from, [B, C], and the right one, [B]."""
+    """Return GPT-2 with two heads choices, [B, C, L], where each is read from, [B, C], and the right one, [B]."""
     if not type(model).__name__.endswith("DoubleHeadsModel"):
         return batch
     choices = {

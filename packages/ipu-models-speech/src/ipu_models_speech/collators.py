@@ -88,7 +88,7 @@ def spec_augment_masks(model: Any, batch: dict[str, Any]) -> dict[str, torch.Ten
 
 
 def _sizes(model: Any, batch: dict[str, Any]) -> tuple[int, int, int, torch.Tensor | None]:
-    """Give rows, features, frames, and which frames are no padding."""
+    """Return rows, features, frames, and which frames are no padding."""
     if "input_features" in batch:
         rows, num_features, frames = batch["input_features"].shape
         return rows, num_features, frames, batch.get("attention_mask")

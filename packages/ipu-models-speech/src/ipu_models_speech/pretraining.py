@@ -66,7 +66,7 @@ def temperature_as_input(model: Any, config: Any) -> Iterator[None]:
 
 
 def temperature_given(model: Any, config: Any, batch: Mapping[str, Any]) -> None:
-    """Ask that a batch to pre-train with says the temperature.
+    """Check that a batch to pre-train with says the temperature.
 
     Raises:
         ValueError: it does not.

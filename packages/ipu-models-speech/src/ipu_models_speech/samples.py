@@ -13,7 +13,7 @@ from .pretraining import TEMPERATURE
 
 
 def for_pretraining(model: Any, batch: dict[str, Any], draw: Draw) -> dict[str, Any]:
-    """Say which frames are masked, [B, T], their negatives, [B, T, N], and the temperature, [B]."""
+    """Return which frames are masked, [B, T], their negatives, [B, T, N], and the temperature, [B]."""
     if not type(model).__name__.endswith("ForPreTraining"):
         return batch
     frames = num_frames(model, batch["input_values"].shape[-1])

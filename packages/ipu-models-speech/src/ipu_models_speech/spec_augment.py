@@ -53,7 +53,7 @@ def masks_as_inputs(model: Any, config: Any) -> Iterator[None]:
 
 
 def masks_given(model: Any, config: Any, batch: Mapping[str, Any]) -> None:
-    """Ask that a training batch has the masks its model's configuration asks for, and no other.
+    """Check that a training batch has the masks its model's configuration asks for, and no other.
 
     Raises:
         ValueError: one is missing, or nothing is to be masked.

@@ -29,7 +29,7 @@ def ctc_loss(
     ignore_index: int = IGNORED,
     **kwargs: Any,
 ) -> torch.Tensor:
-    """Give the loss transformers' `ForCTCLoss` gives, without a shape that depends on the labels.
+    """Return the loss transformers' `ForCTCLoss` gives, without a shape that depends on the labels.
 
     Args:
         logits: [B, F, V].
@@ -64,7 +64,7 @@ def _losses(
     blank: int,
     zero_infinity: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Give the loss of each row, [B], and its gradient, [F, B, V]."""
+    """Return the loss of each row, [B], and its gradient, [F, B, V]."""
     lengths = (num_frames.tolist(), num_labels.tolist())
     losses, alpha = CTC_LOSS(log_probs, targets, *lengths, blank, zero_infinity)
     gradient = CTC_LOSS_BACKWARD(
@@ -134,7 +134,7 @@ RANGE_ASKED_BEFORE = tuple(
 
 
 def labels_in_range(model: Any, config: Any, batch: Mapping[str, Any]) -> None:
-    """Ask that the labels of a batch to transcribe are ids of the vocabulary.
+    """Check that the labels of a batch to transcribe are ids of the vocabulary.
 
     Raises:
         ValueError: one is not.

@@ -15,7 +15,7 @@ NUM_REGIONS = 4
 
 
 def text_and_images(model: Any, batch: dict[str, Any], draw: Draw) -> dict[str, Any]:
-    """Give CLIP an image for each text, [B, channels, height, width], and ask it to compare them."""
+    """Return CLIP an image for each text, [B, channels, height, width], and ask it to compare them."""
     if "input_ids" not in batch:
         return batch
     config = model.config.vision_config
@@ -24,7 +24,7 @@ def text_and_images(model: Any, batch: dict[str, Any], draw: Draw) -> dict[str, 
 
 
 def with_regions(model: Any, batch: dict[str, Any], draw: Draw) -> dict[str, Any]:
-    """Give LXMERT regions of images, [B, R, D], and where they are, [B, R, 4]; its labels, where a batch has any."""
+    """Return LXMERT regions of images, [B, R, D], and where they are, [B, R, 4]; its labels, where a batch has any."""
     config = model.config
     batch = {
         **batch,
@@ -43,7 +43,7 @@ def with_regions(model: Any, batch: dict[str, Any], draw: Draw) -> dict[str, Any
 
 
 def _objects(config: Any, draw: Draw) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Give what each region shows, its attribute and its features, each with how sure that is, [B, R]."""
+    """Return what each region shows, its attribute and its features, each with how sure that is, [B, R]."""
     regions = (draw.batch_size, NUM_REGIONS)
     sure = torch.ones(regions)
     return {

@@ -138,7 +138,7 @@ class IPUTrainingArguments(TrainingArguments):
         return factors
 
     def configure(self, ipu_config: IPUConfig) -> IPUConfig:
-        """Give the configuration that these arguments and `ipu_config` ask for together.
+        """Return the configuration that these arguments and `ipu_config` ask for together.
 
         Raises:
             IncompatibleIPUConfigError: `n_ipu` is not a multiple of the IPUs one replica needs.
@@ -166,7 +166,7 @@ class IPUTrainingArguments(TrainingArguments):
         return ipu_config.replace(**changes)
 
     def for_pipeline(self, ipu_config: IPUConfig) -> Self:
-        """Give a copy that counts combined batches, as the training loop sees them.
+        """Return a copy that counts combined batches, as the training loop sees them.
 
         What the engine does by itself is off in it: accumulation, and the recomputation of layers.
         """

@@ -112,14 +112,14 @@ class CompleteCheckpoints(TrainerHooks):
 
 
 def digest_of(path: Path) -> str:
-    """Give the SHA-256 of a file."""
+    """Return the SHA-256 of a file."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @contextlib.contextmanager
 def aside(directory: Path) -> Iterator[Path]:
-    """Give a folder to write in beside what `directory` holds; what is left in it at the end is removed."""
+    """Return a folder to write in beside what `directory` holds; what is left in it at the end is removed."""
     clear_leftovers(directory)
     folder = directory / ASIDE
     folder.mkdir(parents=True)
@@ -183,7 +183,7 @@ def _rank(name: str) -> tuple[int, str]:
 
 
 def surplus(directory: Path, limit: int | None, best: str | None) -> list[Path]:
-    """Give the checkpoints beyond `limit`, the oldest first; neither the latest one nor the best."""
+    """Return the checkpoints beyond `limit`, the oldest first; neither the latest one nor the best."""
     found = [Path(path) for path in sort_checkpoints(str(directory), use_mtime=True)]
     kept = {*found[-1:], *([Path(best)] if best is not None else [])}
     number = len(found) - max(limit, len(kept)) if limit is not None and limit > 0 else 0
@@ -208,7 +208,7 @@ def on_disk(path: Path, *, recursive: bool = True) -> None:
 
 @contextlib.contextmanager
 def _told(made: Path, directory: Path) -> Iterator[None]:
-    """Say of what fails inside the block that it is not there, and which checkpoint of `directory` is."""
+    """Re-raise what fails inside the block as a missing checkpoint, naming those of `directory`."""
     try:
         yield
     except Exception as error:

@@ -71,7 +71,7 @@ class Evaluator(CalledAsModel):
         return _joined(outputs, torch.tensor(micro_sizes), scalars)
 
     def _piece(self, batch: Mapping[str, Any], start: int, stop: int, micro_size: int) -> dict[str, Any]:
-        """Give some rows, with what each of their micro-batches needs besides."""
+        """Return some rows, with what each of their micro-batches needs besides."""
         if self._prepare is None:
             return rows_of(batch, start, stop)
         parts = [self._prepare(rows_of(batch, first, first + micro_size)) for first in range(start, stop, micro_size)]
@@ -81,7 +81,7 @@ class Evaluator(CalledAsModel):
         }
 
     def _pieces(self, num_rows: int) -> Iterator[tuple[int, int]]:
-        """Give (rows of a micro-batch, micro-batches) of each call: whole combined batches first, then the rest."""
+        """Yield (rows of a micro-batch, micro-batches) of each call: whole combined batches first, then the rest."""
         factor = self._config.batch_size_factor
         whole, rest = divmod(num_rows, self._micro_batch_size * factor)
         yield from [(self._micro_batch_size, factor)] * whole
@@ -109,7 +109,7 @@ class Evaluator(CalledAsModel):
 
 
 def _shapes(micro_size: int, batch: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Tell apart what needs graphs of its own."""
+    """Return a key: batches with other keys need graphs of their own."""
     return micro_size, *sorted(batch)
 
 
@@ -131,7 +131,7 @@ def _joined(outputs: list[Any], micro_sizes: torch.Tensor, scalars: frozenset[in
 
 
 def _scalars(captured: Capture) -> frozenset[int]:
-    """Give the leaves of the output that a micro-batch has one number of, such as its loss."""
+    """Return the leaves of the output that a micro-batch has one number of, such as its loss."""
     values = {node.name: node.meta.get("val") for node in captured.graph.nodes}
     leaves = [values.get(name) if isinstance(name, str) else None for name in captured.outputs]
     return frozenset(i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor) and leaf.ndim == 0)

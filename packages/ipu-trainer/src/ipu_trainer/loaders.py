@@ -48,7 +48,7 @@ class CombinedBatchLoaders(TrainerHooks):
             return super().get_test_dataloader(test_dataset)
 
     def evaluation_names(self) -> list[str | None]:
-        """Give the names of the evaluation sets: that of a single one is None."""
+        """Return the names of the evaluation sets: that of a single one is None."""
         if self.eval_dataset is None:
             return []
         return list(self.eval_dataset) if isinstance(self.eval_dataset, dict) else [None]

@@ -57,7 +57,7 @@ class LossScale:
         return True
 
     def state_dict(self) -> dict[str, float]:
-        """Give what a checkpoint keeps."""
+        """Return what a checkpoint keeps."""
         return {"value": self.value, "num_finite": self.num_finite}
 
     def load_state_dict(self, state: dict[str, float]) -> None:

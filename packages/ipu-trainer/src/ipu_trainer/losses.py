@@ -28,7 +28,7 @@ ComputeLoss = Callable[..., torch.Tensor]
 
 
 def loss_rewrites(model: torch.nn.Module, args: TrainingArguments, compute_loss: ComputeLoss | None) -> list[Rewrite]:
-    """Give what makes a model compute the loss that is asked for: one's own, a smoothed one, or none for its own.
+    """Return what makes a model compute the loss that is asked for: one's own, a smoothed one, or none for its own.
 
     Raises:
         ValueError: labels are to be smoothed, and the model has none.
@@ -50,7 +50,7 @@ def loss_rewrites(model: torch.nn.Module, args: TrainingArguments, compute_loss:
 
 
 def predicts_next(model: torch.nn.Module) -> bool:
-    """Say whether a model's loss compares each position with the next label, so that a row's first counts nothing."""
+    """Return whether a model's loss compares positions with the next label, so that a row's first has no loss."""
     is_decoder = not getattr(getattr(model, "config", None), "is_encoder_decoder", False)
     return is_decoder and bool(_names(model) & set(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()))
 

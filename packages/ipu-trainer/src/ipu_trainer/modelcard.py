@@ -32,7 +32,7 @@ class IPUTrainingSummary(TrainingSummary):
 
 
 def _task(model: Any) -> str | None:
-    """Give the hub's tag of the task a model is for, by the names of its classes."""
+    """Return the hub's tag of the task a model is for, by the names of its classes."""
     names = {cls.__name__ for cls in type(adapted(model)).__mro__ if not issubclass(cls, PipelineMixin)}
     found = None
     for task, mapping in TASK_MAPPING.items():

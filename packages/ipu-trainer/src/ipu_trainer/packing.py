@@ -58,7 +58,7 @@ class PackingCollator:
             object.__setattr__(self, "collator", inner)
 
     def __call__(self, features: list[Any]) -> dict[str, Any]:
-        """Give a batch of any number of micro-batches, the last of which may be incomplete."""
+        """Return a batch of any number of micro-batches, the last of which may be incomplete."""
         batch = self.collator(features)
         mask = batch.get("attention_mask")
         lengths = (torch.ones_like(batch["input_ids"]) if mask is None else mask != 0).sum(dim=1).tolist()
@@ -101,7 +101,7 @@ class PackedSampler(torch.utils.data.Sampler[int]):
         self.seed, self.drop_last, self.epoch = seed, drop_last, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch the next pass is."""
+        """Set which epoch the next pass is."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -121,7 +121,7 @@ class PackedSampler(torch.utils.data.Sampler[int]):
 
 
 def lengths_of(data: Any) -> list[int]:
-    """Give the number of tokens of each example of a data set: where its mask is not 0, or all of `input_ids`.
+    """Return the number of tokens of each example of a data set: where its mask is not 0, or all of `input_ids`.
 
     Raises:
         PackingError: the data set has no length, or an example no `input_ids`.

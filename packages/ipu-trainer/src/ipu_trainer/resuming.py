@@ -194,7 +194,7 @@ def refuse_another_model(directory: Path, model: Any) -> None:
 
 
 def _adapter_folder(directory: Path, model: Any) -> Path:
-    """Give the folder of the active adapter: PEFT writes the one called `default` beside the others' folders."""
+    """Return the folder of the active adapter: PEFT writes the one called `default` beside the others' folders."""
     name = model.active_adapters[0]
     return directory / name if (directory / name).is_dir() else directory
 
@@ -261,7 +261,7 @@ def _adapter_differences(folder: Path, model: Any) -> Iterator[str]:
 
 
 def _plain(value: Any) -> Any:
-    """Give a setting as it reads: sets in order, each name once."""
+    """Return a setting as it reads: sets in order, each name once."""
     return sorted(set(value)) if isinstance(value, (list, set, tuple)) else getattr(value, "value", value)
 
 
@@ -283,7 +283,7 @@ def _shape_differences(there: Mapping[str, list[int]], model: Any) -> Iterator[s
 
 
 def _shapes(model: Any) -> tuple[dict[str, list[int]], dict[str, set[str]]]:
-    """Give the shapes of what a checkpoint of `model` holds, and for each name the others of the same tensor."""
+    """Return the shapes of what a checkpoint of `model` holds, and for each name the others of the same tensor."""
     if has_adapters(model):
         state = importlib.import_module("peft").get_peft_model_state_dict(model, adapter_name=model.active_adapters[0])
     else:
@@ -295,7 +295,7 @@ def _shapes(model: Any) -> tuple[dict[str, list[int]], dict[str, set[str]]]:
 
 
 def _saved_state(model: Any) -> dict[str, torch.Tensor]:
-    """Give tensors without data, one for each of the model's, under the names that `save_pretrained` writes."""
+    """Return tensors without data, one for each of the model's, under the names that `save_pretrained` writes."""
     left_out = names_not_saved(model)
     state = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if name not in left_out}
     without_data = {id(tensor): tensor.detach().to("meta") for tensor in state.values()}
@@ -306,7 +306,7 @@ def _saved_state(model: Any) -> dict[str, torch.Tensor]:
 
 
 def saves_under_own_names(model: Any) -> bool:
-    """Say whether a model's checkpoints have the names of its tensors; upstream's trainer loads no others."""
+    """Return whether a model's checkpoints have the names of its tensors; upstream's trainer loads no others."""
     return has_adapters(model) or _saved_state(model).keys() <= model.state_dict().keys()
 
 
@@ -424,7 +424,7 @@ def loaded(path: Path) -> Any:
 
 
 def tell_of_other_rows(directory: Path, state: TrainerState, rows: int) -> None:
-    """Say in the log when a step takes another number of rows than it did, so that other rows count as seen."""
+    """Log when a step takes another number of rows than it did, so that other rows count as seen."""
     before = state.train_batch_size
     if before is None or before == rows:
         return

@@ -223,7 +223,7 @@ class IPUTrainer(CompleteCheckpoints, CheckedResume, PackedBatchLoaders):
         return (self.training_executor.update_loss / self.loss_scale.value).to(losses.dtype)
 
     def _shares(self, counts: list[list[float]]) -> list[dict[str, float]]:
-        """Give the weights with which micro-batches of so many items train as one batch of all their rows."""
+        """Return the weights with which micro-batches of so many items train as one batch of all their rows."""
         terms = self.training_executor.terms
         # Upstream averages the losses of micro-batches, but where it takes them to be divided by all items already.
         adds_up = self.compute_loss_func is not None or self._compute_loss is not None

@@ -12,7 +12,7 @@ from .._torch import schema_of
 
 
 def aliases(nodes: Iterable[torch.fx.Node]) -> dict[torch.fx.Node, torch.fx.Node]:
-    """Give, for each value that shares memory with an earlier one, the earliest of them."""
+    """Map each value that shares memory with earlier ones to the earliest of them."""
     roots: dict[torch.fx.Node, torch.fx.Node] = {}
     for node in nodes:
         for value, _ in shared(node):
@@ -24,12 +24,12 @@ def aliases(nodes: Iterable[torch.fx.Node]) -> dict[torch.fx.Node, torch.fx.Node
 
 
 def written(node: torch.fx.Node) -> list[torch.fx.Node]:
-    """Give the arguments an operation changes in place."""
+    """Return the arguments an operation changes in place."""
     return [value for value, is_write in shared(node) if is_write]
 
 
 def shared(node: torch.fx.Node) -> list[tuple[torch.fx.Node, bool]]:
-    """Give the arguments whose memory an operation's result shares, and whether it writes to it."""
+    """Return the arguments whose memory an operation's result shares, and whether it writes to it."""
     schema = schema_of(node.target)
     if schema is None:
         return []

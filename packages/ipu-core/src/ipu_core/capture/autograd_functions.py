@@ -64,7 +64,7 @@ def functions_as_operators(model_name: str) -> Iterator[None]:
 
 
 def is_function(node: torch.fx.Node) -> bool:
-    """Say whether an operation is such an operator, which only the process that made it has."""
+    """Return whether an operation is such an operator, which only the process that made it has."""
     return isinstance(node.target, OpOverload) and node.target.namespace == NAMESPACE
 
 
@@ -96,7 +96,7 @@ class _Output:
     is_differentiable: bool = True
 
     def given(self, results: Iterator[torch.Tensor]) -> Any:
-        """Give it, a tensor as the next of an operator's results."""
+        """Return it, a tensor as the next of an operator's results."""
         if not self.is_tensor:
             return self.value
         return next(results) if self.is_differentiable else next(results).detach()
@@ -191,7 +191,7 @@ _OPERATORS: list[tuple[_Call, Any]] = []
 
 
 def _operator(call: _Call) -> tuple[_Call, Any]:
-    """Give the operator of a call, the same for calls of one function that differ in their tensors alone."""
+    """Return the operator of a call, the same for calls of one function that differ in their tensors alone."""
     for known, operator in _OPERATORS:
         if known.is_like(call):
             return known, operator
@@ -286,7 +286,7 @@ def _output(context: _Context, value: Any) -> _Output:
 
 
 def _has_setup(function: type[Function]) -> bool:
-    """Say whether a function's forward has no context, and another method of it fills one."""
+    """Return whether a function's forward has no context, and another method of it fills one."""
     return function.setup_context is not Function.setup_context
 
 

@@ -87,7 +87,7 @@ class Capture:
         return self.graph_module.graph
 
     def named_outputs(self) -> dict[str, list[int]]:
-        """Give the indices of the output leaves under each name; a bare tensor or tuple has the names "0", "1", ..."""
+        """Map names to indices of output leaves; a bare tensor or tuple has the names "0", "1", ..."""
         structure = pytree.tree_unflatten(list(range(len(self.outputs))), self.output_spec)
         if isinstance(structure, Mapping):
             return {str(name): pytree.tree_leaves(value) for name, value in structure.items()}
@@ -136,18 +136,18 @@ def capture(model: torch.nn.Module, batch: Mapping[str, Any], *, training: bool)
 
 
 def _without_values(tensor: torch.Tensor) -> torch.Tensor:
-    """Give a tensor that looks like another one: of a view the tracer keeps more, for as long as its base lives."""
+    """Return a tensor that looks like another one: of a view the tracer keeps more, for as long as its base lives."""
     made = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
     return made.requires_grad_(tensor.requires_grad)
 
 
 def node_runs(node: torch.fx.Node) -> list[str]:
-    """Give the runs of modules that an operation is part of, the innermost last: `path`, its second run `path@1`."""
+    """Return the runs of modules that an operation is part of, the innermost last: `path`, its second run `path@1`."""
     return [run for run, _ in (node.meta.get("nn_module_stack") or {}).values()]
 
 
 def module_of(run: str) -> str:
-    """Give the path of the module that runs.
+    """Return the path of the module that runs.
 
     >>> module_of("encoder.layer@2")
     'encoder.layer'
@@ -156,7 +156,7 @@ def module_of(run: str) -> str:
 
 
 def node_entry(node: torch.fx.Node, paths: Collection[str]) -> str | None:
-    """Give what an operation runs in, the innermost one of `paths`: modules, or single runs of modules.
+    """Return what an operation runs in, the innermost one of `paths`: modules, or single runs of modules.
 
     A module whose parts are called without it, as `layer.forward(x)` does, is where its parts run.
     """
@@ -222,7 +222,7 @@ _SLICED = re.compile(r"\.slice\((\S+), (\S+), (\S+)\)\.(\d+)")
 
 
 def _unsliced(path: str, model: torch.nn.Module) -> str:
-    """Give the path of a member of `layers[:3]` in `layers`: of a model with shared modules the tracer names slices."""
+    """Return the path in `layers` of a member of `layers[:3]`: the tracer names slices where modules are shared."""
     while (match := _SLICED.search(path)) is not None:
         before, after = path[: match.start()], path[match.end() :]
         *bounds, index = map(ast.literal_eval, match.groups())
@@ -232,7 +232,7 @@ def _unsliced(path: str, model: torch.nn.Module) -> str:
 
 
 def _copies_to_itself(node: torch.fx.Node) -> bool:
-    """Say whether it is what `self.count += 1` leaves behind: a copy of a tensor to itself, after it was changed."""
+    """Return whether it is what `self.count += 1` leaves behind: a copy of a tensor to itself, after it was changed."""
     if node.target is not torch.ops.aten.copy_.default:
         return False
     target, value = node.args[:2]

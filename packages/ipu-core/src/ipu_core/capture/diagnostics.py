@@ -24,7 +24,7 @@ REMEDY = (
 
 
 def export_error(model: torch.nn.Module, inputs: Mapping[str, Any]) -> Exception | None:
-    """Give what the plain forward raises for `inputs`, None where it takes them, or there are no values to run it on.
+    """Return what the plain forward raises for `inputs`, None where it takes them, or there are no values to run it on.
 
     Buffers, gradients and random generators are left as they were.
     """
@@ -42,7 +42,7 @@ def export_error(model: torch.nn.Module, inputs: Mapping[str, Any]) -> Exception
 
 @contextlib.contextmanager
 def _as_it_was(model: torch.nn.Module) -> Iterator[None]:
-    """Give buffers and gradients their values back."""
+    """Return buffers and gradients their values back."""
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     for parameter, _ in gradients:
@@ -58,7 +58,7 @@ def _as_it_was(model: torch.nn.Module) -> Iterator[None]:
 
 
 def explained(name: str, error: Exception) -> str:
-    """Say where a model's forward stopped being a static graph, and what can be done."""
+    """Return where a model's forward stopped being a static graph, and what can be done."""
     place, source = _place_of(error)
     at = f" at {place}" if place else ""
     if isinstance(error, GuardOnDataDependentSymNode):
@@ -73,7 +73,7 @@ def explained(name: str, error: Exception) -> str:
 
 
 def _place_of(error: Exception) -> tuple[str, str]:
-    """Give the file, line and source of the innermost call outside torch and this package."""
+    """Return the file, line and source of the innermost call outside torch and this package."""
     ours = [str(Path(module.__file__ or "").parent) for module in (torch, sys.modules[__package__.partition(".")[0]])]
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(tuple(ours))]
     if not frames:
@@ -85,6 +85,6 @@ def _place_of(error: Exception) -> tuple[str, str]:
 
 
 def _shown(filename: str) -> str:
-    """Give a file's path as it is imported, so that a message tells nothing about a machine."""
+    """Return a file's path as it is imported, so that a message tells nothing about a machine."""
     roots = [root for root in sys.path if root and Path(filename).is_relative_to(root)]
     return str(Path(filename).relative_to(max(roots, key=len))) if roots else Path(filename).name

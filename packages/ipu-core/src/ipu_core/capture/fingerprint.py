@@ -32,7 +32,7 @@ class NoFingerprint(Exception):
 
 
 def fingerprint(model: torch.nn.Module, *other: Any, ignored: Collection[str] = ()) -> str:
-    """Give a key of letters and digits for a model and other values its capture depends on.
+    """Return a key of letters and digits for a model and other values its capture depends on.
 
     Args:
         model: the model.
@@ -84,7 +84,7 @@ class _Teller:
         yield list(classes.values())
 
     def told(self, value: Any, where: str, above: tuple[int, ...] = ()) -> Any:
-        """Give plain values that tell a value's content."""
+        """Return plain values that tell a value's content."""
         if value is None or value is ... or isinstance(value, (bool, int, float, complex, str, bytes, enum.Enum)):
             return repr(value)
         if isinstance(value, (torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size, slice, range)):
@@ -123,7 +123,7 @@ class _Teller:
         raise NoFingerprint(f"`{where}` is a {type(value).__name__}, whose content cannot be told")
 
     def _class(self, kind: type[Any]) -> Any:
-        """Tell a class by its source file; one without a file, of a notebook say, by its functions."""
+        """Reduce a class to its source file; without a file, in a notebook for example, to its functions."""
         source = _source(kind.__module__)
         functions = {} if source else {n: v for n, v in vars(kind).items() if isinstance(v, FunctionType)}
         return _qualified(kind), source, [(name, self._code(function, ())) for name, function in functions.items()]
@@ -136,7 +136,7 @@ class _Teller:
 
 
 def _source(module: str) -> str:
-    """Give the digest of a module's file, "" where it has none; installed packages count too: they may be edited."""
+    """Return the digest of a module's file, "" where it has none; installed packages count too: they may be edited."""
     file = getattr(sys.modules.get(module), "__file__", None)
     return _file_digest(file) if file and Path(file).is_file() else ""
 

@@ -17,7 +17,7 @@ from .side_effects import in_this_thread
 
 
 def graph_module(root: Any, graph: torch.fx.Graph) -> torch.fx.GraphModule:
-    """Give a graph as a module; its code is made at the first call.
+    """Return a graph as a module; its code is made at the first call.
 
     Args:
         root: the module, or the mapping by names, that has what the graph gets.

@@ -151,7 +151,7 @@ class Snapshot:
         self._live, self._kept = [live for live, _ in parts], [kept for _, kept in parts]
 
     def holds(self, changes: object) -> bool:
-        """Say whether nothing at all is different; where it is not sure, that something is."""
+        """Return whether nothing at all is different; where it is not sure, that something is."""
         try:
             return (
                 changes is self._changes
@@ -167,7 +167,7 @@ class Snapshot:
             return False
 
     def _has_no_new_hook(self) -> bool:
-        """Say whether no hook was registered on any of the modules since: torch numbers all hooks of the process."""
+        """Return whether no hook was registered on any of the modules since: torch numbers all hooks of the process."""
         if RemovableHandle.next_id == self._hooks:
             return True
         if any(len(_hooks(module)) != len(self.hooks[path]) for path, module in self.modules.items()):
@@ -178,7 +178,7 @@ class Snapshot:
     def differences(
         self, now: Snapshot, *, reads: Mapping[str, Collection[str]], writes: Collection[str]
     ) -> Iterator[str]:
-        """Give what a graph of then cannot know of `now`, a sentence each.
+        """Yield what a graph of then cannot know of `now`, a sentence each.
 
         Args:
             now: a later snapshot.
@@ -235,7 +235,7 @@ class Snapshot:
                     yield f"`{path}.{name}` is {_shown(pair[1])}, and was {_shown(pair[0])}"
 
     def _values(self, path: str) -> dict[str, Any]:
-        """Give the attributes of a configuration as they were."""
+        """Return the attributes of a configuration as they were."""
         live = vars(self.configurations[path])
         return next(kept for one, kept in zip(self._live, self._kept, strict=True) if one is live)
 
@@ -306,7 +306,7 @@ def _recorded_writes() -> Iterator[set[tuple[int, str]]]:
 
 
 def configurations(model: torch.nn.Module) -> dict[str, PreTrainedConfig]:
-    """Give the configurations of a model and its modules, those within others too, each by the first path it has."""
+    """Return the configurations of a model and its modules, those within others too, each by the first path it has."""
     found: dict[str, PreTrainedConfig] = {}
     seen: set[int] = set()
 
@@ -324,7 +324,7 @@ def configurations(model: torch.nn.Module) -> dict[str, PreTrainedConfig]:
 
 
 def _attributes(module: torch.nn.Module) -> dict[str, Any]:
-    """Give what a forward may read of a module, but what torch keeps of it."""
+    """Return what a forward may read of a module, but what torch keeps of it."""
     return {
         name: copy.copy(value) if isinstance(value, (dict, list, set)) else value
         for name, value in vars(module).items()
@@ -336,7 +336,7 @@ def _attributes(module: torch.nn.Module) -> dict[str, Any]:
 
 
 def _shared(modules: Mapping[str, torch.nn.Module]) -> set[tuple[str, ...]]:
-    """Give the names of the tensors that have several."""
+    """Return the names of the tensors that have several."""
     names: dict[int, list[str]] = {}
     for path, module in modules.items():
         for name, tensor in ((n, t) for table in TENSOR_TABLES for n, t in getattr(module, table).items()):
@@ -346,7 +346,7 @@ def _shared(modules: Mapping[str, torch.nn.Module]) -> set[tuple[str, ...]]:
 
 
 def _contents(modules: Mapping[str, torch.nn.Module], *, unread: Collection[str]) -> list[_Part]:
-    """Give the containers that are reached from attributes of modules, and shallow copies of them."""
+    """Return the containers that are reached from attributes of modules, and shallow copies of them."""
     parts: list[_Part] = []
     seen: set[int] = set()
 
@@ -382,7 +382,7 @@ def _contents(modules: Mapping[str, torch.nn.Module], *, unread: Collection[str]
 
 
 def _hooks(module: torch.nn.Module) -> list[Any]:
-    """Give the hooks of a module, but those upstream adds to collect what a call asks for, which do nothing else."""
+    """Return the hooks of a module, but those upstream adds to collect what a call asks for, which do nothing else."""
     return [
         hook
         for name in HOOK_TABLES

@@ -91,7 +91,7 @@ def index_bounds(captured: Capture) -> tuple[IndexBound, ...]:
 
 
 def check_index_bounds(bounds: tuple[IndexBound, ...], batch: Mapping[str, Any]) -> None:
-    """Ask every range of a batch.
+    """Check every index of a batch against its bound.
 
     Raises:
         BatchError: a number out of its range.
@@ -119,7 +119,7 @@ def _bounds(captured: Capture) -> Iterator[IndexBound]:
 
 
 def _source(captured: Capture, node: Any) -> str | None:
-    """Give the input whose numbers a value holds, None where they are computed."""
+    """Return the input whose numbers a value holds, None where they are computed."""
     while isinstance(node, torch.fx.Node) and node.op == "call_function" and node.target in _PASSING:
         node = node.args[0]
     source = captured.sources.get(node.name) if isinstance(node, torch.fx.Node) else None

@@ -60,7 +60,7 @@ torch.fx.node.has_side_effect(MARK)  # Or a mark that nothing reads would be cle
 
 
 def marked_values(graph: torch.fx.Graph) -> tuple[str, ...]:
-    """Give the names of the marked values that no other marked value is computed from."""
+    """Return the names of the marked values that no other marked value is computed from."""
     marks: dict[torch.fx.Node, frozenset[torch.fx.Node]] = {}
     inner: set[torch.fx.Node] = set()
     for node in graph.nodes:
@@ -73,7 +73,7 @@ def marked_values(graph: torch.fx.Graph) -> tuple[str, ...]:
 
 
 def loss_value(captured: Capture, chosen: str | None = None) -> str:
-    """Give the name of the graph value that training takes the gradient of.
+    """Return the name of the graph value that training takes the gradient of.
 
     Args:
         captured: the captured model.
@@ -140,7 +140,7 @@ def _by_convention(captured: Capture, scalars: dict[str, str]) -> str:
 
 
 def _scalars(captured: Capture) -> dict[str, str]:
-    """Give the outputs that could be a loss, name -> value: floating point scalars that an operation makes."""
+    """Return the outputs that could be a loss, name -> value: floating point scalars that an operation makes."""
     nodes = {node.name: node for node in captured.graph.nodes if node.op == "call_function"}
     scalars = {}
     for name, leaves in captured.named_outputs().items():

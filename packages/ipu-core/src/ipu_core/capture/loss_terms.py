@@ -110,7 +110,7 @@ def terms_of(captured: Capture, loss: str) -> Terms:
 
 
 def _merged(terms: Iterator[Term]) -> Iterator[Term]:
-    """Give one term for those of one value."""
+    """Yield one term for those of one value."""
     by_value: dict[str, Term] = {}
     for term in terms:
         before = by_value.get(term.value)
@@ -142,7 +142,7 @@ def _terms(node: torch.fx.Node, factor: float, counts: _Counts) -> Iterator[Term
 
 
 def _leaf(node: torch.fx.Node, factor: float, counts: _Counts) -> Term:
-    """Say what a mean is over."""
+    """Return what a mean is over."""
     target, args = node.target, node.args
     if target in _OF_TARGETS and _argument(node, "reduction", _MEAN) == _MEAN:
         items = counts.of_targets(
@@ -203,7 +203,7 @@ class _Counts:
         return self._number(("targets", target, weight, ignored), count)
 
     def is_of_the_update(self, value: torch.fx.Node) -> bool:
-        """Say whether a number follows from that of the items of the whole update."""
+        """Return whether a number follows from that of the items of the whole update."""
         sources, seen = [value], {value}
         while sources:
             node = sources.pop()
@@ -216,7 +216,7 @@ class _Counts:
         return False
 
     def is_counted(self, items: int | None, target: Any) -> bool:
-        """Say whether a cross entropy's items are known: counted, or, of probabilities, all rows."""
+        """Return whether a cross entropy's items are known: counted, or, of probabilities, all rows."""
         return items is not None or target.meta["val"].is_floating_point()
 
     def _number(self, key: Any, make: Callable[[], torch.fx.Node]) -> int:
@@ -246,7 +246,7 @@ def _is_random(node: torch.fx.Node) -> bool:
 
 
 def _is_sum(node: torch.fx.Node) -> bool:
-    """Say whether a number is a sum over the batch, which a division makes a mean."""
+    """Return whether a number is a sum over the batch, which a division makes a mean."""
     if node.target in _SUMS:
         return True
     if node.target in _OF_TARGETS:
@@ -263,7 +263,7 @@ def _is_sum(node: torch.fx.Node) -> bool:
 
 
 def _argument(node: torch.fx.Node, name: str, default: Any) -> Any:
-    """Give an argument of an operation; losses have their reduction in different places, and means have none."""
+    """Return an argument of an operation; losses have their reduction in different places, and means have none."""
     assert isinstance(node.target, OpOverload)
     names = [argument.name for argument in schema_of(node.target).arguments]
     position = names.index(name) if name in names else len(node.args)
@@ -288,7 +288,7 @@ def _is_scalar(value: Any) -> bool:
 
 
 def shares(terms: Terms, counts: Sequence[Sequence[float]], *, unknown: float | None = None) -> list[dict[str, float]]:
-    """Give, for each micro-batch of an update, how much the gradient of each term counts.
+    """Return, for each micro-batch of an update, the weight of the gradient of each term.
 
     Args:
         terms: what the loss adds up.

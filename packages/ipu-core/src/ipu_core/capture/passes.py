@@ -62,7 +62,7 @@ def rewritten(
     is_meant: Callable[[Any], bool],
     write: Callable[[torch.fx.Graph, Any, Values], torch.fx.Node],
 ) -> torch.fx.GraphModule:
-    """Give the same graph with other nodes in the place of some; `program` itself where there are none of these.
+    """Return the same graph with other nodes in the place of some; `program` itself where there are none of these.
 
     Args:
         program: the graph.

@@ -92,7 +92,7 @@ def _reading(graph: torch.fx.Graph) -> _Reading | None:
 
 
 def _views_of_positions(copy: Node) -> tuple[Node, ...]:
-    """Give the views between unpacked positions and those that are read, each the only reader of the one before."""
+    """Return the views between unpacked positions and those that are read, each the only reader of the one before."""
     views: list[Node] = []
     value = copy
     while len(value.users) == 1:
@@ -111,7 +111,7 @@ def _num_positions(read: Node, copy: Node) -> int:
 
 
 def _moved(graph: torch.fx.Graph, reading: _Reading) -> dict[Node, Axes]:
-    """Give the operations of which nothing else is read than the slots of `reading`, and the axes of their results."""
+    """Map the operations that are read at the slots of `reading` alone to the axes of their results."""
     roots = aliases(graph.nodes)
     changed = {roots.get(value, value) for node in graph.nodes for value in written(node)}
 
@@ -145,7 +145,7 @@ def _made_of(node: Node) -> set[Node]:
 
 
 def _inputs(node: Node, axes: Axes) -> _Needs | None:
-    """Give what an operation reads for some slots of its result; None where its rows are not computed one by one."""
+    """Return what an operation reads for some slots of its result; None where its rows are not computed one by one."""
     target = node.target
     if target in _ELEMENTWISE or torch.Tag.pointwise in getattr(target, "tags", ()):
         return _inputs_of_elements(node, axes)
@@ -157,7 +157,7 @@ def _inputs(node: Node, axes: Axes) -> _Needs | None:
 
 
 def _inputs_of_elements(node: Node, axes: Axes) -> _Needs | None:
-    """Give what is read of values that are broadcast: those that have none of the axes are read whole."""
+    """Return what is read of values that are broadcast: those that have none of the axes are read whole."""
     needs: dict[Node, Axes | None] = {}
     sizes = [_shape(node)[axis] for axis in axes]
     for source in node.all_input_nodes:
@@ -288,7 +288,7 @@ class _Rewriting:
         return sizes
 
     def some(self, node: Node, axes: Axes) -> Node:
-        """Give a value at the slots that are read, [R, ..., L, ...] -> [1, ..., n, ...]."""
+        """Return a value at the slots that are read, [R, ..., L, ...] -> [1, ..., n, ...]."""
         if node in self.moved:
             return self.values[node]
         if (node, axes) not in self.selected:

@@ -78,7 +78,7 @@ def read_capture(folder: Path) -> Capture:
 
 
 def graph_to_json(module: torch.fx.GraphModule) -> dict[str, Any]:
-    """Give a graph and the sub-graphs it calls as plain values."""
+    """Return a graph and the sub-graphs it calls as plain values."""
     children = {}
     nodes = []
     for node in module.graph.nodes:

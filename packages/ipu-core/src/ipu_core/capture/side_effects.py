@@ -41,7 +41,7 @@ def watched(model: torch.nn.Module, *, training: bool) -> Iterator[None]:
 
 
 def in_this_thread(here: Callable[..., Any], elsewhere: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a function that is `here` for the thread that asks, and `elsewhere`, whose place it takes, for others."""
+    """Return a function that is `here` for the thread that asks, and `elsewhere`, whose place it takes, for others."""
     thread = threading.get_ident()
 
     @functools.wraps(elsewhere)

@@ -49,7 +49,7 @@ class ExecutableCache:
         return self._root is None or not any(self._root.iterdir())
 
     def has(self, key: str) -> bool:
-        """Say whether there is an entry; it may turn out to be damaged."""
+        """Return whether there is an entry; it may turn out to be damaged."""
         return self._root is not None and (self._root / key).exists()
 
     def entry(self, key: str, *, load: Callable[[Path], T], write: Callable[[Path], None]) -> T:
@@ -89,7 +89,7 @@ class ExecutableCache:
 
     @contextlib.contextmanager
     def _new(self, folder: Path) -> Iterator[Path]:
-        """Give an empty folder; move it to its place afterwards."""
+        """Return an empty folder; move it to its place afterwards."""
         assert self._root is not None
         with tempfile.TemporaryDirectory(prefix=".new-", dir=self._root) as scratch:
             new = Path(scratch) / "entry"
@@ -128,7 +128,7 @@ def _usable(root: Path) -> Path | None:
 
 
 def _problem(folder: Path) -> str | None:
-    """Say why an entry cannot be used, None when it can."""
+    """Return why an entry cannot be used; None when it can."""
     try:
         if (problem := _trust_problem(folder)) is not None:
             return problem
@@ -148,7 +148,7 @@ def _problem(folder: Path) -> str | None:
 
 
 def _trust_problem(path: Path) -> str | None:
-    """Say why what is at a path may be somebody else's, None when it is ours alone."""
+    """Return why a path may be somebody else's; None when it is ours alone."""
     status = path.lstat()
     if hasattr(os, "getuid") and status.st_uid != os.getuid():
         return f"`{path.name}` belongs to user {status.st_uid}, and this is user {os.getuid()}"

@@ -127,17 +127,17 @@ class Executable:
                 )
 
     def unchecked(self) -> Callable[[list[torch.Tensor]], list[torch.Tensor]]:
-        """Give the code itself, for inputs that are laid out as the compiled ones; it empties the list it is given."""
+        """Return the bare code: inputs must have the compiled layout, and the list passed is emptied."""
         return self._forward
 
     def forward(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Give the outputs, and what the backward code takes."""
+        """Return the outputs, and what the backward code takes."""
         with torch.no_grad():
             results: list[torch.Tensor] = self._forward(_as_expected(inputs, self._inputs))
         return results
 
     def backward(self, saved: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor]) -> list[torch.Tensor | None]:
-        """Give the gradients of all inputs, None where there is none."""
+        """Return the gradients of all inputs, None where there is none."""
         assert self._backward is not None
         results = self._backward([*_as_expected(saved, self._saved), *(g.contiguous() for g in gradients)])
         found: list[torch.Tensor | None] = [None] * len(self.manifest.inputs)
@@ -239,7 +239,7 @@ def _write_code(
 
 
 def _without_aliases(program: torch.fx.GraphModule) -> torch.fx.GraphModule:
-    """Give the same graph with copies as outputs: none may share memory; the compiler leaves out the needless ones."""
+    """Copy a graph so that no outputs share memory; the compiler removes needless copies."""
     graph = torch.fx.Graph()
     values: dict[torch.fx.Node, torch.fx.Node] = {}
     *nodes, output = program.graph.nodes
@@ -249,7 +249,7 @@ def _without_aliases(program: torch.fx.GraphModule) -> torch.fx.GraphModule:
 
 
 def _without_overlap(example: torch.Tensor) -> torch.Tensor:
-    """Give an example whose elements each have memory of their own, as compiled code gives its results.
+    """Return an example whose elements each have memory of their own, as compiled code gives its results.
 
     An expanded tensor (a mask that is the same for each row of the batch) has a stride of 0 in the graph.
     """

@@ -41,7 +41,7 @@ NOTHING_MORE: Mapping[str, torch.Tensor] = MappingProxyType({})
 def compiled(
     captured: Capture, stage_graphs: Sequence[StageGraph], trainable: Collection[str], cache: ExecutableCache
 ) -> tuple[StageGraph, ...]:
-    """Give the same stage graphs with compiled code, in the same order.
+    """Return the same stage graphs with compiled code, in the same order.
 
     In training a stage graph that changes a buffer, or an input, stays as it was captured: what autograd keeps of it
     would change too. So does one that calls an autograd function, which is this process's own.
@@ -115,7 +115,7 @@ class Compilation:
         weakref.finalize(self, self._stack.close)  # where nobody ever waits
 
     def finish(self) -> tuple[StageGraph, ...]:
-        """Give the stage graphs with compiled code, once there is all of it.
+        """Return the stage graphs with compiled code, once there is all of it.
 
         Raises:
             CompileError: torch cannot compile a stage graph.
@@ -206,7 +206,7 @@ def _look(value: Any) -> Any:
 def _key(
     text: str, inputs: Sequence[torch.Tensor], training: bool, options: Mapping[str, Any], operators: Operators
 ) -> str:
-    """Tell a graph, what goes in, and where and with what it is compiled."""
+    """Return a digest of a graph, its inputs, and everything its code depends on."""
     parts = (
         text,
         [_look(tensor) for tensor in inputs],

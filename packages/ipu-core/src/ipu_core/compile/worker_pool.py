@@ -58,7 +58,7 @@ class Compilers:
         self._threads: list[Thread] = []
 
     def __enter__(self) -> Compilers:
-        """Give itself."""
+        """Return itself."""
         return self
 
     def __exit__(

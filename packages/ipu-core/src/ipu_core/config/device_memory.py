@@ -13,14 +13,14 @@ DEVICES = (*IPU_MEMORY, HOST)
 
 
 def memory_limit(device: str | int) -> int:
-    """Give the bytes of a device: "gc200" or "bow" of one IPU, "host" of this machine; a number is its own limit."""
+    """Return the bytes of a device: "gc200" or "bow" of one IPU, "host" of this machine; a number is its own limit."""
     if isinstance(device, int):
         return device
     return _host_memory() if device == HOST else IPU_MEMORY[device]
 
 
 def _host_memory() -> int:
-    """Give the memory of this machine, or of the control group this process runs in."""
+    """Return the memory of this machine, or of the control group this process runs in."""
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = Path("/sys/fs/cgroup/memory.max")
     text = limit.read_text().strip() if limit.is_file() else ""

@@ -76,7 +76,7 @@ class ExecutionConfig:
         return f"inference_{name}" if self.inference and OPTIONS[name].managed else name
 
     def expand_layers(self, num_layers: int) -> tuple[int, ...]:
-        """Give the number of layers on each IPU for a model of `num_layers` layers; see `expand_layers_per_ipu`.
+        """Return the number of layers on each IPU for a model of `num_layers` layers; see `expand_layers_per_ipu`.
 
         "auto" is read as an even split: what is best is known once costs are (see `ipu_core.lowering.lower`).
         """

@@ -88,19 +88,19 @@ class IPUConfig(BaseConfig):
         return repr(self)
 
     def for_training(self) -> ExecutionConfig:
-        """Give the frozen view that training reads."""
+        """Return the frozen view that training reads."""
         return self._view(inference=False)
 
     def for_inference(self) -> ExecutionConfig:
-        """Give the frozen view that inference reads."""
+        """Return the frozen view that inference reads."""
         return self._view(inference=True)
 
     def batch_size_factor(self, for_inference: bool = False) -> int:
-        """Give the number of micro-batches in a combined batch."""
+        """Return the number of micro-batches in a combined batch."""
         return self._view(inference=for_inference).batch_size_factor
 
     def changed(self, options: Iterable[str], *, for_inference: bool = False) -> dict[str, Any]:
-        """Give those of some options that were given another value than their default, by attribute name."""
+        """Return those of some options that were given another value than their default, by attribute name."""
         changed = {}
         for name in options:
             option = OPTIONS[name]
@@ -113,7 +113,7 @@ class IPUConfig(BaseConfig):
         return changed
 
     def replace(self, **options: Any) -> IPUConfig:
-        """Give a copy with other values for some options; the fall-backs are worked out again.
+        """Return a copy with other values for some options; the fall-backs are worked out again.
 
         >>> IPUConfig(layers_per_ipu=[2, 2]).replace(layers_per_ipu=[1, 1, 1, 1]).ipus_per_replica
         4
@@ -141,12 +141,12 @@ class IPUConfig(BaseConfig):
         self.__dict__.update(IPUConfig(**given).__dict__)
 
     def to_dict(self) -> dict[str, Any]:
-        """Give every option, and the versions that wrote it."""
+        """Return every option, and the versions that wrote it."""
         versions = {k: v for k, v in super().to_dict().items() if k in ("optimum_version", "transformers_version")}
         return {**copy.deepcopy(self._options()), **versions}
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """Give what a file keeps: every option, so that its meaning stays when a default changes.
+        """Return what a file keeps: every option, so that its meaning stays when a default changes.
 
         Those of a machine, `executable_cache_dir` and `devices`, are their defaults: whoever loads it has another one.
         """
@@ -284,7 +284,7 @@ class IPUConfig(BaseConfig):
 
 
 def _resolve(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Give every attribute its value: the given one, its fall-back, or the default."""
+    """Return every attribute its value: the given one, its fall-back, or the default."""
     values = {name: copy.copy(OPTIONS[name.removeprefix("inference_")].default) for name in ATTRIBUTES} | dict(given)
     layers = values["layers_per_ipu"]
     inference_layers = values["inference_layers_per_ipu"] = copy.copy(given.get("inference_layers_per_ipu") or layers)

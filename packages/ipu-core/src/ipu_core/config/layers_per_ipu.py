@@ -67,12 +67,12 @@ def expand_layers_per_ipu(
 
 
 def layer_ipus(layers_per_ipu: Sequence[int]) -> tuple[int, ...]:
-    """Give the IPU of each layer, in order: ``(1, 2)`` becomes ``(0, 1, 1)``."""
+    """Return the IPU of each layer, in order: ``(1, 2)`` becomes ``(0, 1, 1)``."""
     return tuple(ipu for ipu, count in enumerate(layers_per_ipu) for _ in range(count))
 
 
 def rounds(layers_per_ipu: Sequence[int], num_rounds: int) -> list[int]:
-    """Give the IPU of each layer when every IPU's layers are cut into as many parts as the pipeline goes round.
+    """Return the IPU of each layer when every IPU's layers are cut into as many parts as the pipeline goes round.
 
     >>> rounds([4, 2], 2)
     [0, 0, 1, 0, 0, 1]
@@ -86,7 +86,7 @@ def rounds(layers_per_ipu: Sequence[int], num_rounds: int) -> list[int]:
 
 
 def encoder_decoder_cut(layers_per_ipu: Sequence[int], *, num_encoder_layers: int, name: str = "layers_per_ipu") -> int:
-    """Give the number of leading IPUs that hold exactly the encoder, where both sides are powers of two.
+    """Return the number of leading IPUs that hold exactly the encoder, where both sides are powers of two.
 
     The largest such cut wins: ``[6, 0, 0, 6]`` with 6 encoder layers is cut at 2.
 

@@ -368,7 +368,7 @@ MANAGED = tuple(name for name, option in OPTIONS.items() if option.managed)
 
 
 def attribute_option(name: str) -> Option | None:
-    """Give the option that attribute `name` of `IPUConfig` belongs to, if it is one."""
+    """Return the option that attribute `name` of `IPUConfig` belongs to, if it is one."""
     option = OPTIONS.get(name.removeprefix("inference_"))
     if name.startswith("inference_") and option is not None and not option.managed:
         return None

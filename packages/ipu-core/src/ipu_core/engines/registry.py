@@ -11,7 +11,7 @@ from .host import HOST
 
 
 def engines() -> dict[str, Engine]:
-    """Give every engine by name."""
+    """Return every engine by name."""
     known = (
         HOST,
         Engine(
@@ -25,7 +25,7 @@ def engines() -> dict[str, Engine]:
 
 
 def usable_engine(name: str | None) -> Engine:
-    """Give the engine called `name`, the host engine for None.
+    """Return the engine called `name`, the host engine for None.
 
     Raises:
         TypeError: it is no name.

@@ -97,7 +97,7 @@ class _Kept:
     scales: torch.Tensor | None = None
 
     def read(self) -> torch.Tensor:
-        """Give all places."""
+        """Return all places."""
         return self.states if self.scales is None else self.states.to(self.scales.dtype) * self.scales
 
     def write(self, states: torch.Tensor, places: torch.Tensor | None = None) -> None:
@@ -134,11 +134,11 @@ class _Layer(CacheLayerMixin):
         """Do nothing: the tensors were given."""
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Give how many places a mask is for, and the first of them."""
+        """Return how many places a mask is for, and the first of them."""
         return self.get_max_length(), 0
 
     def get_max_length(self) -> int:
-        """Give the number of places."""
+        """Return the number of places."""
         return self._places
 
 
@@ -159,7 +159,7 @@ class _SelfLayer(_Layer):
         return self._keys.read(), self._values.read()
 
     def get_seq_length(self) -> Any:
-        """Give the number of tokens in it, a tensor."""
+        """Return the number of tokens in it, a tensor."""
         return self._position
 
 
@@ -182,7 +182,7 @@ class _CrossLayer(_Layer):
         return (self._keys.read(), self._values.read()) if is_rounded else (key_states, value_states)
 
     def get_seq_length(self) -> int:
-        """Give the number of places once they are written."""
+        """Return the number of places once they are written."""
         return self.get_max_length() if self._is_written else 0
 
 
@@ -224,7 +224,7 @@ class Slots(EncoderDecoderCache):
         return (1, places - 1) if self.is_written else (0, 0)
 
     def as_upstream(self) -> Cache:
-        """Give it as the class upstream's decoder looks for."""
+        """Return it as the class upstream's decoder looks for."""
         return self if len(self.cross_attention_cache) else self.self_attention_cache
 
 
@@ -296,11 +296,11 @@ class StaticKV(Cache):
         self.tensors = tuple(t if d is None else t.to(d) for t, d in zip(self.tensors, devices, strict=True))
 
     def slots(self, position: torch.Tensor) -> Slots:
-        """Give it as a captured graph takes it; `position` is a scalar tensor of `length`."""
+        """Return it as a captured graph takes it; `position` is a scalar tensor of `length`."""
         return Slots(self.attentions, position, self.tensors, is_written=self.is_written)
 
     def __len__(self) -> int:
-        """Give the number of attentions that cache the decoder's own tokens."""
+        """Return the number of attentions that cache the decoder's own tokens."""
         return sum(not attention.is_cross for attention in self.attentions)
 
     def __repr__(self) -> str:
@@ -317,15 +317,15 @@ class StaticKV(Cache):
         return False
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Give the number of tokens in it."""
+        """Return the number of tokens in it."""
         return self.length
 
     def get_max_length(self, layer_idx: int | None = None) -> int:
-        """Give the most tokens it is for."""
+        """Return the most tokens it is for."""
         return self.capacity
 
     def renewed(self) -> StaticKV:
-        """Give an empty one over the same memory."""
+        """Return an empty one over the same memory."""
         made = copy.copy(self)
         made.reset()
         return made
@@ -359,7 +359,7 @@ class GroupedKV(Cache):
         self.groups = tuple(groups)
 
     def __len__(self) -> int:
-        """Give the number of attentions that cache the decoder's own tokens."""
+        """Return the number of attentions that cache the decoder's own tokens."""
         return len(self.groups[0])
 
     def __repr__(self) -> str:
@@ -376,11 +376,11 @@ class GroupedKV(Cache):
         return False
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Give the number of tokens in it."""
+        """Return the number of tokens in it."""
         return self.groups[0].length
 
     def get_max_length(self, layer_idx: int | None = None) -> int:
-        """Give the most tokens it is for."""
+        """Return the most tokens it is for."""
         return self.groups[0].capacity
 
     def crop(self, tokens_to_remove: int) -> None:

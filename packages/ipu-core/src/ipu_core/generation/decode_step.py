@@ -96,7 +96,7 @@ class Parts:
     quantizations: dict[str, Quantization | None] = field(default_factory=dict)
 
     def quantization(self, name: str) -> Quantization | None:
-        """Say how the weights of a parameter are quantized: those of a head keep more bits."""
+        """Return how the weights of a parameter are quantized: those of a head keep more bits."""
         assert self.weights is not None
         if name not in self.quantizations:
             parameter, bits = self.model.get_parameter(name), WEIGHTS[self.weights]
@@ -162,7 +162,7 @@ class Program:
         return DevicePlacement(self._weights, self.lowered.stage_graphs)
 
     def replay(self) -> Replay:
-        """Give it as a line of calls, with tensors of its own."""
+        """Return it as a line of calls, with tensors of its own."""
         if any(self._kernels.are_called(stage_graph.program) for stage_graph in self.lowered.stage_graphs):
             self._kernels.load(self._cache)
         if self._compilation is not None:
@@ -217,7 +217,7 @@ class BoundProgram:
         return result
 
     def is_regular(self, turn: int, length: int) -> bool:
-        """Say whether steps of this turn were seen to follow from one another, the last one at `length` - 1."""
+        """Return whether steps of this turn were seen to follow from one another, the last one at `length` - 1."""
         return self._turn == turn and self._streak >= _REGULAR and int(self._bound[POSITION]) == length - 1
 
     def advancing(self, tokens: torch.Tensor) -> Generator[None, None, torch.Tensor]:
@@ -258,7 +258,7 @@ def _refuse_nothing_exact(parts: Parts, quantized_weights: Sequence[QuantizedWei
 
 
 def _are_worth_it(stage_graphs: Sequence[StageGraph], lowered: Sequence[StageGraph]) -> list[bool]:
-    """Say which stage graphs are worth compiling: those with products, and a good part of a step's operations."""
+    """Return which stage graphs are worth compiling: those with products, and a good part of a step's operations."""
     sizes: Counter[torch.fx.GraphModule] = Counter()
     for stage_graph in lowered:
         sizes[stage_graph.program] += len(stage_graph.program.graph.nodes)

@@ -134,7 +134,7 @@ class Decoder:
         self._device = self._home()
 
     def sibling(self) -> Decoder:
-        """Give a decoder of other sequences that shares the programs."""
+        """Return a decoder of other sequences that shares the programs."""
         made = copy.copy(self)
         made._bound, made._one_token, made._cache = {}, None, None
         return made
@@ -182,7 +182,7 @@ class Decoder:
         return devices.pop() if self._config.devices is None and len(devices) == 1 else CPU
 
     def new_cache(self, encoder_outputs: Any = None) -> StaticKV | None:
-        """Give an empty cache, in the memory of the one before, which nobody may go on in; None if there is none."""
+        """Return an empty cache, in the memory of the one before, which nobody may go on in; None if there is none."""
         if self._cache is None:
             attentions = self._attentions(encoder_outputs)
             capacity = self.sizes.max_length
@@ -236,12 +236,12 @@ class Decoder:
         return logits[:rows]
 
     def _tokens(self, given: Mapping[str, Any]) -> torch.Tensor:
-        """Give the tokens of a call, [R, T]; or what stands for them, [R, T, D]."""
+        """Return the tokens of a call, [R, T]; or what stands for them, [R, T, D]."""
         tokens: torch.Tensor = given[self._ids] if self._ids in given else given[EMBEDS]
         return tokens
 
     def can_advance(self, cache: Any) -> bool:
-        """Say whether `advance` may take the next token: the last steps of this turn differed in what it changes."""
+        """Return whether `advance` may take the next token: the last steps of this turn differed in what it changes."""
         if self._one_token is None or self._cache is None or cache is not self._cache:
             return False
         if self._is_prepared_anew or self._asks:
@@ -376,11 +376,11 @@ class Decoder:
             self.more[name] = tuple(part if b is None else torch.cat([b, part], axis) for b, part in pairs)
 
     def _compiles_ahead(self) -> bool:
-        """Say whether steps of one token are to be captured before their time: they compile while prompts are."""
+        """Return whether steps of one token are to be captured before their time: they compile while prompts are."""
         return not self._parts.programs and self._config.compile and self._parts.cache.is_empty
 
     def _moves(self) -> dict[str, Move]:
-        """Say how each input of a step of one token follows from that of the step before."""
+        """Return how each input of a step of one token follows from that of the step before."""
         positions = "decoder_position_ids" if self._is_encoder_decoder else "position_ids"
         return {self._ids: copy_tokens, self._mask: show_place, positions: count_up, POSITION: count_up}
 
@@ -403,7 +403,7 @@ class Decoder:
     def _batch(
         self, given: Mapping[str, Any], cache: StaticKV | None, first: int, last: int, width: int
     ) -> Iterator[tuple[str, Any]]:
-        """Give the inputs of a program, of static shapes."""
+        """Yield the inputs of a program, of static shapes."""
         num_tokens = self._tokens(given).shape[1]
         known = cache.length if cache is not None else 0
         for name, value in given.items():
@@ -439,7 +439,7 @@ class Decoder:
         return torch.cat([value, value.new_zeros(value.shape[0], missing, *value.shape[2:])], dim=1)
 
     def _padded_mask(self, mask: torch.Tensor | None, num_tokens: int) -> torch.Tensor:
-        """Give a mask for all places, of which `num_tokens` have a token; a decoder may look at later ones too."""
+        """Return a mask for all places, of which `num_tokens` have a token; a decoder may look at later ones too."""
         padded = torch.zeros(self.sizes.rows, self.sizes.max_length, dtype=torch.long, device=self._device)
         padded[:, :num_tokens] = 1
         if mask is not None:
@@ -495,13 +495,13 @@ class Decoder:
 
 
 def prepares_more_than_upstream(plain: type[Any]) -> bool:
-    """Say whether a model class has a way of its own to prepare a step, which then is called before each of them."""
+    """Return whether a model class has a way of its own to prepare a step, which then is called before each of them."""
     own: Any = getattr(plain, "prepare_inputs_for_generation", None)
     return own is not GenerationMixin.prepare_inputs_for_generation and plain.__name__ not in _COUNTS_ON
 
 
 def _is_of_tokens(value: Any, rows: int, num_tokens: int) -> bool:
-    """Say whether it has something for each token, for each row or for all, as positions and types of tokens do."""
+    """Return whether it has something for each token, for each row or for all, as positions and types of tokens do."""
     if not isinstance(value, torch.Tensor) or value.dim() < 2:
         return False
     return value.shape[-1] == num_tokens and value.shape[-2] in (1, rows)

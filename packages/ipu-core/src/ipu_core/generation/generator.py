@@ -125,7 +125,7 @@ class Generator:
             raise
 
     def schedule(self, num_tokens: int) -> Schedule:
-        """Give what every IPU does for some tokens between two looks of the host; it prints as a grid.
+        """Return what every IPU does for some tokens between two looks of the host; it prints as a grid.
 
         Raises:
             NotCompiledError: nothing was generated yet.
@@ -206,12 +206,12 @@ class Generator:
 
     @staticmethod
     def _longer(length: int, config: Any) -> int:
-        """Give a power of two that holds a length, or the positions a model has, where these are fewer."""
+        """Return a power of two that holds a length, or the positions a model has, where these are fewer."""
         most = getattr(config, "max_position_embeddings", None) or _power_of_two(length)
         return max(length, min(_power_of_two(length), most))
 
     def new_cache(self, encoder_outputs: Any = None) -> StaticKV | GroupedKV | None:
-        """Give an empty cache for a call; None for a model that keeps no keys and values."""
+        """Return an empty cache for a call; None for a model that keeps no keys and values."""
         caches = [cache for decoder in self.decoders if (cache := decoder.new_cache(encoder_outputs)) is not None]
         return GroupedKV(caches) if len(caches) > 1 else caches[0] if caches else None
 
@@ -362,7 +362,7 @@ class _Loop(GenerationHooks):
     _group: int
 
     def of_group(self, group: int) -> Any:
-        """Give the model for the sequences of one group."""
+        """Return the model for the sequences of one group."""
         return _loop(self._generator, group)
 
     @property
@@ -370,7 +370,7 @@ class _Loop(GenerationHooks):
         return self._generator.decoders[self._group]
 
     def get_encoder(self, *args: Any, **kwargs: Any) -> Any:
-        """Give the encoder upstream calls."""
+        """Return the encoder upstream calls."""
         return _Encoder(self._generator, super().get_encoder(*args, **kwargs))
 
     def begin_cache(self, config: Any, model_kwargs: dict[str, Any], batch_size: int) -> None:
@@ -411,7 +411,7 @@ class _Loop(GenerationHooks):
         config.use_cache = model_kwargs["use_cache"] = False
 
     def prepare_inputs_for_generation(self, input_ids: torch.Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Give what the model is called with; once steps are regular, the last tokens are enough."""
+        """Return what the model is called with; once steps are regular, the last tokens are enough."""
         cache = kwargs.get(CACHE)
         if kwargs.get(_NEXT) == 1 and self._decoder.can_advance(cache):
             return {_ADVANCE: input_ids[:, -1:], CACHE: cache}

@@ -43,7 +43,7 @@ class Loop(Protocol[Value]):
     """What a decode loop does in each step."""
 
     def ids(self, value: Value, length: int) -> torch.Tensor:
-        """Give the tokens so far, [rows, T]."""
+        """Return the tokens so far, [rows, T]."""
 
     def next(self, run: Run, group: Group, value: Value, logits: torch.Tensor, length: int) -> Value:
         """Choose tokens for the whole batch, each row's from that row alone."""
@@ -95,14 +95,14 @@ class Group:
         return outputs.logits[:, -1].to(copy=True, dtype=torch.float32, device=ids.device)
 
     def of(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Give the part of a tensor, of rows or sequences of the whole batch, that is this group's."""
+        """Return the part of a tensor, of rows or sequences of the whole batch, that is this group's."""
         if self.is_all:
             return tensor
         first, last = (int(share * len(tensor)) for share in (self.first, self.last))
         return tensor[first:last]
 
     def of_rows(self, value: Any, rows: int) -> Any:
-        """Give this group's part of tensors in a tree; one that does not have as many rows belongs to all."""
+        """Return this group's part of tensors in a tree; one that does not have as many rows belongs to all."""
 
         def part(tensor: torch.Tensor) -> torch.Tensor:
             return self.of(tensor) if tensor.dim() > 1 and len(tensor) == rows else tensor
@@ -110,7 +110,7 @@ class Group:
         return pytree.tree_map_only(torch.Tensor, part, value)
 
     def for_all(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Give a tensor of the whole batch, of this group's rows and, in the places of others, copies of them."""
+        """Return a tensor of the whole batch, of this group's rows and, in the places of others, copies of them."""
         if self.is_all:
             return tensor
         count = len(tensor) / (self.last - self.first)
@@ -170,7 +170,7 @@ class Run:
         self._random: list[Any] = []  # states of the generators before each step of a call, and after the last
 
     def begun(self, value: Value) -> list[Value]:
-        """Give each group its part of what the loop begins with."""
+        """Return each group its part of what the loop begins with."""
         return [mapped(group.of, value) for group in self.groups]
 
     def call(self, loop: Loop[Value], values: Sequence[Value], length: int, count: int) -> list[tuple[Value, ...]]:
@@ -209,14 +209,14 @@ class Run:
         return found
 
     def processed(self, group: Group, ids: torch.Tensor, logits: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        """Give what processors make of logits, or of log-probabilities; both are kept if they were asked for."""
+        """Return what processors make of logits, or of log-probabilities; both are kept if they were asked for."""
         kept = logits.clone() if group.logits is not None else logits
         scores: torch.Tensor = self.processor(ids, values)
         group.keep(scores, kept)
         return scores
 
     def ended(self, group: Group, ids: torch.Tensor) -> torch.Tensor:
-        """Say which rows end with their last token, [R]."""
+        """Return which rows end with their last token, [R]."""
         found: torch.Tensor = self.criteria(ids, tuple(group.scores) if group.scores is not None else None)
         return found
 
@@ -230,7 +230,7 @@ class Run:
             self.cache.crop(steps)
 
     def output(self, sequences: torch.Tensor, **of_beams: Any) -> Any:
-        """Give what upstream's loop returns."""
+        """Return what upstream's loop returns."""
         if not self.config.return_dict_in_generate:
             return sequences
         kinds: Any = (GenerateDecoderOnlyOutput, GenerateBeamDecoderOnlyOutput)

@@ -197,7 +197,7 @@ def _first_beams(run: Run, ids: torch.Tensor) -> _Beams:
 
 
 def _is_done(run: Run, beams: _Beams) -> torch.Tensor:
-    """Say whether the search has ended."""
+    """Return whether the search has ended."""
     unfinished = goes_on(run.model, beams.can_improve, beams.is_finished, beams.ended, run.config.early_stopping)
     return ~unfinished
 

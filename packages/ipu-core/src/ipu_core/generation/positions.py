@@ -81,7 +81,7 @@ def _distance(start: _Count | None, end: _Count | None) -> int | None:
 
 
 def _answer(name: str, count: _Count, other: int | None, kwargs: Mapping[str, Any]) -> bool | int | None:
-    """Give what an operation gives for every value of a count; None if it does not give one thing."""
+    """Return what an operation gives for every value of a count; None if it does not give one thing."""
     if name in _QUESTIONS and other is not None:
         return _QUESTIONS[name](count, other)
     if name == "bool":

@@ -61,13 +61,13 @@ class EncoderView(_ViewBase):
     """A model whose forward is that of its encoder."""
 
     def forward(self, **inputs: Any) -> Any:
-        """Give what the encoder does."""
+        """Return what the encoder does."""
         encoder: Any = self.plain_class().get_encoder(self)
         return encoder(**inputs)
 
 
 def part(model: PipelineMixin, kind: type[Any]) -> Any:
-    """Give a view of a pipelined model of one of the classes above."""
+    """Return a view of a pipelined model of one of the classes above."""
     model.follow()
     made = view(model, _class(kind, type(model)))  # type: ignore[arg-type]
     for name in ("_ipu_config", "_family", "_rewrites"):

@@ -19,7 +19,7 @@ _STEPS = frozenset(
 
 
 def with_norms(program: torch.fx.GraphModule) -> torch.fx.GraphModule:
-    """Give the same function with `rms_norm` in the place of its steps, where none of these rounds to another type.
+    """Return the same function with `rms_norm` in the place of its steps, where none of these rounds to another type.
 
     Without any of these it is `program` itself.
     """
@@ -37,7 +37,7 @@ Norm = tuple[torch.fx.Node, torch.fx.Node, float]  # what is normed, the weight,
 
 
 def _norm(node: torch.fx.Node) -> Norm | None:
-    """Give the norm that a value is, times a weight."""
+    """Return the norm that a value is, times a weight."""
     for weight, other in _factors(node):
         for x, root in _factors(_source(other)):
             steps = _steps(root)
@@ -54,7 +54,7 @@ def _factors(node: Any) -> list[tuple[Any, Any]]:
 
 
 def _steps(root: Any) -> tuple[Any, float] | None:
-    """Give x and epsilon of the reciprocal root of the mean square of x, and epsilon."""
+    """Return x and epsilon of the reciprocal root of the mean square of x, and epsilon."""
     node, arguments = root, []
     for target in (aten.rsqrt.default, aten.add.Tensor, aten.mean.dim, aten.pow.Tensor_Scalar):
         if not isinstance(node, torch.fx.Node) or node.target is not target:
@@ -67,7 +67,7 @@ def _steps(root: Any) -> tuple[Any, float] | None:
 
 
 def _source(node: Any) -> Any:
-    """Give what a value is before conversions to the type that it has already."""
+    """Return what a value is before conversions to the type that it has already."""
     while isinstance(node, torch.fx.Node) and node.target is aten.to.dtype and _dtype(node) is _dtype(node.args[0]):
         node = node.args[0]
     return node

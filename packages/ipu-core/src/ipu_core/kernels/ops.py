@@ -59,7 +59,7 @@ decode_attention = torch.ops.ipu_core.decode_attention.default
 
 
 def with_gemv(program: torch.fx.GraphModule) -> torch.fx.GraphModule:
-    """Give the same function with its products of few rows as operations of their own.
+    """Return the same function with its products of few rows as operations of their own.
 
     Without any of these it is `program` itself.
     """
@@ -67,7 +67,7 @@ def with_gemv(program: torch.fx.GraphModule) -> torch.fx.GraphModule:
 
 
 def with_decode_attention(program: torch.fx.GraphModule) -> torch.fx.GraphModule:
-    """Give the same function with its attention of one query as operations of their own.
+    """Return the same function with its attention of one query as operations of their own.
 
     Without any of these it is `program` itself.
     """
@@ -106,7 +106,7 @@ def _product(graph: torch.fx.Graph, node: Any, values: Values) -> torch.fx.Node:
 
 
 def _laid_out(graph: torch.fx.Graph, node: Any, values: Values) -> Any:
-    """Give a value as the operations read it: contiguous, in a copy where it is not."""
+    """Return a value as the operations read it: contiguous, in a copy where it is not."""
     if node.meta["val"].is_contiguous():
         return values[node]
     return graph.call_function(aten.clone.default, (values[node],), {"memory_format": torch.contiguous_format})
@@ -140,7 +140,7 @@ def _mask(node: Any) -> Any:
 
 
 def _mask_sizes(mask: Any) -> tuple[int, ...]:
-    """Give the shape of a mask with all dimensions, which are rows, heads, queries and places."""
+    """Return the shape of a mask with all dimensions, which are rows, heads, queries and places."""
     return (1,) * (4 - mask.meta["val"].dim()) + _shape(mask)
 
 
@@ -167,7 +167,7 @@ def _attention(graph: torch.fx.Graph, node: Any, values: Values) -> torch.fx.Nod
 
 
 def _kept(states: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
-    """Give keys and values as they are kept: once for all heads that share them, and integers with their scales."""
+    """Return keys and values as they are kept: once for all heads that share them, and integers with their scales."""
     once = [_before_repetition(state) for state in states]
     if _shape(once[0])[1] == _shape(once[1])[1]:
         states = once
@@ -178,7 +178,7 @@ def _kept(states: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
 
 
 def _before_repetition(state: Any) -> Any:
-    """Give what was repeated for each head, [R, K, P, D] of [R, H, P, D], or what there is."""
+    """Return what was repeated for each head, [R, K, P, D] of [R, H, P, D], or what there is."""
     steps = []
     source = state
     for target in (aten.reshape.default, aten.expand.default, aten.unsqueeze.default):
@@ -193,7 +193,7 @@ def _before_repetition(state: Any) -> Any:
 
 
 def _before_scaling(state: Any) -> tuple[Any, Any] | None:
-    """Give the integers of 8 bits that keys or values are kept as, and their scales; None where they are not."""
+    """Return the integers of 8 bits that keys or values are kept as, and their scales; None where they are not."""
     if state.target is not aten.mul.Tensor:
         return None
     widened, scales = state.args

@@ -142,7 +142,7 @@ class Quantization:
         return found
 
     def dequantize(self, words: torch.Tensor, outputs: int, *, room: Room | None = None) -> torch.Tensor:
-        """Give the weight [O, I] that `quantize` quantized, as float32; it lies in `room` where that is given."""
+        """Return the weight [O, I] that `quantize` quantized, as float32; it lies in `room` where that is given."""
         room = room or Room()
         blocks, groups, length, lanes = words.shape
         rows = room.empty("rows", (blocks, lanes, groups, length - 1), torch.int32, words.device)
@@ -178,7 +178,7 @@ class Room(threading.local):
         self._kept: dict[Any, torch.Tensor] = {}
 
     def empty(self, name: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-        """Give a tensor with any content."""
+        """Return a tensor with any content."""
         count, key = math.prod(shape), (name, dtype, device)
         if key not in self._kept or self._kept[key].numel() < count:
             self._kept[key] = torch.empty(count, dtype=dtype, device=device)

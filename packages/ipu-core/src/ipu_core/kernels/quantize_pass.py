@@ -41,7 +41,7 @@ class QuantizedWeight:
 def with_quantized_weights(
     captured: Capture, stage_graphs: Sequence[StageGraph], quantization: Callable[[str], Quantization | None]
 ) -> tuple[tuple[StageGraph, ...], tuple[QuantizedWeight, ...]]:
-    """Give the same stage graphs with products of quantized weights in the place of those of their linear layers.
+    """Return the same stage graphs with products of quantized weights in the place of those of their linear layers.
 
     Args:
         captured: the captured model.
@@ -78,7 +78,7 @@ def with_quantized_weights(
 
 
 def _are_weights(program: torch.fx.GraphModule) -> list[bool]:
-    """Say which inputs of a program are weights of linear layers."""
+    """Return which inputs of a program are weights of linear layers."""
     placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
     return [any(_weight(user) is node for user in node.users) for node in placeholders]
 
@@ -144,7 +144,7 @@ def _quantized(program: torch.fx.GraphModule, quantizations: Sequence[Quantizati
 
 
 def _groups(graph: torch.fx.Graph, parameters: Mapping[torch.fx.Node, tuple[int, Quantization]]) -> list[_Group]:
-    """Give the linear layers of which weights can be quantized, those together that read the same value.
+    """Return the linear layers of which weights can be quantized, those together that read the same value.
 
     Args:
         graph: of a program.
@@ -221,7 +221,7 @@ class Quantizer:
         return sum(words.nbytes for *_, words in self._made.values())
 
     def quantize(self, quantized_weight: QuantizedWeight, weights: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Give quantized weights; their values have one name in all graphs of a model."""
+        """Return quantized weights; their values have one name in all graphs of a model."""
         known = self._made.get(quantized_weight.values)
         versions = [version_of(weight) for weight in weights]
         if known is None or known[1] != versions or any(a is not b for a, b in zip(known[0], weights, strict=True)):
@@ -255,7 +255,7 @@ class QuantizedWeights:
         self._quantizer = quantizer
 
     def read(self, values: Collection[str]) -> dict[str, torch.Tensor]:
-        """Give those of some values that are parameters, buffers, or quantized weights."""
+        """Return those of some values that are parameters, buffers, or quantized weights."""
         found = self._weights.read(values)
         for quantized_weight in self._quantized_weights:
             if quantized_weight.name in values:

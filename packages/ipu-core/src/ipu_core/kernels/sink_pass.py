@@ -94,11 +94,11 @@ class _Origin:
         )
 
     def is_quick(self, node: torch.fx.Node) -> bool:
-        """Say whether a value follows from inputs in small steps, the same each time."""
+        """Return whether a value follows from inputs in small steps, the same each time."""
         return all(each in self.fixed or _is_small_step(each) for each in self.needed([node]))
 
     def needed(self, nodes: Collection[torch.fx.Node]) -> set[torch.fx.Node]:
-        """Give all that some values follow from, and these."""
+        """Return all that some values follow from, and these."""
         found: set[torch.fx.Node] = set()
         left = list(nodes)
         while left:
@@ -109,7 +109,7 @@ class _Origin:
         return found
 
     def leaves(self, nodes: Collection[torch.fx.Node]) -> list[str]:
-        """Give the names of the inputs that some values follow from."""
+        """Return the names of the inputs that some values follow from."""
         needed = self.needed(nodes)
         return [name for node, name in self.names.items() if node in needed]
 
@@ -131,7 +131,7 @@ def _with(
     leaves: Mapping[str, int | None],
     origin: _Origin,
 ) -> torch.fx.GraphModule:
-    """Give a program that computes some of its inputs; of `leaves` it has those that have a position."""
+    """Return a program that computes some of its inputs; of `leaves` it has those that have a position."""
     graph = torch.fx.Graph()
     placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
     values: dict[torch.fx.Node, torch.fx.Node] = {}

@@ -180,7 +180,7 @@ def advise(setup: Setup, made: Plan, plan_of: Callable[[IPUConfig, int], Plan]) 
 
 
 def vocabulary_size(model: torch.nn.Module) -> int | None:
-    """Give the rows of a model's input embedding, None where it has none."""
+    """Return the rows of a model's input embedding, None where it has none."""
     try:
         embedding = model.get_input_embeddings()  # type: ignore[operator]
     except (AttributeError, NotImplementedError):

@@ -59,7 +59,7 @@ class Owners:
         return (*self.ipus, *self.layers)
 
     def placement(self, layers_per_ipu: Sequence[int], num_rounds: int) -> dict[str, int]:
-        """Give the IPU of each module under a split."""
+        """Return the IPU of each module under a split."""
         homes = rounds(layers_per_ipu, num_rounds)
         return {**self.ipus, **{path: homes[layer] for path, layer in self.layers.items()}}
 
@@ -73,7 +73,7 @@ def automatic_layers(
     seconds: Mapping[str, float],
     placement_memory: PlacementMemory | None,
 ) -> tuple[int, ...]:
-    """Give the number of layers on each IPU.
+    """Return the number of layers on each IPU.
 
     Where no split has the memory it needs, it is the one whose fullest IPU is the least full, so that a plan can say
     what is missing.
@@ -103,7 +103,7 @@ def automatic_layers(
 def ipu_times(
     owners: Owners, seconds: Mapping[str, float], num_layers: int, num_ipus: int
 ) -> Callable[[int, int, int], float]:
-    """Give the function from an IPU and its layers, `first` to `stop`, to their time and that of what else is there."""
+    """Return a function (ipu, first, stop) -> time of these layers and of everything else on that IPU."""
     besides = [sum(seconds[path] for path, home in owners.ipus.items() if home == ipu) for ipu in range(num_ipus)]
     layers = [0.0] * num_layers
     for path, layer in owners.layers.items():
@@ -115,7 +115,7 @@ def ipu_times(
 def _peaks(
     owners: Owners, config: ExecutionConfig, placement_memory: PlacementMemory, num_layers: int
 ) -> Callable[[int, int, int], int]:
-    """Give the function from an IPU and its layers to its peak; the other layers are spread evenly over the others."""
+    """Return a function (ipu, first, stop) -> peak bytes; the other layers are spread evenly over other IPUs."""
     num_ipus = config.ipus_per_replica
 
     @cache
@@ -134,7 +134,7 @@ def _even(num_layers: int, num_ipus: int) -> tuple[int, ...]:
 def _last_that_fits(
     peak: Callable[[int, int, int], int], limit: int, num_layers: int, num_ipus: int
 ) -> Callable[[int, int], int]:
-    """Give the function from an IPU and its first layer to where its layers have to stop; -1 where even none fit."""
+    """Return the function from an IPU and its first layer to where its layers have to stop; -1 where even none fit."""
 
     @cache
     def last(ipu: int, first: int) -> int:

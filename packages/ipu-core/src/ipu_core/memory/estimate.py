@@ -32,7 +32,7 @@ def with_memory(
     optimizer: torch.optim.Optimizer | type[torch.optim.Optimizer] | None,
     loss: str | None,
 ) -> Plan:
-    """Give the plan of a lowered model with what its IPUs hold, by a dry run of its programs.
+    """Return the plan of a lowered model with what its IPUs hold, by a dry run of its programs.
 
     Args:
         lowered: the model.
@@ -96,7 +96,7 @@ def refuse_what_does_not_fit(made: Plan, config: ExecutionConfig) -> None:
 
 
 def _largest_module(lowered: Lowered, model: torch.nn.Module, memory_model: MemoryModel) -> tuple[str, int]:
-    """Give the module that holds the most, and how much that is; what is tied counts where it is first used."""
+    """Return the module that holds the most, and how much that is; what is tied counts where it is first used."""
     paths = list(dict.fromkeys(path for stage in lowered.plan.stages for path in stage.modules))
     visits = visits_of(lowered.captured, paths)
     held: dict[str, int] = {}
@@ -107,7 +107,7 @@ def _largest_module(lowered: Lowered, model: torch.nn.Module, memory_model: Memo
 
 
 def _received_from_other_ipus(captured: Capture, segments: Sequence[Segment]) -> list[int]:
-    """Give the bytes each stage is handed from other IPUs for one micro-batch."""
+    """Return the bytes each stage is handed from other IPUs for one micro-batch."""
     sizes = {node.name: num_bytes(node.meta.get("val")) for node in captured.graph.nodes}
     ipu_of = {name: segment.ipu for segment in segments for name in segment.nodes}
     return [sum(sizes[name] for name in s.receives if ipu_of[name] != s.ipu) for s in segments]

@@ -101,7 +101,7 @@ class MemoryModel:
         return cls(config=config, optimizer=cost, workspace=round(largest * cost.workspace))
 
     def memory(self, ipu: int, held: HeldParameters, flying: InFlight) -> Memory:
-        """Give the memory of one IPU."""
+        """Return the memory of one IPU."""
         own = self.gradients(held)
         # The gradient of a copy is there until it is added to that of what it is a copy of.
         of_copies = 0 if self.config.inference else held.copied_trainable_bytes
@@ -119,20 +119,20 @@ class MemoryModel:
         )
 
     def always(self, held: HeldParameters) -> int:
-        """Give the bytes of parameters, buffers, their gradients and optimizer state."""
+        """Return the bytes of parameters, buffers, their gradients and optimizer state."""
         return held.parameter_bytes + held.buffer_bytes + self.gradients(held) + self.state(held)
 
     def gradients(self, held: HeldParameters) -> int:
-        """Give the bytes of the gradients of what is held."""
+        """Return the bytes of the gradients of what is held."""
         return 0 if self.config.inference else held.trainable_bytes
 
     def state(self, held: HeldParameters) -> int:
-        """Give the bytes of optimizer state that are kept where the parameters are."""
+        """Return the bytes of optimizer state that are kept where the parameters are."""
         return _state_on_the_device(self.gradients(held) * self.optimizer.state, self.config)
 
 
 def update_order(config: ExecutionConfig, stage_ipus: Sequence[int], num_micro_batches: int) -> Iterable[Action]:
-    """Give the passes of an update of so many micro-batches, by the time they run."""
+    """Return the passes of an update of so many micro-batches, by the time they run."""
     if config.inference:
         return [Action(stage, FORWARD, 0) for stage in range(len(stage_ipus))]
     return simulate(
@@ -141,7 +141,7 @@ def update_order(config: ExecutionConfig, stage_ipus: Sequence[int], num_micro_b
 
 
 def _state_on_the_device(state: float, config: ExecutionConfig) -> int:
-    """Give the bytes of optimizer state an IPU keeps: streaming memory and sharding are IPUs' own."""
+    """Return the bytes of optimizer state an IPU keeps: streaming memory and sharding are IPUs' own."""
     if config.device_memory == HOST:
         return round(state)
     if config.optimizer_state_offchip:

@@ -51,7 +51,7 @@ class PlacementMemory:
     memory_model: MemoryModel
 
     def memory(self, ipu_of: Mapping[str, int]) -> tuple[Memory, ...]:
-        """Give what each IPU holds when modules are placed so, path -> IPU."""
+        """Return what each IPU holds when modules are placed so, path -> IPU."""
         config = self.memory_model.config
         ipus = [ipu_of[path] for path in self.paths]
         stages = [list(stage) for _, stage in groupby(range(len(ipus)), key=ipus.__getitem__)]
@@ -134,7 +134,7 @@ def _in_flight_at_the_end(config: ExecutionConfig) -> int:
 
 
 def _enough_micro_batches(config: ExecutionConfig, num_stages: int) -> int:
-    """Give so many micro-batches that more of them would not be in flight together."""
+    """Return so many micro-batches that more of them would not be in flight together."""
     steps = config.gradient_accumulation_steps
     return steps if config.schedule == "gpipe" else min(steps, 4 * num_stages)
 
@@ -142,7 +142,7 @@ def _enough_micro_batches(config: ExecutionConfig, num_stages: int) -> int:
 def _composed(
     usages: Mapping[Action, Usage], stages: Sequence[Sequence[int]], ipus: Sequence[int]
 ) -> dict[Action, Usage]:
-    """Give the passes of stages from those of the visits they are made of."""
+    """Return the passes of stages from those of the visits they are made of."""
     kinds = {action.kind for action in usages}
     composed = {}
     for i, stage in enumerate(stages):

@@ -85,7 +85,7 @@ class PipelineMixin(_MixinBase):
 
     @classmethod
     def plain_class(cls) -> type[Any]:
-        """Give the class this one is mixed into."""
+        """Return the class this one is mixed into."""
         # Not the first that is no pipelined one: while a graph is captured, torch puts classes of its own before it.
         return cls.__mro__[cls.__mro__.index(PipelineMixin) + 1]
 
@@ -127,7 +127,7 @@ class PipelineMixin(_MixinBase):
     def check_batch(
         self, batch: Mapping[str, Any], *, for_inference: bool = False, config: ExecutionConfig | None = None
     ) -> None:
-        """Ask of a batch what its family and its options do, such as that labels are in range, before it is run.
+        """Check a batch what its family and its options do, such as that labels are in range, before it is run.
 
         Executors ask it of every batch, and give the `config` they run with.
 
@@ -141,7 +141,7 @@ class PipelineMixin(_MixinBase):
 
     @staticmethod
     def own_attributes() -> frozenset[str]:
-        """Give the names of what a pipelined model has and its plain one does not; no forward reads them."""
+        """Return the names of what a pipelined model has and its plain one does not; no forward reads them."""
         return frozenset(vars(PipelineMixin))
 
     @property
@@ -241,7 +241,7 @@ class PipelineMixin(_MixinBase):
         return self._generator.generate(*args, **kwargs)
 
     def to_transformers(self) -> Any:
-        """Give a view of the plain transformers class over the same modules and tensors, without any rewrite."""
+        """Return a view of the plain transformers class over the same modules and tensors, without any rewrite."""
         with self.plain():
             return view(self, self.plain_class())
 
@@ -305,7 +305,7 @@ class PipelineMixin(_MixinBase):
 
 
 def view(model: torch.nn.Module, cls: type[Any]) -> Any:
-    """Give an object of class `cls` over the modules, parameters and buffers of `model`."""
+    """Return an object of class `cls` over the modules, parameters and buffers of `model`."""
     made: Any = cls.__new__(cls)  # type: ignore[call-overload]
     state = {name: value for name, value in vars(model).items() if name not in vars(PipelineMixin)}
     # Containers are copied so that registering something on the view leaves the model as it is.

@@ -30,7 +30,7 @@ ModuleT = TypeVar("ModuleT", bound=torch.nn.Module)
 def to_pipelined(
     model: ModuleT, ipu_config: IPUConfig, *, family: Family | None = None, rewrites: Iterable[Rewrite] = ()
 ) -> Any:
-    """Give a pipelined model that shares every module and tensor of `model`; `model` itself is not touched.
+    """Return a pipelined model that shares every module and tensor of `model`; `model` itself is not touched.
 
     ::
 
@@ -74,7 +74,7 @@ def to_pipelined(
 
 
 def _rewrites_of(given: Any) -> tuple[Rewrite, ...]:
-    """Give rewrites as a tuple, and refuse what is none."""
+    """Return rewrites as a tuple, and refuse what is none."""
     rewrites = tuple(given) if isinstance(given, Iterable) else (None,)
     if not all(callable(rewrite) for rewrite in rewrites):
         raise TypeError(f"`rewrites={given!r}` is no collection of rewrites: give some, as `rewrites=[loss_of(...)]`")
@@ -82,7 +82,7 @@ def _rewrites_of(given: Any) -> tuple[Rewrite, ...]:
 
 
 def pipelined_class(plain: Any) -> type[PipelineMixin]:
-    """Give the pipelined class of a model class: the one a plugin declares, or one made for it."""
+    """Return the pipelined class of a model class: the one a plugin declares, or one made for it."""
     claim = claim_of(plain)
     if claim is not None:
         declared = _load_class(claim)
@@ -151,7 +151,7 @@ class AdaptedMixin(PipelineMixin):
         adapted(self).follow()
 
     def to_transformers(self) -> Any:
-        """Give a view of the PEFT class over the same modules and tensors, without any rewrite."""
+        """Return a view of the PEFT class over the same modules and tensors, without any rewrite."""
         with self.plain():
             return _around(self, self.plain_class(), adapted(self).to_transformers())
 
@@ -168,7 +168,7 @@ class AdaptedMixin(PipelineMixin):
 
 
 def _around(model: torch.nn.Module, cls: type[Any], inner: torch.nn.Module) -> Any:
-    """Give an object of class `cls` over a PEFT model, and views of what is around `inner`, which is in the middle."""
+    """Return a view of class `cls` over a PEFT model, with views of the modules around `inner`."""
     made = within = view(model, cls)
     *way, last = adapted_path(model).split(".")
     for name in way:

@@ -54,12 +54,12 @@ HOST = Rates(flops_per_second=1e11, bytes_per_second=1e10)
 
 
 def estimated_seconds(captured: Capture) -> dict[str, float]:
-    """Give the estimated time of each operation, by its name."""
+    """Return the estimated time of each operation, by its name."""
     return {node.name: node_cost(node).seconds for node in captured.graph.nodes if node.op == "call_function"}
 
 
 def entry_seconds(captured: Capture, paths: Collection[str], seconds: Mapping[str, float]) -> dict[str, float]:
-    """Give the time of each entry, of the times of operations."""
+    """Return the time of each entry, of the times of operations."""
     times = dict.fromkeys(paths, 0.0)
     for node, entry in _running(captured, paths):
         times[entry] += seconds.get(node.name, 0.0)
@@ -67,7 +67,7 @@ def entry_seconds(captured: Capture, paths: Collection[str], seconds: Mapping[st
 
 
 def entry_costs(captured: Capture, paths: Iterable[str], rates: Rates = HOST) -> dict[str, Cost]:
-    """Give the cost of each entry; operations outside all entries belong to the one that is running, as in a stage."""
+    """Map entries to costs; operations outside all entries count for the one that is running, as in a stage."""
     costs = dict.fromkeys(paths, Cost())
     for node, entry in _running(captured, costs):
         costs[entry] += node_cost(node, rates)
@@ -75,7 +75,7 @@ def entry_costs(captured: Capture, paths: Iterable[str], rates: Rates = HOST) ->
 
 
 def _running(captured: Capture, paths: Collection[str]) -> Iterator[tuple[torch.fx.Node, str]]:
-    """Give each operation with the entry that is running."""
+    """Yield each operation with the entry that is running."""
     current = next((entry for n in captured.graph.nodes if (entry := node_entry(n, paths)) is not None), None)
     for node in captured.graph.nodes:
         if node.op == "call_function":
@@ -85,7 +85,7 @@ def _running(captured: Capture, paths: Collection[str]) -> Iterator[tuple[torch.
 
 
 def node_cost(node: torch.fx.Node, rates: Rates = HOST) -> Cost:
-    """Give the cost of one operation of a captured graph."""
+    """Return the cost of one operation of a captured graph."""
     if _only_looks(node):
         return Cost()
     result = num_bytes(node.meta.get("val"))
@@ -98,7 +98,7 @@ def node_cost(node: torch.fx.Node, rates: Rates = HOST) -> Cost:
 
 
 def _only_looks(node: torch.fx.Node) -> bool:
-    """Say whether the result is the memory of an argument, looked at in another way."""
+    """Return whether the result is the memory of an argument, looked at in another way."""
     schema = schema_of(node.target)
     infos = [r.alias_info for r in schema.returns] if schema is not None else []
     return any(info is not None and not info.is_write for info in infos)

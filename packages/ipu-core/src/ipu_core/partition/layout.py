@@ -46,7 +46,7 @@ def layout(model: torch.nn.Module, patterns: Sequence[str] | None, captured: Cap
 
 
 def module_entries(model: torch.nn.Module, patterns: Sequence[str] | None) -> tuple[Entry, ...]:
-    """Give the entries of a model in declared order, without running it: what `layers_per_ipu` is checked against."""
+    """Return the entries of a model in declared order, without running it: what `layers_per_ipu` is checked against."""
     entries = []
     for path, repeated in _paths(model, patterns):
         held = tuple(f"{path}.{name}" for name, _ in model.get_submodule(path).named_parameters())
@@ -63,7 +63,7 @@ def module_entries(model: torch.nn.Module, patterns: Sequence[str] | None) -> tu
 
 
 def count_layers(model: torch.nn.Module, patterns: Sequence[str] | None) -> int | None:
-    """Give the number of repeated layers of a model; None where only a run of it can tell.
+    """Return the number of repeated layers of a model; None where only a run of it can tell.
 
     A list of one layer, or one within another, may be of shared layers; and of several lists that nobody declared some
     may take turns, or not run.
@@ -78,7 +78,7 @@ def count_layers(model: torch.nn.Module, patterns: Sequence[str] | None) -> int 
 
 
 def entry_visits(captured: Capture, paths: Iterable[str]) -> Iterator[str]:
-    """Give the entry each operation of the graph runs in, where it runs in one."""
+    """Yield the entry each operation of the graph runs in, where it runs in one."""
     known = set(paths)
     for node in captured.graph.nodes:
         if (entry := node_entry(node, known)) is not None:
@@ -86,7 +86,7 @@ def entry_visits(captured: Capture, paths: Iterable[str]) -> Iterator[str]:
 
 
 def _paths(model: torch.nn.Module, patterns: Sequence[str] | None) -> Iterator[tuple[str, bool]]:
-    """Give the path of each entry, and whether it is repeated; patterns are about the model within any adapters."""
+    """Yield the path of each entry, and whether it is repeated; patterns are about the model within any adapters."""
     around = adapted_path(model)
     inner = model.get_submodule(around)
     for path, repeated in _discover(inner) if patterns is None else _declared(inner, patterns):
@@ -107,7 +107,7 @@ def _declared(model: torch.nn.Module, patterns: Sequence[str]) -> Iterator[tuple
 
 
 def _matches(module: torch.nn.Module, pattern: str) -> Iterator[str]:
-    """Give the paths that match a pattern, whose ``.*`` is every child of what stands before it."""
+    """Yield the paths that match a pattern, whose ``.*`` is every child of what stands before it."""
     first, star, rest = pattern.partition(REPEATED)
     parent = _submodule(module, first)
     if parent is None:
@@ -162,7 +162,7 @@ def _discover(model: torch.nn.Module, prefix: str = "") -> Iterator[tuple[str, b
 
 
 def explain_no_list(model: torch.nn.Module) -> str:
-    """Say why a model cannot be cut, and what to do."""
+    """Return why a model cannot be cut, and what to do."""
     sizes = {name: sum(p.numel() for p in child.parameters()) for name, child in model.named_children()}
     text = (
         f"`{type(model).__name__}` has no list of layers (a ModuleList or Sequential of modules of one class) to cut "

@@ -43,7 +43,7 @@ class Lowered:
 
 
 def schedule_of(lowered: Lowered, config: ExecutionConfig) -> Simulation:
-    """Give the schedule of one optimizer update of a training run, simulated."""
+    """Return the schedule of one optimizer update of a training run, simulated."""
     return simulate(
         make_schedule(
             config.schedule,

@@ -48,7 +48,7 @@ class Copies:
 def held_parameters(
     captured: Capture, segments: Sequence[Segment], model: torch.nn.Module
 ) -> tuple[HeldParameters, ...]:
-    """Give what each segment holds; every parameter is held once, by the last segment when none reads it."""
+    """Return what each segment holds; every parameter is held once, by the last segment when none reads it."""
     held = [HeldParameters() for _ in segments]
     parameters = {id(p) for p in model.parameters()}
     for tensor, users in _readers(captured, model):
@@ -58,7 +58,7 @@ def held_parameters(
 
 
 def copies(captured: Capture, segments: Sequence[Segment], model: torch.nn.Module) -> tuple[Copies, ...]:
-    """Give the tensors that several segments read, as the runs of a shared layer read their weights."""
+    """Return the tensors that several segments read, as the runs of a shared layer read their weights."""
     home = {name: i for i, segment in enumerate(segments) for name in segment.nodes}
     found = []
     for tensor, users in _readers(captured, model):
@@ -84,7 +84,7 @@ def held_by_ipus(
 
 
 def trainable_values(captured: Capture, model: torch.nn.Module) -> set[str]:
-    """Give the values of a graph that are parameters with gradients."""
+    """Return the values of a graph that are parameters with gradients."""
     return {
         value
         for value, source in captured.sources.items()
@@ -93,7 +93,7 @@ def trainable_values(captured: Capture, model: torch.nn.Module) -> set[str]:
 
 
 def _readers(captured: Capture, model: torch.nn.Module) -> Iterator[tuple[torch.Tensor, list[torch.fx.Node]]]:
-    """Give each parameter and buffer with the operations that read it; a tied one once, under all its names."""
+    """Yield each parameter and buffer with the operations that read it; a tied one once, under all its names."""
     named = {
         **dict(model.named_parameters(remove_duplicate=False)),
         **dict(model.named_buffers(remove_duplicate=False)),
@@ -110,7 +110,7 @@ def _readers(captured: Capture, model: torch.nn.Module) -> Iterator[tuple[torch.
 def _pieces(
     tensor: torch.Tensor, users: Sequence[torch.fx.Node], segments: Sequence[Segment]
 ) -> Iterator[tuple[int, int]]:
-    """Give (segment, rows) for each part of a tensor that has a home of its own."""
+    """Yield (segment, rows) for each part of a tensor that has a home of its own."""
     home = {name: i for i, segment in enumerate(segments) for name in segment.nodes}
     rows = tensor.shape[0] if tensor.ndim else 1
     if not users or not all(_is_row_slice(user) for user in users):

@@ -27,7 +27,7 @@ def make_plan(
     micro_batch_size: int,
     seconds: Mapping[str, float],
 ) -> Plan:
-    """Say what the stages of a captured model, cut as placed, hold; `seconds` are the times of its operations."""
+    """Return what the stages of a captured model, cut as placed, hold; `seconds` are the times of its operations."""
     return Plan(
         model=model_layout.model_name,
         for_inference=config.inference,
@@ -44,7 +44,7 @@ def make_plan(
 def place(
     model_layout: Layout, config: ExecutionConfig, model: torch.nn.Module, layers_per_ipu: Sequence[int]
 ) -> dict[str, int | None]:
-    """Give the IPU of each entry; None for an entry whose parts a rewrite spreads, the rest of it runs where they end.
+    """Map entries to IPUs; None for an entry whose parts a rewrite spreads: its rest runs where they end.
 
     What a rewrite puts on an IPU is there. Layers, with all their modules, go where `layers_per_ipu` says, in
     `stages_per_ipu` rounds over the IPUs. A module that shares a parameter with one that ran before it goes to the same

@@ -102,7 +102,7 @@ class Plan:
         return self.micro_batch_size * math.prod(factors)
 
     def to_json(self) -> str:
-        """Give the plan as JSON text."""
+        """Return the plan as JSON text."""
         return json.dumps(dataclasses.asdict(self), indent=2)
 
     @classmethod

@@ -75,7 +75,7 @@ def with_parallel_lists(entries: Sequence[Entry], order: Mapping[str, int]) -> t
 def _shared_layers(
     entries: Sequence[Entry], captured: Capture, model: torch.nn.Module
 ) -> Iterator[tuple[str, list[str]]]:
-    """Give the path of each shared layer, the outermost of nested ones, with its runs."""
+    """Yield the path of each shared layer, the outermost of nested ones, with its runs."""
     layers = [entry.path for entry in entries if entry.repeated]
     again = {module_of(run) for node in captured.graph.nodes for run in node_runs(node) if "@" in run}
     candidates = sorted({path for path in again if any(_is_part(layer, path) for layer in layers)}, key=len)
@@ -91,7 +91,7 @@ def _shared_layers(
 
 
 def _visits(captured: Capture, path: str, layers: Sequence[str]) -> Iterator[str]:
-    """Give the runs of one module, and the layers that run between them."""
+    """Yield the runs of one module, and the layers that run between them."""
     last = None
     for node in captured.graph.nodes:
         run = next((run for run in node_runs(node) if module_of(run) == path), None) or node_entry(node, layers)
@@ -101,7 +101,7 @@ def _visits(captured: Capture, path: str, layers: Sequence[str]) -> Iterator[str
 
 
 def _sibling_lists(entries: Sequence[Entry], order: Mapping[str, int]) -> Iterator[list[list[str]]]:
-    """Give the lists of one length that are members of one module, all of whose modules run, by when they first do."""
+    """Yield the lists of one length that are members of one module, all of whose modules run, by when they first do."""
     lists: dict[str, list[str]] = {}
     for entry in entries:
         if entry.path.rpartition(".")[2].isdigit():

@@ -47,7 +47,7 @@ class StageGraph:
 
 
 def split(captured: Capture, segments: Sequence[Segment]) -> tuple[StageGraph, ...]:
-    """Give each segment its own graph.
+    """Return each segment its own graph.
 
     Raises:
         CaptureError: a value is changed in place in one stage and read again in another, or a buffer or an input is
@@ -121,7 +121,7 @@ def _stage(
 def _changed_sources(
     captured: Capture, nodes: Iterable[torch.fx.Node], roots: Mapping[torch.fx.Node, torch.fx.Node]
 ) -> set[str]:
-    """Give what operations change besides their results: by their schemas, or as running statistics are in training."""
+    """Return the sources that operations change: by their schemas, or as running statistics in training."""
     changing = set()
     for node in nodes:
         changing |= {roots.get(value, value).name for value in written(node)} & captured.sources.keys()
@@ -132,7 +132,7 @@ def _changed_sources(
 
 
 def _changed_in_place(captured: Capture, own: Sequence[torch.fx.Node], received: set[str]) -> list[torch.fx.Node]:
-    """Give the received values that an operation of this stage changes in place, itself or through a view."""
+    """Return the received values that an operation of this stage changes in place, itself or through a view."""
     roots = aliases(own)
     changed: dict[torch.fx.Node, None] = {}
     for node in own:

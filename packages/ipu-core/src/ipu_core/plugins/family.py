@@ -96,7 +96,7 @@ class Family:
         return dict(self.models) if isinstance(self.models, Mapping) else pipelined_in(self.package, *self.models)
 
     def tiny_values(self, class_name: str) -> dict[str, Any]:
-        """Give the configuration values that make one class small enough for a test."""
+        """Return the configuration values that make one class small enough for a test."""
         return {**self.tiny, **self.tiny_by_class.get(class_name, {})}
 
 
@@ -121,7 +121,7 @@ def pipelined_in(module: str, *class_names: str) -> dict[str, str]:
 
 
 def load(target: str) -> Any:
-    """Give what a "module:name" names; this imports its module.
+    """Return what a "module:name" names; this imports its module.
 
     Raises:
         ImportError: there is no such module.

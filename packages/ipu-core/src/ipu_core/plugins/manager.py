@@ -50,7 +50,7 @@ class Selection:
         return cls(allowed=allowed or None, denied=frozenset(name[1:] for name in names if name.startswith("-")))
 
     def includes(self, name: str) -> bool:
-        """Say whether plugin `name` is to be loaded."""
+        """Return whether plugin `name` is to be loaded."""
         return name not in self.denied and (self.allowed is None or name in self.allowed)
 
 
@@ -93,7 +93,7 @@ def _load(point: importlib.metadata.EntryPoint, selection: Selection, *, strict:
 
 
 def _unmet_requirements(point: importlib.metadata.EntryPoint) -> Iterator[str]:
-    """Say which requirement on ipu-core the plugin's distribution has and this one does not meet."""
+    """Return which requirement on ipu-core the plugin's distribution has and this one does not meet."""
     core = importlib.metadata.version(CORE)
     if point.dist is None:
         return

@@ -30,13 +30,13 @@ class Registry:
     plugins: tuple[Plugin, ...]
 
     def claims(self) -> Iterator[Claim]:
-        """Give every declaration of every plugin, overridden ones left out."""
+        """Yield every declaration of every plugin, overridden ones left out."""
         for plugin, family in self._in_force():
             for class_name, target in family.targets.items():
                 yield Claim(plugin=plugin, family=family, class_name=class_name, target=target)
 
     def claim(self, class_name: str) -> Claim | None:
-        """Give the one declaration of `class_name`, if there is one.
+        """Return the one declaration of `class_name`, if there is one.
 
         Raises:
             PluginConflictError: two plugins declare it.
@@ -47,7 +47,7 @@ class Registry:
         return claims[0] if claims else None
 
     def family(self, model_type: str) -> Family | None:
-        """Give the family of a transformers `model_type`, if a plugin declares it.
+        """Return the family of a transformers `model_type`, if a plugin declares it.
 
         Raises:
             PluginConflictError: two plugins declare it.
@@ -58,14 +58,14 @@ class Registry:
         return next(iter(found.values()), None)
 
     def conflicts(self) -> dict[str, tuple[str, ...]]:
-        """Give the plugins that claim each contested class."""
+        """Return the plugins that claim each contested class."""
         owners: dict[str, tuple[str, ...]] = {}
         for claim in self.claims():
             owners[claim.class_name] = (*owners.get(claim.class_name, ()), claim.plugin)
         return {name: plugins for name, plugins in owners.items() if len(plugins) > 1}
 
     def _in_force(self) -> Iterator[tuple[str, Family]]:
-        """Give each family with its plugin's name, those another plugin overrides left out."""
+        """Yield each family with its plugin's name, those another plugin overrides left out."""
         pairs = [(plugin.name, family) for plugin in self.plugins for family in plugin.families]
         overridden = {(family.model_type, name) for _, family in pairs for name in family.overrides}
         return ((name, family) for name, family in pairs if (family.model_type, name) not in overridden)
@@ -81,7 +81,7 @@ def _conflict(what: str, plugins: tuple[str, ...]) -> PluginConflictError:
 
 @functools.cache
 def installed() -> Registry:
-    """Give the registry of the installed plugins, loaded once a process."""
+    """Return the registry of the installed plugins, loaded once a process."""
     return Registry(load_plugins())
 
 
@@ -97,7 +97,7 @@ def family_of(model: Any) -> Family | None:
 
 
 def describe(plugins: Iterable[Plugin]) -> str:
-    """Give the table `ipu plugins` prints."""
+    """Return the table `ipu plugins` prints."""
     lines = []
     for plugin in plugins:
         declares = "" if plugin.families or plugin.state != "ok" else "  declares nothing yet"

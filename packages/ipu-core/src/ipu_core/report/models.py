@@ -28,7 +28,7 @@ def _table(plugin: Plugin) -> str:
 
 
 def _order(families: Sequence[Family]) -> dict[str, int]:
-    """Give each head its column: that of the family with the most heads first, what it lacks after them."""
+    """Return each head its column: that of the family with the most heads first, what it lacks after them."""
     by_size = sorted(families, key=lambda family: -len(family.models))
     found = dict.fromkeys(head for family in by_size for head in _heads(family))
     return {head: i for i, head in enumerate(found)}

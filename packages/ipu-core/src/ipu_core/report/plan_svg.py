@@ -166,7 +166,7 @@ def _verdict(plan: Plan) -> list[str]:
 
 
 def largest_text(plan: Plan) -> str:
-    """Say which module holds the most, and whether an IPU could hold it alone."""
+    """Return which module holds the most, and whether an IPU could hold it alone."""
     parts = "parameters" if plan.for_inference else "parameters, gradients and optimizer state"
     text = f"the largest module is `{plan.largest_module}`, {plan.largest_bytes / MIB:.1f} MiB of {parts}"
     excess = plan.largest_bytes - (plan.limit_bytes or plan.largest_bytes)

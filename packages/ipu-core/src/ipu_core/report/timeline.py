@@ -54,7 +54,7 @@ class Timeline:
         return max(end for _, _, end in self.spans)
 
     def durations(self, kind: str) -> tuple[float, ...]:
-        """Give each stage's median seconds for a forward ("F") or a backward ("B") pass."""
+        """Return each stage's median seconds for a forward ("F") or a backward ("B") pass."""
         taken: dict[int, list[float]] = {stage: [] for stage in range(self.schedule.num_stages)}
         for action, start, end in self.spans:
             if action.kind == kind:

@@ -50,7 +50,7 @@ class Review:
         return self.outcome in (APPLIES, BODY_CHANGED)
 
     def as_dict(self) -> dict[str, str]:
-        """Give what `ipu edits --json` prints of it."""
+        """Return what `ipu edits --json` prints of it."""
         edit = self.edit
         return {
             "function": edit.target,
@@ -63,14 +63,14 @@ class Review:
 
 
 def review(plugins: Iterable[Plugin]) -> Iterator[Review]:
-    """Say of every edit of every plugin what became of it, one after the other."""
+    """Yield a review of every edit of every plugin."""
     for plugin in plugins:
         families = [(family, edits_of(family.edits)) for family in plugin.families if family.edits]
         yield from _reviews(plugin.name, families)
 
 
 def matches(plugins: Iterable[Plugin]) -> Iterator[tuple[str, Review]]:
-    """Say of every edit of every family, by its model type, whether it matches; unlike `review`, nothing runs."""
+    """Yield, by model type, whether each edit of each family matches; unlike `review`, nothing runs."""
     for plugin in plugins:
         for family in plugin.families:
             for edit in edits_of(family.edits):
@@ -138,7 +138,7 @@ def _run_by(family: Family, edits: list[Edit], notes: list[str]) -> list[Edit]:
 
 
 def _has_run(lines: frozenset[int], ran: set[int]) -> bool:
-    """Say whether lines ran; of a change that only takes away there are none, and its method has to."""
+    """Return whether lines ran; of a change that only takes away there are none, and its method has to."""
     return bool(ran) and lines <= ran
 
 

@@ -66,7 +66,7 @@ def _wanted(config: ExecutionConfig, part: str) -> _Wanted | None:
 
 
 def _replacements(model: torch.nn.Module, config: ExecutionConfig) -> dict[str, Any]:
-    """Give the modules that take the places of others, by path."""
+    """Return the modules that take the places of others, by path."""
     for_embedding, for_projection = _wanted(config, "embedding"), _wanted(config, "projection")
     if for_embedding is None and for_projection is None:
         return {}
@@ -87,7 +87,7 @@ def _replacements(model: torch.nn.Module, config: ExecutionConfig) -> dict[str, 
 
 
 def _part(model: torch.nn.Module, getter: str) -> Any:
-    """Give what a model of transformers calls its embedding or projection, None where it has none."""
+    """Return what a model of transformers calls its embedding or projection, None where it has none."""
     try:
         return getattr(model, getter)()
     except (AttributeError, NotImplementedError):
@@ -109,7 +109,7 @@ def _refuse_absent(model: torch.nn.Module, wanted: _Wanted | None, part: Any, na
 def _of_one_weight(
     model: torch.nn.Module, for_embedding: _Wanted | None, for_projection: _Wanted | None
 ) -> tuple[_Wanted | None, _Wanted | None]:
-    """Say what a tied embedding and projection do: follow one another, where both would move rows between IPUs."""
+    """Return what a tied embedding and projection do: follow one another, where both would move rows between IPUs."""
     if for_projection is None:
         return for_embedding, for_embedding
     if for_embedding is None:
@@ -124,7 +124,7 @@ def _of_one_weight(
 
 
 def _in_shards(model: torch.nn.Module, module: Any, cls: Any, wanted: _Wanted) -> dict[str, Any]:
-    """Give the view of one module that works in shards, for each of its paths."""
+    """Return the view of one module that works in shards, for each of its paths."""
     paths = [path for path, other in model.named_modules(remove_duplicate=False) if other is module]
     try:
         replacement = cls.of(module, wanted.shards)

@@ -60,7 +60,7 @@ def _masked(name: str) -> Change:
 
 
 def static_global_attention(attention: str, *, digests: tuple[str, str, str], versions: str) -> tuple[Edit, ...]:
-    """Give the edits of one class of attention.
+    """Return the edits of one class of attention.
 
     ::
 

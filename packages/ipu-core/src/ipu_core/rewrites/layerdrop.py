@@ -30,7 +30,7 @@ def layerdrop(
     rate: str = "self.layerdrop",
     state: str = "hidden_states",
 ) -> Edit:
-    """Give the edit of one loop over layers.
+    """Return the edit of one loop over layers.
 
     ::
 

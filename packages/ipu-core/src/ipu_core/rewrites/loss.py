@@ -22,7 +22,7 @@ LABELS = "labels"
 
 
 def loss_of(compute_loss: ComputeLoss, *, counts_items: bool = False) -> Rewrite:
-    """Give the rewrite that makes `compute_loss(outputs, labels)` the loss of a model, for batches with `labels`.
+    """Return the rewrite that makes `compute_loss(outputs, labels)` the loss of a model, for batches with `labels`.
 
     ::
 
@@ -54,7 +54,7 @@ def loss_of(compute_loss: ComputeLoss, *, counts_items: bool = False) -> Rewrite
 
 
 def computed_by(compute_loss: ComputeLoss) -> Rewrite:
-    """Give the rewrite that lets `compute_loss(model, inputs, return_outputs=True)` call the model in training.
+    """Return the rewrite that lets `compute_loss(model, inputs, return_outputs=True)` call the model in training.
 
     ::
 
@@ -101,7 +101,7 @@ def computed_by(compute_loss: ComputeLoss) -> Rewrite:
 
 
 def takes(function: Callable[..., Any], name: str) -> bool:
-    """Say whether a function can be given an argument of a name."""
+    """Return whether a function can be given an argument of a name."""
     parameters = inspect.signature(function).parameters
     return name in parameters or any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
 
@@ -195,7 +195,7 @@ for _name in [
 
 
 def with_loss(outputs: Any, loss: torch.Tensor) -> Any:
-    """Give outputs that begin with a loss."""
+    """Return outputs that begin with a loss."""
     if isinstance(outputs, ModelOutput) and "loss" in inspect.signature(type(outputs)).parameters:
         return type(outputs)(**{**outputs, "loss": loss})
     if isinstance(outputs, Mapping):

@@ -22,7 +22,7 @@ from .sequence_packing import labels_of_rows
 
 
 def masked_positions(labels: torch.Tensor, max_masked_tokens: int) -> torch.Tensor:
-    """Give the positions of each row that the head sees, [B, L] -> [B, k], in ascending order.
+    """Return the positions of each row that the head sees, [B, L] -> [B, k], in ascending order.
 
     ::
 
@@ -124,7 +124,7 @@ class _Gather:
 
 
 def _with_first(outputs: Any, first: torch.Tensor) -> Any:
-    """Give outputs with another first one; they may be a tuple."""
+    """Return outputs with another first one; they may be a tuple."""
     if not isinstance(outputs, ModelOutput):
         return (first, *outputs[1:])
     name = next(iter(outputs))
@@ -132,7 +132,7 @@ def _with_first(outputs: Any, first: torch.Tensor) -> Any:
 
 
 def _base_model(model: torch.nn.Module, most: int) -> Any:
-    """Give the module below the head, of a model whose labels are those of single tokens."""
+    """Return the module below the head, of a model whose labels are those of single tokens."""
     base = getattr(model, "base_model", model)
     if base is model or not _predicts_masked_tokens(model):
         raise IncompatibleIPUConfigError(
@@ -143,7 +143,7 @@ def _base_model(model: torch.nn.Module, most: int) -> Any:
 
 
 def _predicts_masked_tokens(model: Any) -> bool:
-    """Say whether upstream lists a class of the model among those that predict masked tokens, each from its own state.
+    """Return whether upstream lists a class of the model among those that predict masked tokens.
 
     These are the masked-language models, and the pre-training models of the same architectures that project to the
     vocabulary. Not those with a decoder, whose inputs are made of the labels, nor any that shift labels.

@@ -83,19 +83,19 @@ class Grid:
         return whole.index_copy(0, targets, tensor.flatten(0, 1))[:-1].unflatten(0, (num_examples, width))
 
     def sees(self, *, causal: bool) -> torch.Tensor:
-        """Say which slots attend to which, [R, L, L]: those of one example; unused ones each other, not nothing."""
+        """Return which slots attend to which, [R, L, L]: those of one example; unused ones each other, not nothing."""
         together = self.examples.unsqueeze(2) == self.examples.unsqueeze(1)
         return together.tril() if causal else together
 
     def additive_mask(self, dtype: torch.dtype, *, causal: bool) -> torch.Tensor:
-        """Give what is added to attention scores, [R, 1, L, L]: it serves every attention kernel."""
+        """Return what is added to attention scores, [R, 1, L, L]: it serves every attention kernel."""
         least = torch.finfo(dtype).min
         zeros = torch.zeros((), dtype=dtype, device=self.examples.device)
         return torch.where(self.sees(causal=causal), zeros, least).unsqueeze(1)
 
 
 def attention_mask_of(arguments: Mapping[str, Any]) -> torch.Tensor:
-    """Give the attention mask of a call, [N, M]; without one every position is a token."""
+    """Return the attention mask of a call, [N, M]; without one every position is a token."""
     mask = arguments.get("attention_mask")
     if isinstance(mask, torch.Tensor):
         return mask

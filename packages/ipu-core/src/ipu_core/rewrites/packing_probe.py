@@ -50,7 +50,7 @@ _found: weakref.WeakKeyDictionary[torch.nn.Module, Form] = weakref.WeakKeyDictio
 
 
 def found(base: torch.nn.Module) -> Form:
-    """Give the form that was found for a base model last."""
+    """Return the form that was found for a base model last."""
     return _found.get(base, PLAIN)
 
 
@@ -141,7 +141,7 @@ def _ranks(input_ids: torch.Tensor, grid: Grid) -> torch.Tensor:
 
 
 def _upstream_rules(base: torch.nn.Module) -> list[Positions]:
-    """Give the rule by which a model of transformers makes position ids of its input, where it has one of its own."""
+    """Return the rule by which a model of transformers makes position ids of its input, where it has one of its own."""
     for module in base.modules():
         defining = sys.modules[type(module).__module__]
         function = getattr(module, _UPSTREAM_POSITIONS, None) or getattr(defining, _UPSTREAM_POSITIONS, None)
@@ -156,7 +156,7 @@ def _upstream_rule(function: Callable[..., torch.Tensor], padding: int) -> Posit
 
 
 def _has_more(outputs: Any) -> bool:
-    """Say whether a base model returns more than a state of each token: a pooled one of each row."""
+    """Return whether a base model returns more than a state of each token: a pooled one of each row."""
     return len([leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, torch.Tensor)]) > 1
 
 
@@ -166,7 +166,7 @@ def _maker_of(hidden: torch.Tensor, ran: list[tuple[str, Any]]) -> str:
 
 
 def _difference(outputs: Any, expected: Any, is_token: torch.Tensor) -> float:
-    """Give the largest difference, relative to the largest value: of states of tokens, and of what else there is."""
+    """Return the largest difference, relative to the largest value: of states of tokens, and of what else there is."""
     worst = 0.0
     ours, theirs = (
         [leaf for leaf in pytree.tree_leaves(o) if isinstance(leaf, torch.Tensor)] for o in (outputs, expected)

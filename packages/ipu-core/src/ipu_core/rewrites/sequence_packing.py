@@ -81,7 +81,7 @@ def refuse_misplaced(model: torch.nn.Module, config: ExecutionConfig, batch: Map
 
 
 def labels_of_rows(model: torch.nn.Module, config: ExecutionConfig, batch: Mapping[str, Any]) -> torch.Tensor:
-    """Give the labels of a combined batch as its head sees them: of packed rows, where it runs on those."""
+    """Return the labels of a combined batch as its head sees them: of packed rows, where it runs on those."""
     labels: torch.Tensor = batch["labels"]
     if config.packed_rows is None or batch.get(PACKED_AT) is None or not _projects_to_vocabulary(model):
         return labels
@@ -230,7 +230,7 @@ def _masked_below(base: torch.nn.Module) -> list[torch.nn.Module]:
 
 
 def _question_heads(model: torch.nn.Module, base: torch.nn.Module) -> list[torch.nn.Module]:
-    """Give what projects to the two logits of each position, in a model that upstream lists for answering questions."""
+    """Return the modules that project to two logits a position, of a model that upstream lists for questions."""
     if not _is_listed(model, modeling_auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES):
         return []
     heads = [m for m in model.children() if isinstance(m, torch.nn.Linear) and m.out_features == 2]
@@ -244,7 +244,7 @@ def _question_heads(model: torch.nn.Module, base: torch.nn.Module) -> list[torch
 
 
 def _base_model(model: Any) -> Any:
-    """Give the module below the head, of a model whose inputs are tokens."""
+    """Return the module below the head, of a model whose inputs are tokens."""
     base = getattr(model, "base_model", model)
     config = getattr(model, "config", None)
     reason = None

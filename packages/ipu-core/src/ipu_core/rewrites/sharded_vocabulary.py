@@ -40,7 +40,7 @@ class SerializedEmbedding(torch.nn.Embedding):
 
     @classmethod
     def of(cls, embedding: torch.nn.Embedding, shards: int | Sequence[int]) -> Self:
-        """Give a view of `embedding`: a number of shards, or how many of them each IPU has.
+        """Return a view of `embedding`: a number of shards, or how many of them each IPU has.
 
         Raises:
             IncompatibleIPUConfigError: rows that do not divide by S, or an embedding that looks up in a way of its own
@@ -79,7 +79,7 @@ class SerializedLinear(torch.nn.Linear):
 
     @classmethod
     def of(cls, linear: torch.nn.Linear, shards: int | Sequence[int]) -> Self:
-        """Give a view of `linear`: a number of shards, or how many of them each IPU has.
+        """Return a view of `linear`: a number of shards, or how many of them each IPU has.
 
         Raises:
             IncompatibleIPUConfigError: rows that do not divide by S, or a linear that computes in a way of its own.
@@ -140,7 +140,7 @@ _WHOLE_LOOKUPS = {
 
 
 def _view(module: Any, base: Any, shards: int | Sequence[int], make_shard: Callable[..., _Shard]) -> Any:
-    """Give an object over what `module` holds, of its class with the `forward` of `base` in the place of torch's."""
+    """Return an object over what `module` holds, of its class with the `forward` of `base` in the place of torch's."""
     ipus = (None,) * shards if isinstance(shards, int) else layer_ipus(shards)
     num_rows = _rows_a_shard(module.weight.shape[0], len(ipus))
     own: Any = type(module)

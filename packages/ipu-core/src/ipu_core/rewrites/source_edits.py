@@ -142,7 +142,7 @@ def edited(model: torch.nn.Module, edits: Iterable[Edit]) -> Iterator[None]:
 
 
 def edits_of(targets: Iterable[str]) -> tuple[Edit, ...]:
-    """Give the edits of `Family.edits`; each "module:NAME" is an edit, or a tuple of them.
+    """Return the edits of `Family.edits`; each "module:NAME" is an edit, or a tuple of them.
 
     Raises:
         TypeError: a name is something else.
@@ -183,7 +183,7 @@ def edited_source(edits: Sequence[Edit]) -> EditedSource:
 
 
 def digest_of(target: str) -> str:
-    """Give the digest of a method's source, its docstring and decorators left out.
+    """Return the digest of a method's source, its docstring and decorators left out.
 
     Raises:
         EditError: there is no such method, or it has no source.
@@ -192,12 +192,12 @@ def digest_of(target: str) -> str:
 
 
 def is_as_written_for(edit: Edit) -> bool:
-    """Say whether the installed method is the one the edit was written for."""
+    """Return whether the installed method is the one the edit was written for."""
     return digest_of(edit.target) in {edit.digest, *(variant.digest for variant in edit.variants)}
 
 
 def upstream_version(edit: Edit) -> str:
-    """Give the distribution a method is from, with its version, such as ``transformers 5.23.0``."""
+    """Return the distribution a method is from, with its version, such as ``transformers 5.23.0``."""
     name = edit.target.partition(":")[0].partition(".")[0]
     try:
         return f"{name} {importlib.metadata.version(name)}"
@@ -293,7 +293,7 @@ def _like(function: FunctionType, code: CodeType, names: dict[str, Any], closure
 
 
 def _bindings(model: torch.nn.Module, edits: Sequence[Edit]) -> Iterator[tuple[torch.nn.Module, str, FunctionType]]:
-    """Give the modules that have the method `edits` are about, and what comes in its place."""
+    """Yield the modules that have the method `edits` are about, and what comes in its place."""
     method = _Method.find(edits[0].target)
     modules = [m for m in model.modules() if inspect.getattr_static(type(m), method.name, None) is method.attribute]
     if not modules:
@@ -371,7 +371,7 @@ def _parse(text: str, edit: Edit) -> list[ast.stmt]:
 
 
 def _expression_of(*statements: ast.stmt) -> tuple[ast.expr, ...]:
-    """Give the expression that is all there is; nothing where there is more, or a statement."""
+    """Return the expression that is all there is; nothing where there is more, or a statement."""
     (first, *others) = statements or (None,)
     return (first.value,) if isinstance(first, ast.Expr) and not others else ()
 
@@ -418,7 +418,7 @@ def _replace_statements(node: ast.AST, wanted: list[ast.stmt], replacement: list
 
 
 def _plain(node: Any) -> Any:
-    """Give plain values two trees have in common when they are the same code, on every version of Python."""
+    """Return plain values two trees have in common when they are the same code, on every version of Python."""
     if isinstance(node, ast.AST):
         fields = ((name, value) for name, value in ast.iter_fields(node) if name not in ("kind", "type_comment"))
         return type(node).__name__, [
@@ -430,7 +430,7 @@ def _plain(node: Any) -> Any:
 
 
 def _marked_lines(tree: ast.AST, again: ast.AST) -> dict[int, frozenset[int]]:
-    """Give the lines of each mark: of what is marked in `tree`, where it stands in `again`, the same code."""
+    """Return the lines of each mark: of what is marked in `tree`, where it stands in `again`, the same code."""
     lines: dict[int, set[int]] = {}
     for old, new in zip(ast.walk(tree), ast.walk(again), strict=True):
         if hasattr(old, "mark") and isinstance(new, (ast.expr, ast.stmt)):
@@ -439,7 +439,7 @@ def _marked_lines(tree: ast.AST, again: ast.AST) -> dict[int, frozenset[int]]:
 
 
 def _lines_that_run(node: ast.expr | ast.stmt) -> set[int]:
-    """Give the lines of the simple statements in it, a `raise` left out: that an `if` was asked proves nothing."""
+    """Return the lines of the simple statements in it, a `raise` left out: that an `if` was asked proves nothing."""
     simple = [n for n in ast.walk(node) if isinstance(n, ast.stmt) and not hasattr(n, "body")]
     return {n.lineno for n in simple if not isinstance(n, ast.Raise)} if simple else {node.lineno}
 

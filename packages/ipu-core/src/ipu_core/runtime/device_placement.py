@@ -75,7 +75,7 @@ def move_state(optimizer: torch.optim.Optimizer) -> None:
 
 
 def homes(stage_graphs: Sequence[StageGraph]) -> dict[str, torch.device]:
-    """Give the device each value lives on: that of the first stage graph that changes it, or else reads it.
+    """Return the device each value lives on: that of the first stage graph that changes it, or else reads it.
 
     In the order of their readers, so that of the values of a tied tensor the first one counts.
     """

@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 
 def named_devices(config: ExecutionConfig) -> tuple[torch.device, ...] | None:
-    """Give the device of each IPU, with its index; None where the option `devices` is not set.
+    """Return the device of each IPU, with its index; None where the option `devices` is not set.
 
     Raises:
         IncompatibleIPUConfigError: a name is no torch device.
@@ -44,7 +44,7 @@ def refuse_missing_devices(config: ExecutionConfig) -> None:
 
 
 def devices_there() -> tuple[torch.device, ...]:
-    """Give every device of this machine that torch can compute on."""
+    """Return every device of this machine that torch can compute on."""
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     if accelerator is None:
         return (CPU,)
@@ -121,6 +121,6 @@ def _parse(config: ExecutionConfig, name: str) -> torch.device:
 
 
 def _current_index(kind: str) -> int:
-    """Give the index that a device without one means: that of the current device."""
+    """Return the index that a device without one means: that of the current device."""
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     return torch.accelerator.current_device_index() if accelerator is not None and accelerator.type == kind else 0

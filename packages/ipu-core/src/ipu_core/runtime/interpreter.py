@@ -99,7 +99,7 @@ class Interpreter:
             self.carriers.clear()
 
     def initial_values(self, batch: Mapping[str, Any]) -> Values:
-        """Give the values a micro-batch starts with: parameters, buffers, constants and its own leaves."""
+        """Return the values a micro-batch starts with: parameters, buffers, constants and its own leaves."""
         leaves = input_leaves(batch)
         values: dict[str, Any] = dict(self.weights.read(self._read))
         for value, name in self._input_names.items():
@@ -112,7 +112,7 @@ class Interpreter:
         return Values(values, self._changing)
 
     def outputs(self, values: Mapping[str, Any]) -> list[Any]:
-        """Give the leaves of the output."""
+        """Return the leaves of the output."""
         return [values[leaf] if isinstance(leaf, str) else leaf.value for leaf in self.captured.outputs]
 
 
@@ -194,7 +194,7 @@ def _drawing_again(states: tuple[torch.Tensor, list[torch.Tensor]]) -> Iterator[
 
 
 def generator_states() -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Give the state of every generator of random numbers: the CPU's and those of CUDA devices."""
+    """Return the state of every generator of random numbers: the CPU's and those of CUDA devices."""
     return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
 
 

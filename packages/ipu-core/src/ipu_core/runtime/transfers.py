@@ -75,7 +75,7 @@ class Values(dict[str, Any]):
 
 
 def moved(value: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Give a tensor on a device, itself where it is there already.
+    """Return a tensor on a device, itself where it is there already.
 
     The host waits for nothing but a copy to the CPU: it would read memory that is not written yet.
     """

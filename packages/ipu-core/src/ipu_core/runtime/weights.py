@@ -18,7 +18,7 @@ class Tensors(Protocol):
     """Something the parameters and buffers of a model are read from."""
 
     def read(self, values: Collection[str], /) -> dict[str, torch.Tensor]:
-        """Give those of some values of a graph that are parameters or buffers."""
+        """Return those of some values of a graph that are parameters or buffers."""
         ...
 
 
@@ -29,7 +29,7 @@ class Weights:
         self._slots = _slots(captured, model)
 
     def read(self, values: Collection[str]) -> dict[str, torch.Tensor]:
-        """Give those of some values that are parameters or buffers.
+        """Return those of some values that are parameters or buffers.
 
         Raises:
             BatchMismatchError: the shape or dtype of one is not the captured one any more.

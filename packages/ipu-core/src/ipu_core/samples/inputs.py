@@ -17,7 +17,7 @@ NUM_CHOICES = 2
 
 
 def _text(model: Any, task: str | None, draw: Draw) -> dict[str, torch.Tensor]:
-    """Give ids and their mask, [B, L], or [B, C, L]."""
+    """Return ids and their mask, [B, L], or [B, C, L]."""
     config = text_config(model.config)
     rows = (draw.batch_size, NUM_CHOICES) if task == "multiple choice" else (draw.batch_size,)
     ids = 1 + draw.integers(config.vocab_size - 1, *rows, draw.length)
@@ -26,7 +26,7 @@ def _text(model: Any, task: str | None, draw: Draw) -> dict[str, torch.Tensor]:
 
 
 def _images(model: Any, task: str | None, draw: Draw) -> dict[str, torch.Tensor]:
-    """Give images, [B, channels, height, width]."""
+    """Return images, [B, channels, height, width]."""
     config = getattr(model.config, "vision_config", model.config)
     height, width = (config.image_size,) * 2 if isinstance(config.image_size, int) else config.image_size
     batch = {"pixel_values": draw.normal(draw.batch_size, config.num_channels, height, width)}
@@ -37,14 +37,14 @@ def _images(model: Any, task: str | None, draw: Draw) -> dict[str, torch.Tensor]
 
 
 def _waves(model: Any, task: str | None, draw: Draw) -> dict[str, torch.Tensor]:
-    """Give waves, and which of their samples are no padding, [B, L x samples a frame]."""
+    """Return waves, and which of their samples are no padding, [B, L x samples a frame]."""
     length = draw.length * getattr(model.config, "inputs_to_logits_ratio", 1)
     mask = draw.mask(draw.batch_size, length=length, at_least=length // 2)
     return {"input_values": draw.normal(draw.batch_size, length) * mask, "attention_mask": mask}
 
 
 def _spectrograms(model: Any, task: str | None, draw: Draw) -> dict[str, torch.Tensor]:
-    """Give log-mel spectrograms of the length the model is for, [B, bins, frames]."""
+    """Return log-mel spectrograms of the length the model is for, [B, bins, frames]."""
     config = model.config
     return {"input_features": draw.normal(draw.batch_size, config.num_mel_bins, 2 * config.max_source_positions)}
 
@@ -58,7 +58,7 @@ INPUTS: dict[str, Callable[[Any, str | None, Draw], dict[str, torch.Tensor]]] = 
 
 
 def decoder_inputs(config: Any, draw: Draw) -> dict[str, torch.Tensor]:
-    """Give the ids a decoder reads, [B, L]."""
+    """Return the ids a decoder reads, [B, L]."""
     return {"decoder_input_ids": 1 + draw.integers(config.vocab_size - 1, draw.batch_size, draw.length)}
 
 
@@ -71,10 +71,10 @@ def ended_rows(batch: dict[str, torch.Tensor], config: Any) -> dict[str, torch.T
 
 
 def text_config(config: Any) -> Any:
-    """Give the part of a configuration that is about text."""
+    """Return the part of a configuration that is about text."""
     return getattr(config, "text_config", config)
 
 
 def padding_id(config: Any) -> int:
-    """Give the id rows are padded with."""
+    """Return the id rows are padded with."""
     return getattr(config, "pad_token_id", None) or 0

@@ -30,7 +30,7 @@ def labels_of(
 
 
 def task_of(cls: type[Any]) -> str | None:
-    """Give the task a class of transformers, or a class named like one, is for; None for a model without a head."""
+    """Return the task a class of transformers, or a class named like one, is for; None for a model without a head."""
     names = {base.__name__ for base in cls.__mro__}
     heads = {match[0] for name in names if (match := re.search(r"For[A-Z].*$", name))}
     for is_task in (names.__contains__, lambda name: any(name.endswith(head) for head in heads)):
@@ -71,7 +71,7 @@ def _of_pretraining(model: Any, batch: Mapping[str, torch.Tensor], draw: Draw) -
 
 
 def _of_transcripts(model: Any, batch: Mapping[str, torch.Tensor], draw: Draw) -> dict[str, torch.Tensor]:
-    """Give a label to a quarter of the frames: rows are at least half full, and equal neighbours need a blank."""
+    """Return a label to a quarter of the frames: rows are at least half full, and equal neighbours need a blank."""
     frames = num_frames(model, batch["input_values"].shape[-1])
     mask = draw.mask(draw.batch_size, length=max(1, frames // 4))
     return {"labels": torch.where(mask.bool(), 1 + draw.integers(model.config.vocab_size - 1, *mask.shape), IGNORED)}

@@ -26,7 +26,7 @@ OneOrMany: TypeAlias = T | Sequence[T]
 
 
 def compositions(total: int) -> list[list[int]]:
-    """Give every split of `total` layers over IPUs that hold at least one each.
+    """Return every split of `total` layers over IPUs that hold at least one each.
 
     >>> compositions(3)
     [[3], [1, 2], [2, 1], [1, 1, 1]]
@@ -117,7 +117,7 @@ def _many(values: OneOrMany[T]) -> Sequence[T]:
 def _runs(
     batches: Sequence[Mapping[str, Any]], expected: Sequence[T], last: Sequence[Any], *, is_last: bool
 ) -> Iterator[tuple[Mapping[str, Any], T]]:
-    """Give the batches of one configuration, with what the plain model gives for them."""
+    """Yield the batches of one configuration, with what the plain model gives for them."""
     num_batches = len(batches) if is_last else len(batches) - len(last)
     return zip(batches[:num_batches], expected[:num_batches], strict=True)
 
@@ -170,7 +170,7 @@ def assert_round_trip(model: torch.nn.Module, ipu_config: IPUConfig) -> None:
 
 
 def _plain_class(module: torch.nn.Module) -> type[Any]:
-    """Give a module's class; of the model within a pipelined model with adapters, the plain one."""
+    """Return a module's class; of the model within a pipelined model with adapters, the plain one."""
     return type(module).plain_class() if isinstance(module, PipelineMixin) else type(module)
 
 

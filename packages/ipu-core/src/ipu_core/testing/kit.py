@@ -153,13 +153,13 @@ def _refuse_large(cls: type[Any], config: Any) -> None:
 
 
 def declared_class(family: Family, name: str) -> type[PipelineMixin]:
-    """Give the pipelined class a family declares for a class."""
+    """Return the pipelined class a family declares for a class."""
     found: type[PipelineMixin] = load(family.targets[name])
     return found
 
 
 def light(family: Family) -> None:
-    """Ask that a plugin declares the family, and that declaring it imports nothing heavy."""
+    """Check that a plugin declares the family, and that declaring it imports nothing heavy."""
     plugin = next((plugin.name for plugin in installed().plugins if family in plugin.families), None)
     assert plugin, f"no installed plugin declares the family {family.model_type}: see `ipu plugins`"
     (point,) = importlib.metadata.entry_points(group=GROUP, name=plugin)
@@ -169,7 +169,7 @@ def light(family: Family) -> None:
 
 
 def declared(family: Family, name: str) -> None:
-    """Ask that the declared class is there, is pipelined, and is what `to_pipelined` makes."""
+    """Check that the declared class is there, is pipelined, and is what `to_pipelined` makes."""
     cls = declared_class(family, name)
     assert issubclass(cls, PipelineMixin), f"`{family.targets[name]}` is no PipelineMixin class"
     assert cls.plain_class().__name__ == name, f"`{cls.__name__}` is mixed into `{cls.plain_class().__name__}`"
@@ -179,7 +179,7 @@ def declared(family: Family, name: str) -> None:
 
 
 def infers(family: Family, name: str) -> None:
-    """Ask for equality of inference in float32 on every split, and for a layout in the order modules run.
+    """Check equality of inference in float32 on every split, and for a layout in the order modules run.
 
     Padded on every split, and unpadded on the last: the same graph runs both.
     """
@@ -194,7 +194,7 @@ def infers(family: Family, name: str) -> None:
 
 
 def exact(family: Family, name: str, *, atol: float = ATOL[torch.float64]) -> None:
-    """Ask for equality of training in float64, cut at every boundary, the vocabulary in shards where there is one."""
+    """Check equality of training in float64, cut at every boundary, the vocabulary in shards where there is one."""
     model = tiny_model(family, name).to(torch.float64)
     batches = _batches(model, torch.float64)
     _skip_if_not_finite(model, batches[0], torch.float64)
@@ -205,12 +205,12 @@ def exact(family: Family, name: str, *, atol: float = ATOL[torch.float64]) -> No
 
 
 def trains(family: Family, name: str) -> None:
-    """Ask for equality of training in float32 on every split."""
+    """Check equality of training in float32 on every split."""
     _assert_training_on(family, name, torch.float32, atol=ATOL[torch.float32])
 
 
 def equal_in_float64(family: Family, name: str, *, atol: float = ATOL[torch.float64]) -> None:
-    """Ask for equality of inference and training in float64 on every split."""
+    """Check equality of inference and training in float64 on every split."""
     model = tiny_model(family, name).to(torch.float64)
     batches = _batches(model, torch.float64)
     _skip_if_not_finite(model, batches[0], torch.float64)
@@ -219,7 +219,7 @@ def equal_in_float64(family: Family, name: str, *, atol: float = ATOL[torch.floa
 
 
 def in_shards(family: Family, name: str) -> None:
-    """Ask that training equals plain when the vocabulary works in shards, where there is a vocabulary."""
+    """Check that training equals plain when the vocabulary works in shards, where there is a vocabulary."""
     model = tiny_model(family, name)
     shards = _shards(model)
     if shards is None:
@@ -230,7 +230,7 @@ def in_shards(family: Family, name: str) -> None:
 
 
 def generates(family: Family, name: str) -> None:
-    """Ask for the plain model's tokens of a class that can generate, with caches, on two IPUs."""
+    """Check the plain model's tokens of a class that can generate, with caches, on two IPUs."""
     import pytest
 
     model = tiny_model(family, name).eval()
@@ -264,7 +264,7 @@ def _of_one_choice(value: torch.Tensor) -> torch.Tensor:
 
 
 def reversible(family: Family, name: str) -> None:
-    """Ask that `parallelize` is taken back, and that a checkpoint is a plain one with the configuration beside it."""
+    """Check that `parallelize` is taken back, and that a checkpoint is a plain one with the configuration beside it."""
     model = tiny_model(family, name)
     ipu_config = IPUConfig(layers_per_ipu=[-1, -1])
     assert_round_trip(model, ipu_config)
@@ -285,7 +285,7 @@ EXHAUSTIVE_CHECKS = (trains, equal_in_float64, in_shards)
 
 
 def _rounded(check: Callable[..., None], names: Collection[str]) -> Callable[..., None]:
-    """Give a check for a class that rounds to single precision, where its names are among those that do."""
+    """Return a check for a class that rounds to single precision, where its names are among those that do."""
     return functools.partial(check, atol=SINGLE_PRECISION) if names and check in (exact, equal_in_float64) else check
 
 
@@ -376,7 +376,7 @@ def _skip_if_not_finite(model: torch.nn.Module, batch: dict[str, Any], dtype: to
 
 
 def _has_gradients(model: torch.nn.Module, batch: dict[str, Any]) -> bool:
-    """Say whether the plain model's gradients are numbers."""
+    """Return whether the plain model's gradients are numbers."""
     model.train()
     model(**batch)["loss"].backward()
     are_numbers = all(p.grad is None or not p.grad.isnan().any() for p in model.parameters())
@@ -394,7 +394,7 @@ def _skip_if_fewer(comparable: Sequence[Any], batches: Sequence[Any], name: str,
 
 
 def _trainable(model: torch.nn.Module, batch: dict[str, Any]) -> torch.nn.Module:
-    """Give the model, with a loss where it has none for a batch."""
+    """Return the model, with a loss where it has none for a batch."""
     with torch.no_grad():
         outputs = model.eval()(**batch)
     return model if outputs.get("loss") is not None else with_loss(model)

@@ -11,7 +11,7 @@ from .._torch import FORWARD_HOOKS, own_table, pytree
 
 
 def with_loss(model: torch.nn.Module) -> torch.nn.Module:
-    """Give a model over the same modules that returns a `loss` as well, which reads every output of floats.
+    """Return a model over the same modules that returns a `loss` as well, which reads every output of floats.
 
     The model returns a mapping: the loss, and what `model` returns under its names.
     """
