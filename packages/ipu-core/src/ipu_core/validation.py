@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What public functions ask of their arguments, once, where they come in: each refusal names the argument."""
+"""What public functions ask of their arguments, once, where they come in: each error names the argument."""
 
 from __future__ import annotations
 

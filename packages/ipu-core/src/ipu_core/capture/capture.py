@@ -124,8 +124,8 @@ def capture(model: torch.nn.Module, batch: Mapping[str, Any], *, training: bool)
         except IPUError:
             raise
         except Exception as error:
-            if (refusal := export_error(model, inputs)) is not None:
-                raise refusal from None
+            if (cause := export_error(model, inputs)) is not None:
+                raise cause from None
             raise CaptureError(explained(name, error)) from error
     captured = replace(_read(model, program, training=training), reads=reads, writes=frozenset(writes))
     seconds = time.perf_counter() - started
