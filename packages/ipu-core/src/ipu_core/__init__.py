@@ -26,11 +26,12 @@ if TYPE_CHECKING:
     from .config.execution_config import ExecutionConfig
     from .config.ipu_config import IPUConfig, split_encoder_decoder_ipu_config
     from .errors import IncompatibleIPUConfigError, IPUError
-    from .executor import Executor, inference_model, plan, training_model
+    from .executor import Executor, inference_model, training_model
     from .generation.generator import Generator, generation_model
     from .model.mixin import PipelineMixin
     from .model.pipelined import to_pipelined
     from .partition.plan import Plan, Stage
+    from .planner import plan
     from .plugins.family import Family, pipelined_in
     from .plugins.hookspecs import hookimpl
     from .plugins.package import families_in, pipelined_classes
@@ -53,7 +54,7 @@ _HOMES = {
     "inference_model": "executor",
     "pipelined_classes": "plugins.package",
     "pipelined_in": "plugins.family",
-    "plan": "executor",
+    "plan": "planner",
     "split_encoder_decoder_ipu_config": "config.ipu_config",
     "to_pipelined": "model.pipelined",
     "training_model": "executor",

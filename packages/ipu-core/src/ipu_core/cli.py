@@ -216,7 +216,7 @@ def _plan(options: argparse.Namespace) -> int:
     import torch
 
     from ._torch import pytree
-    from .executor import plan
+    from .planner import plan
 
     optimizer = _optimizer(options)
     device = "cpu" if options.measure else "meta"

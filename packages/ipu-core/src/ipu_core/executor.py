@@ -5,16 +5,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import inspect
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import Cache
 
 from ._torch import pytree
 from .batch import (
@@ -34,16 +32,17 @@ from .capture.loss import loss_value
 from .capture.loss_terms import Terms
 from .compile.disk_cache import ExecutableCache
 from .config.execution_config import ExecutionConfig
-from .config.ipu_config import IPUConfig
 from .engines.engine import Engine
 from .engines.registry import usable_engine
-from .errors import BatchError, BatchSizeError, IncompatibleIPUConfigError, LossError, NotCompiledError, nearest
+from .errors import BatchError, BatchSizeError, IncompatibleIPUConfigError, NotCompiledError, nearest
 from .lowering import lower
 from .memory.estimate import refuse_what_does_not_fit, with_memory
 from .partition.lowered import Lowered, schedule_of
 from .partition.plan import Plan
 from .peft import refuse_nothing_to_train
+from .planner import ipu_config_of, refuse_cache
 from .report.timeline import Span, Timeline
+from .runtime.optimizer_step import needs_closure, stepped_with_closure
 from .runtime.program import StageProgram
 from .runtime.transfers import moved
 from .schedule import Action, Schedule
@@ -307,7 +306,7 @@ class Executor:
                 found, self._update_loss = run()
                 self._optimizer.step()
             else:
-                found, self._update_loss = _stepped_with_closure(self._optimizer, run)
+                found, self._update_loss = stepped_with_closure(self._optimizer, run)
             outputs += found
             if self._config.output_mode == "final":
                 del outputs[: -self._config.replication_factor]
@@ -394,7 +393,7 @@ def inference_model(
         EngineNotAvailableError: the engine is not usable here.
         TypeError: `model` is not pipelined.
     """
-    return Executor(model, _ipu_config(model).for_inference(), usable_engine(engine), outputs=outputs)
+    return Executor(model, ipu_config_of(model).for_inference(), usable_engine(engine), outputs=outputs)
 
 
 def training_model(
@@ -428,7 +427,7 @@ def training_model(
         TypeError: `model` is not pipelined.
         ValueError: the optimizer has none of the model's parameters.
     """
-    config = _ipu_config(model).for_training()
+    config = ipu_config_of(model).for_training()
     if optimizer is None and config.device_iterations > 1:
         raise IncompatibleIPUConfigError(
             f"`device_iterations={config.device_iterations}` needs an optimizer to step between the iterations: "
@@ -440,101 +439,6 @@ def training_model(
         if not any(id(p) in owned for group in optimizer.param_groups for p in group["params"]):
             raise ValueError("the optimizer has none of the model's parameters: make it from `model.parameters()`")
     return Executor(model, config, usable_engine(engine), optimizer=optimizer, outputs=outputs, loss=loss)
-
-
-def plan(
-    model: PipelineMixin,
-    inputs: Mapping[str, Any],
-    for_inference: bool = False,
-    *,
-    optimizer: torch.optim.Optimizer | type[torch.optim.Optimizer] | None = torch.optim.AdamW,
-    loss: str | None = None,
-) -> Plan:
-    """Return which modules sit on which IPU and what they hold, before anything runs.
-
-    ::
-
-        print(plan(model, batch))
-
-    Args:
-        model: made by `to_pipelined`; it may be on the meta device.
-        inputs: a combined batch, of which only names, shapes and dtypes are read.
-        for_inference: read the inference options of the configuration.
-        optimizer: what will step in training, or its class, for the memory of its state; None for none.
-        loss: as for `training_model`.
-
-    Raises:
-        LossError: the model has no loss for this batch, and one is named, or there is a limit to hold memory against,
-            or times are measured. Otherwise the plan says nothing about memory.
-    """
-    view = _ipu_config(model)
-    refuse_other_types({"for_inference": for_inference}, bool, instead="True or False")
-    refuse_other_types({"loss": loss}, str, instead="the name of an output, or None", optional=True)
-    config = view.for_inference() if for_inference else view.for_training()
-    refuse_other_optimizers(optimizer, takes_class=True)
-    refuse_other_batches(model, inputs)
-    refuse_cache(inputs)
-    size = micro_batch_size(inputs, config)
-    lowered = lower(
-        model,
-        config,
-        next(micro_batches(inputs, config)),
-        micro_batch_size=size,
-        optimizer=optimizer,
-        loss=loss,
-    )
-    try:
-        value = None if for_inference else loss_value(lowered.captured, loss)
-    except LossError:
-        if loss is not None or config.device_memory is not None:
-            raise
-        return lowered.plan
-    return with_memory(lowered, config, model, optimizer=optimizer, loss=value)
-
-
-def _ipu_config(model: Any) -> IPUConfig:
-    if not hasattr(type(model), "parallelized"):
-        raise TypeError(f"`{type(model).__name__}` is not pipelined: call `to_pipelined(model, ipu_config)` first")
-    ipu_config: IPUConfig = model.ipu_config
-    return ipu_config
-
-
-def needs_closure(optimizer: torch.optim.Optimizer) -> bool:
-    """Return whether an optimizer's step evaluates the loss by itself, as that of L-BFGS does, several times."""
-    closure = inspect.signature(optimizer.step).parameters.get("closure")
-    return closure is not None and closure.default is inspect.Parameter.empty
-
-
-def _stepped_with_closure(
-    optimizer: torch.optim.Optimizer, run: Callable[[], tuple[list[list[Any]], torch.Tensor]]
-) -> tuple[list[list[Any]], torch.Tensor]:
-    """Step an optimizer that evaluates an update as often as it likes; give what the first evaluation gave."""
-    results: list[tuple[list[list[Any]], torch.Tensor]] = []
-
-    def closure() -> torch.Tensor:
-        optimizer.zero_grad()
-        outputs, loss = run()
-        results.append((outputs if not results else [], loss))
-        return loss
-
-    optimizer.step(closure)  # type: ignore[arg-type]
-    return results[0]
-
-
-def refuse_cache(batch: Mapping[str, Any]) -> None:
-    """Refuse a batch that asks for keys and values, or brings some: those of a static graph are generation's.
-
-    Raises:
-        BatchError: it does.
-    """
-    given = [name for name, value in batch.items() if isinstance(value, Cache) or (name == "use_cache" and value)]
-    if given:
-        value = batch[given[0]]
-        shown = f"{given[0]}={value}" if given[0] == "use_cache" else f"{given[0]}` is a `{type(value).__name__}"
-        raise BatchError(
-            f"`{shown}`: an executor runs whole sequences, and keeps no keys and values: leave `{given[0]}` out, or "
-            "generate with `generation_model`"
-        )
 
 
 def _brought_together(leaves: list[Any], batch: Mapping[str, Any]) -> list[Any]:
