@@ -34,6 +34,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class IPUError(Exception):
@@ -126,6 +127,12 @@ class BrokenPluginError(PluginError):
 
 class PluginConflictError(PluginError):
     """Two plugins that claim one class, neither declaring that it overrides the other."""
+
+
+def shown(value: Any) -> str:
+    """Return a value as messages show it: its repr, of 60 characters at most."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def nearest(name: object, known: Iterable[str]) -> str:

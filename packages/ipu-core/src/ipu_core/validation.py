@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ._torch import pytree
-from .errors import BatchError, nearest
+from .errors import BatchError, nearest, shown
 from .peft import forward_parameters
 
 Types = type[Any] | tuple[type[Any], ...]
@@ -44,7 +44,7 @@ def refuse_other_types(given: Mapping[str, Any], kind: Types, *, instead: str, o
     """
     for name, value in given.items():
         if not isinstance(value, kind) and not (optional and value is None):
-            raise TypeError(f"`{name}={_shown(value)}` is a {type(value).__name__}: give {instead}")
+            raise TypeError(f"`{name}={shown(value)}` is a {type(value).__name__}: give {instead}")
 
 
 def refuse_other_choices(name: str, value: Any, choices: Collection[str]) -> None:
@@ -54,7 +54,7 @@ def refuse_other_choices(name: str, value: Any, choices: Collection[str]) -> Non
         ValueError: naming the nearest one.
     """
     if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"`{name}={_shown(value)}` is not one of {tuple(choices)}{nearest(str(value), choices)}")
+        raise ValueError(f"`{name}={shown(value)}` is not one of {tuple(choices)}{nearest(str(value), choices)}")
 
 
 def refuse_other_outputs(outputs: Any) -> None:
@@ -122,7 +122,7 @@ def refuse_no_tensors(model: torch.nn.Module, given: Mapping[str, Any]) -> None:
         leaves = pytree.tree_leaves(value)
         if not leaves or not all(isinstance(leaf, torch.Tensor) for leaf in leaves):
             raise TypeError(
-                f"`{name}={_shown(value)}` is a {type(value).__name__}: give a tensor, as `torch.tensor` makes of "
+                f"`{name}={shown(value)}` is a {type(value).__name__}: give a tensor, as `torch.tensor` makes of "
                 "numbers, and tokenizers do with `return_tensors='pt'`"
             )
 
@@ -134,8 +134,3 @@ def _takes_tensors_alone(annotation: Any) -> bool:
     text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
     kinds = {name.rpartition(".")[2] for name in re.findall(r"[\w.]+", text)} - {"None", "Optional"}
     return bool(kinds) and all(kind.endswith("Tensor") for kind in kinds)
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -27,7 +27,7 @@ from transformers import PreTrainedConfig
 
 from .._torch import HOOK_TABLES, MODULES, TABLES, TENSOR_TABLES
 from .._transformers import UNREAD
-from ..errors import ModelChangedError
+from ..errors import ModelChangedError, shown
 from ..peft import adapted
 
 if TYPE_CHECKING:
@@ -419,5 +419,4 @@ def _shown(value: Any) -> str:
         return "not there"
     if isinstance(value, torch.Tensor):
         return f"a tensor of {list(value.shape)}"
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return shown(value)
