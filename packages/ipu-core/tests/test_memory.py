@@ -36,7 +36,7 @@ def measured(model, config, inputs):
         parts = list(micro_batches(inputs, config.for_training()))
         weights = [1.0] * len(parts)
         for leaves in compiled.program.train(
-            parts, compiled.order, starts=[{compiled.loss: w} for w in weights], watch=watch
+            parts, compiled.order, starts=[{compiled.loss: w} for w in weights], on_action=watch
         ):
             del leaves
         storages.move_to_stages()

@@ -142,7 +142,7 @@ def test_exact_weights_are_those_of_the_plain_model(compiled):
     for each, other in zip(found.logits, wanted.logits, strict=True):
         torch.testing.assert_close(each, other, atol=1e-5, rtol=1e-5)
     step = generator.decoder.programs[-1]
-    targets = [node.target for piece in step.programs for node in piece.program.graph.nodes]
+    targets = [node.target for piece in step.stage_graphs for node in piece.program.graph.nodes]
     product = quantized_gemv if compiled else quantized_linear
     assert targets.count(product) == 2 * 3 + 1  # queries and keys, values, both halves; the head
 
@@ -237,7 +237,7 @@ def test_layers_with_biases_are_packed_together_and_the_encoder_is_not():
     assert torch.equal(found, wanted)
     (step, *_) = generator.decoder.programs
     products = [
-        node for piece in step.programs for node in piece.program.graph.nodes if node.target is quantized_linear
+        node for piece in step.stage_graphs for node in piece.program.graph.nodes if node.target is quantized_linear
     ]
     # Of the ten linear layers of each of two layers, three read the same; two read what the encoder gave, and so do the
     # other layer's two. There is the head besides.
@@ -274,7 +274,7 @@ def test_compiled_steps_give_the_same_tokens(weights, rows):
         step = generator.decoder.programs[-1]
         # Before the first layer there is no product.
         expected = [False, True, True, True] if compiled else [False, False]
-        assert [piece.code is not None for piece in step.programs] == expected
+        assert [piece.code is not None for piece in step.stage_graphs] == expected
     assert torch.equal(*found), found
     if weights is None:
         assert torch.equal(found[0], model.generate(ids, max_new_tokens=10, do_sample=False))

@@ -73,7 +73,7 @@ def test_nothing_that_is_written_could_run(tmp_path):
 def test_equal_layers_have_equal_texts_and_others_do_not():
     config = IPUConfig(recompute_checkpoint_every_layer=True)
     model = to_pipelined(make(Chain, num_layers=5), config)
-    pieces = lower(model, config.for_training(), batch(), micro_batch_size=4).programs
+    pieces = lower(model, config.for_training(), batch(), micro_batch_size=4).stage_graphs
     assert len(pieces) == 7
     assert len({text_of(piece.program) for piece in pieces}) == 3
 

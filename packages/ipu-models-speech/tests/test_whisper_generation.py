@@ -9,7 +9,7 @@ import transformers
 from ipu_core import IPUConfig, generation_model, to_pipelined
 from ipu_core.errors import GenerationModeError
 from ipu_core.generation.decode_step import HEAD_BITS
-from ipu_core.kernels.quantization import Packing
+from ipu_core.kernels.quantization import Quantization
 
 SIZE = {"d_model": 32, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "num_mel_bins": 8, "vocab_size": 1700}
 LAYERS = {"encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
@@ -140,8 +140,10 @@ def test_weights_of_the_decoder_are_rounded(model, weights):
     for module in (*rounded.model.decoder.modules(), rounded.proj_out):
         if isinstance(module, torch.nn.Linear):
             outputs, inputs = module.weight.shape
-            packing = Packing.of(inputs, HEAD_BITS if module is rounded.proj_out else int(weights[3:]))
-            module.weight = torch.nn.Parameter(packing.unpack(packing.pack(module.weight.detach()), outputs))
+            quantization = Quantization.of(inputs, HEAD_BITS if module is rounded.proj_out else int(weights[3:]))
+            module.weight = torch.nn.Parameter(
+                quantization.dequantize(quantization.quantize(module.weight.detach()), outputs)
+            )
     generator = generation_model(to_pipelined(model, IPUConfig(layers_per_ipu=[2, 2])), weights=weights)
     wanted, found = both(rounded, generator, recording(1)[0], **SHORT["a task"])
     assert found == wanted

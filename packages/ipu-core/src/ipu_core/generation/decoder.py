@@ -427,7 +427,7 @@ class Decoder:
         if self._mask in inspect.signature(self._model.plain_class().forward).parameters:
             yield self._mask, self._padded_mask(given.get(self._mask), known + last - first)
         if cache is not None:
-            yield CACHE, cache.quantized_weights(torch.tensor(known, device=self._device))
+            yield CACHE, cache.slots(torch.tensor(known, device=self._device))
         yield AT, torch.tensor([last - first - 1], device=self._device)
         yield "use_cache", cache is not None
 

@@ -39,7 +39,7 @@ def repeated(inputs: dict[str, Any], rows: int) -> dict[str, Any]:
 class _Loop(GenerationHooks):
     """What upstream's `generate` is called on: the user's class, with steps in the place of its forward."""
 
-    _generator: Generator
+    _generator: Any  # transformers evaluates annotations
     _group: int
 
     def of_group(self, group: int) -> Any:

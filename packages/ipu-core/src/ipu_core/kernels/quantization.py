@@ -89,11 +89,11 @@ class Quantization:
         for weight in weights:
             for rows in weight.split(channels):
                 blocks = -(-len(rows) // LANES)
-                self._quantize(rows, words[block : block + blocks])
+                self._quantize_rows(rows, words[block : block + blocks])
                 block += blocks
         return words
 
-    def _quantize(self, rows: torch.Tensor, words: torch.Tensor) -> None:
+    def _quantize_rows(self, rows: torch.Tensor, words: torch.Tensor) -> None:
         groups = functional.pad(rows.float(), (0, 0, 0, -len(rows) % LANES)).unflatten(1, (-1, self.group_size))
         scale, minimum, integers = (self._exact_grid if self.is_exact else self._grid)(groups)
         of_words = integers.to(torch.int32).unflatten(-1, (-1, self.per_word))
