@@ -7,7 +7,6 @@ Shapes: R rows, T tokens of a call, L places that are attended to, V vocabulary,
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -250,21 +249,3 @@ class Transformer(nn.Module):
             dtype = self.embedding.weight.dtype
             rotation = angles.cos().to(dtype), angles.sin().to(dtype)
         return Places(positions=positions, mask=mask, rotation=rotation, is_cached=given is not None)
-
-
-def generate(run: Any, input_ids: torch.Tensor, num_tokens: int) -> torch.Tensor:
-    """Return prompts [R, T] and `num_tokens` more of each, the likeliest ones.
-
-    Args:
-        run: the model with a cache, or what runs it, as `executors` below makes.
-        input_ids: the prompts.
-        num_tokens: of each row.
-    """
-    tokens, new = input_ids, input_ids
-    for _ in range(num_tokens):
-        start = tokens.shape[1] - new.shape[1]
-        positions = torch.arange(start, tokens.shape[1]).expand(new.shape)
-        logits = run(input_ids=new, positions=positions)["logits"]
-        new = logits[:, -1:].argmax(-1)
-        tokens = torch.cat([tokens, new], dim=1)
-    return tokens
