@@ -261,6 +261,12 @@ def test_a_checkpoint_of_another_size_is_refused_by_name(checkpoints, example, t
             load_checkpoint(model, folder, found.correspondence)
 
 
+def test_the_script_runs_without_any_argument(example, capsys):
+    tokens = example.main(["--num_tokens", "2"])
+    assert capsys.readouterr().out.split() == [str(token) for token in tokens[0].tolist()]
+    assert tokens.shape == (1, 5)
+
+
 def test_a_folder_of_another_architecture_ends_the_run(example, tmp_path):
     with pytest.raises(SystemExit, match="has no config.json and no params.json"):
         example.main(["--checkpoint", str(tmp_path)])
@@ -270,8 +276,9 @@ def test_a_folder_of_another_architecture_ends_the_run(example, tmp_path):
 
 
 def test_the_real_sizes_are_those_that_were_published(example):
+    module = importlib.import_module("transformer")
     with torch.device("meta"):
-        gpt2, mistral = (example.Transformer(config) for config in (example.GPT2, example.MISTRAL_7B))
+        gpt2, mistral = (example.Transformer(config) for config in (module.GPT2, module.MISTRAL_7B))
     assert sum(parameter.numel() for parameter in gpt2.parameters()) == 124_439_808
     assert sum(parameter.numel() for parameter in mistral.parameters()) == 7_241_732_096
 

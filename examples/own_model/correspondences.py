@@ -16,7 +16,7 @@ from transformers.core_model_loading import Chunk, Concatenate, Transpose
 QKV = tuple(f"blocks.*.attention.{name}" for name in ("query", "key", "value"))
 
 
-def _weight_and_bias(theirs: str, ours: str) -> tuple[Rule, Rule]:
+def _weight_and_bias(theirs: str, ours: str) -> tuple[Rule, ...]:
     """Return the rules of a norm, whose tensors stay as they are."""
     return tuple(Rule(f"{theirs}.{name}", f"{ours}.{name}") for name in ("weight", "bias"))
 

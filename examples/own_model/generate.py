@@ -20,7 +20,7 @@ import transformers
 from correspondences import published
 from ipu_core import Executor, IPUConfig, inference_model, to_pipelined
 from ipu_core.checkpoints import load_checkpoint, open_checkpoint
-from transformer import GPT2, MISTRAL_7B, Transformer  # noqa: F401
+from transformer import Transformer
 
 Run = Callable[..., dict[str, torch.Tensor]]
 
