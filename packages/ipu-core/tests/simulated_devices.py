@@ -5,6 +5,7 @@ Like real devices they refuse operations on tensors of two devices, and autograd
 """
 
 import collections
+import contextlib
 
 import torch
 from torch.utils import _pytree as pytree
@@ -69,3 +70,25 @@ def to_plain(value):
     """Return the data of a tensor on any device."""
     value = value.detach()
     return value.held if isinstance(value, SimulatedTensor) else value
+
+
+@contextlib.contextmanager
+def simulating(monkeypatch):
+    """Have four simulated devices inside the block, where models can be moved to."""
+    there = (torch.device("cpu"), *(torch.device("meta", i) for i in range(4)))
+    monkeypatch.setattr("ipu_core.runtime.devices.devices_there", lambda: there)
+    monkeypatch.setattr("ipu_core.runtime.device_placement._move", _move_simulated)
+    with Simulation() as made:
+        yield made
+
+
+def _move_simulated(tensor, device):
+    """Do what setting `.data` does, which would not change a tensor's class."""
+    made = tensor.detach().to(device)
+    if isinstance(tensor, torch.nn.Parameter):
+        made = torch.nn.Parameter(made, requires_grad=tensor.requires_grad)
+    made.grad = None if tensor.grad is None else tensor.grad.to(device)
+    # `torch.utils.swap_tensors` without its look at weak references, of which the capture leaves some.
+    tensor.__class__, made.__class__ = made.__class__, tensor.__class__
+    tensor.__dict__, made.__dict__ = made.__dict__, tensor.__dict__
+    torch._C._swap_tensor_impl(tensor, made)

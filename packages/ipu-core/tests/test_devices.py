@@ -22,7 +22,7 @@ from ipu_core.runtime.device_placement import move_state
 from ipu_core.runtime.devices import CPU, devices_there
 from ipu_core.testing import assert_inference_equals_plain, assert_training_equals_plain
 from models import Chain, InPlace, Normed, Skip, Tied, Unused, batch, make
-from simulated_devices import COPIES, Simulation, to_plain
+from simulated_devices import COPIES, simulating, to_plain
 from test_autograd_functions import Calling
 from test_executor import ARCHITECTURES
 from test_shared_layers import Shared
@@ -48,23 +48,8 @@ ON_TWO_OF_THREE = IPUConfig(layers_per_ipu=[1, 1, 1], devices=["meta:3", "cpu", 
 
 @pytest.fixture
 def simulation(monkeypatch):
-    there = (torch.device("cpu"), *(torch.device("meta", i) for i in range(4)))
-    monkeypatch.setattr("ipu_core.runtime.devices.devices_there", lambda: there)
-    monkeypatch.setattr("ipu_core.runtime.device_placement._move", _move_simulated)
-    with Simulation() as made:
+    with simulating(monkeypatch) as made:
         yield made
-
-
-def _move_simulated(tensor, device):
-    """Do what setting `.data` does, which would not change a tensor's class."""
-    made = tensor.detach().to(device)
-    if isinstance(tensor, torch.nn.Parameter):
-        made = torch.nn.Parameter(made, requires_grad=tensor.requires_grad)
-    made.grad = None if tensor.grad is None else tensor.grad.to(device)
-    # `torch.utils.swap_tensors` without its look at weak references, of which the capture leaves some.
-    tensor.__class__, made.__class__ = made.__class__, tensor.__class__
-    tensor.__dict__, made.__dict__ = made.__dict__, tensor.__dict__
-    torch._C._swap_tensor_impl(tensor, made)
 
 
 def gradients(model):

@@ -24,6 +24,7 @@ FLOORS = (
         "validation",
         "plugins",
         "schedule",
+        "checkpoints",
     ),
     *("config", "batch", "report", "capture", "samples", "rewrites", "partition", "model", "compile", "runtime"),
     *("memory", "engines", "lowering", "planner", "executor", "kernels", "generation", "testing", "cli", "packing"),

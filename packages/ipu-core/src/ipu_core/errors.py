@@ -18,6 +18,7 @@
     ├── ScheduleError (ValueError)                a schedule that does not end, or text that is none
     ├── LayoutError (ValueError)                  a model whose modules cannot be laid out
     ├── AdapterError (ValueError)                 adapters of a kind that cannot be pipelined
+    ├── CheckpointError (ValueError)              tensors that are missing, left over, or of another shape or format
     ├── CaptureError (RuntimeError)               a forward that is not one static graph
     ├── CompileError (RuntimeError)               a stage torch cannot compile
     ├── EditError (RuntimeError)                  a source edit that does not fit the installed upstream
@@ -95,6 +96,10 @@ class LayoutError(IPUError, ValueError):
 
 class AdapterError(IPUError, ValueError):
     """A model with adapters of a kind that cannot be pipelined."""
+
+
+class CheckpointError(IPUError, ValueError):
+    """A checkpoint that cannot be read, or whose tensors are not those of a model."""
 
 
 class CaptureError(IPUError, RuntimeError):

@@ -316,11 +316,16 @@ def generation_model(
 
     Raises:
         EngineNotAvailableError: the engine is not usable here.
-        TypeError: `model` is not pipelined, or a number is none.
+        TypeError: `model` is not pipelined, or is none of transformers, or a number is none.
         ValueError: `weights` or `cache_dtype` is something else, or `tokens_per_call` or `in_flight` is less than 1.
     """
     if not isinstance(model, PipelineMixin):
         raise TypeError(f"`{type(model).__name__}` is not pipelined: call `to_pipelined(model, ipu_config)` first")
+    if not hasattr(model, "can_generate"):
+        raise TypeError(
+            f"`{model.plain_class().__name__}` is no transformers model, and has no `generate`: run its steps with "
+            "`inference_model`, as docs/own_model.md shows"
+        )
     sizes = {
         "batch_size": batch_size,
         "num_beams": num_beams,

@@ -233,7 +233,8 @@ class PipelineMixin(_MixinBase):
             TypeError: a model without a language-model head.
             CacheError, GenerationModeError: as `Generator.generate`.
         """
-        if not self.can_generate():
+        can_generate = getattr(self, "can_generate", None)
+        if can_generate is None or not can_generate():
             raise TypeError(f"`{type(self).__name__}` has no language-model head: it cannot generate")
         if self._generator is None:
             # By name: generation is made of executors, which are made of models.
@@ -249,9 +250,14 @@ class PipelineMixin(_MixinBase):
         """Write a plain transformers checkpoint, and `ipu_config.json` beside it; `kwargs` are upstream's.
 
         Raises:
-            TypeError: `save_directory` is no path.
+            TypeError: `save_directory` is no path, or the model is none of transformers.
         """
         refuse_other_types({"save_directory": save_directory}, (str, os.PathLike), instead="a directory")
+        if not hasattr(self.plain_class(), "save_pretrained"):
+            raise TypeError(
+                f"`{self.plain_class().__name__}` is no transformers model, and has no `save_pretrained`: save its "
+                "`state_dict()`, or a published format with `ipu_core.checkpoints.save_checkpoint`"
+            )
         with self.plain():
             self.to_transformers().save_pretrained(save_directory, **kwargs)
         if kwargs.get("is_main_process", True) and self._ipu_config is not None:

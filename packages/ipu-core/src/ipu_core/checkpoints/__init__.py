@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Published checkpoints for architectures of one's own, by a declared correspondence of tensors.
+
+::
+
+    from ipu_core.checkpoints import Correspondence, Rule, load_checkpoint
+
+    correspondence = Correspondence(
+        rules=(
+            Rule("wte.weight", "embedding.weight"),
+            Rule("h.*.mlp.c_fc.weight", "blocks.*.feed_forward.inner.weight", Transpose()),
+        )
+    )
+    load_checkpoint(model, "folder", correspondence)
+"""
+
+from .conversion import TensorSpec
+from .correspondence import Correspondence, Rule
+from .files import Checkpoint, open_checkpoint
+from .loading import load_checkpoint
+from .matching import Match, checked_matches
+from .operations import Divide, Join, PermuteRotary
+from .saving import published_tensors, save_checkpoint
+
+__all__ = [
+    "Checkpoint",
+    "Correspondence",
+    "Divide",
+    "Join",
+    "Match",
+    "PermuteRotary",
+    "Rule",
+    "TensorSpec",
+    "checked_matches",
+    "load_checkpoint",
+    "open_checkpoint",
+    "published_tensors",
+    "save_checkpoint",
+]
