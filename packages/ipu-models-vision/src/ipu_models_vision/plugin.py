@@ -51,6 +51,7 @@ CLIP_TEXT = Family(
     layout=PART,
     models=pipelined_in("ipu_models_vision.clip", "CLIPTextModel", "CLIPTextModelWithProjection"),
     tiny={**TEXT_TINY, "num_hidden_layers": 3},
+    overrides=("diffusers",),  # which declares the text encoder for those who install nothing else
 )
 
 CLIP_VISION = Family(
