@@ -28,9 +28,11 @@ if TYPE_CHECKING:
         IPUStableDiffusionPipeline,
         IPUStableDiffusionXLPipeline,
     )
+    from .training import DenoisingLoss
 
 _HOMES = {
     "ComponentError": "errors",
+    "DenoisingLoss": "training",
     "DiffusionError": "errors",
     "IPUPipelineMixin": "pipelines",
     "IPUStableDiffusion3Pipeline": "pipelines",
@@ -46,6 +48,7 @@ _HOMES = {
 
 __all__ = [
     "ComponentError",
+    "DenoisingLoss",
     "DiffusionError",
     "IPUPipelineMixin",
     "IPUStableDiffusion3Pipeline",

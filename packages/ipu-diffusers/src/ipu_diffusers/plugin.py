@@ -56,7 +56,10 @@ TINY_VISION = {
 UNET = Family(
     model_type="unet-2d-condition",
     layout=UNET_LAYOUT,
-    models={"UNet2DConditionModel": "ipu_diffusers.models:PipelinedUNet2DConditionModel"},
+    models={
+        "UNet2DConditionModel": "ipu_diffusers.models:PipelinedUNet2DConditionModel",
+        "DenoisingLoss": "ipu_diffusers.training:PipelinedDenoisingLoss",
+    },
     tiny=TINY_UNET,
     sample="ipu_diffusers.samples:noisy_latents",
 )
