@@ -16,10 +16,11 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
-from ipu_diffusers import IPUStableDiffusionPipeline
-from ipu_diffusers.tiny import tiny_pipeline
 from results import report
 from transformers import CLIPTextConfig, CLIPTextModel
+
+from ipu_diffusers import IPUStableDiffusionPipeline
+from ipu_diffusers.tiny import tiny_pipeline
 
 CONFIGS: dict[str, Any] = {
     "unet_ipu_config": {"layers_per_ipu": [3, 2, 1, 2]},
@@ -64,7 +65,9 @@ def image(pipe: Any, steps: int) -> tuple[float, Any]:
     """Return the seconds an image takes, and its pixels."""
     generator = torch.Generator().manual_seed(0)
     started = time.perf_counter()
-    made = pipe("a red fox", num_inference_steps=steps, height=PIXELS, width=PIXELS, generator=generator, output_type="np")
+    made = pipe(
+        "a red fox", num_inference_steps=steps, height=PIXELS, width=PIXELS, generator=generator, output_type="np"
+    )
     return time.perf_counter() - started, made.images
 
 

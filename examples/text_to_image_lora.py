@@ -23,10 +23,11 @@ import torch
 from diffusers import DDPMScheduler, StableDiffusionPipeline
 from diffusers.utils import convert_state_dict_to_diffusers
 from ipu_core import IPUConfig, to_pipelined, training_model
-from ipu_diffusers import DenoisingLoss
-from ipu_diffusers.tiny import tiny_pipeline
 from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image, ImageDraw
+
+from ipu_diffusers import DenoisingLoss
+from ipu_diffusers.tiny import tiny_pipeline
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 COLOURS = ("red", "green", "blue", "white")
@@ -120,7 +121,11 @@ def main(arguments: Sequence[str] | None = None) -> list[float]:
     """Train, write the adapter, and return the losses."""
     options = parsed(arguments)
     torch.manual_seed(options.seed)
-    plain = StableDiffusionPipeline.from_pretrained(options.model) if options.model else tiny_pipeline(StableDiffusionPipeline)
+    plain = (
+        StableDiffusionPipeline.from_pretrained(options.model)
+        if options.model
+        else tiny_pipeline(StableDiffusionPipeline)
+    )
     rows = captioned(options.data or sample(options.output_dir / "sample"))
     size = options.resolution or plain.unet.config.sample_size * plain.vae_scale_factor
     latents, texts = encoded(plain, rows, size)
