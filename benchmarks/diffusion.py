@@ -16,11 +16,10 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
-from results import report
-from transformers import CLIPTextConfig, CLIPTextModel
-
 from ipu_diffusers import IPUStableDiffusionPipeline
 from ipu_diffusers.tiny import tiny_pipeline
+from results import report
+from transformers import CLIPTextConfig, CLIPTextModel
 
 CONFIGS: dict[str, Any] = {
     "unet_ipu_config": {"layers_per_ipu": [3, 2, 1, 2]},

@@ -23,11 +23,10 @@ import torch
 from diffusers import DDPMScheduler, StableDiffusionPipeline
 from diffusers.utils import convert_state_dict_to_diffusers
 from ipu_core import IPUConfig, to_pipelined, training_model
-from peft import LoraConfig, get_peft_model_state_dict
-from PIL import Image, ImageDraw
-
 from ipu_diffusers import DenoisingLoss
 from ipu_diffusers.tiny import tiny_pipeline
+from peft import LoraConfig, get_peft_model_state_dict
+from PIL import Image, ImageDraw
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 COLOURS = ("red", "green", "blue", "white")

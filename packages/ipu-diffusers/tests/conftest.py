@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import diffusers
+import ipu_diffusers
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-
-import ipu_diffusers
 from ipu_diffusers.tiny import tiny_pipeline
+from PIL import Image
 
 # Blocks of a UNet, of half a VAE, layers of a text encoder, of a transformer and of a safety checker.
 NUM_LAYERS = {"unet": 6, "transformer": 4, "vae": 2, "text_encoder": 3, "text_encoder_2": 3, "safety_checker": 3}

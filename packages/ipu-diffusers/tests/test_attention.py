@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Attention in slices: exact, and no matrix larger than asked for."""
 
+import ipu_diffusers
 import pytest
 import torch
 from conftest import assert_same, images, on_ipus
 from ipu_core import IPUConfig, inference_model, to_pipelined
-from torch.nn.functional import scaled_dot_product_attention
-
-import ipu_diffusers
 from ipu_diffusers.attention import MIB, num_slices
+from torch.nn.functional import scaled_dot_product_attention
 
 
 class Attention(torch.nn.Module):

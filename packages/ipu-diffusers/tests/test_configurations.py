@@ -2,12 +2,11 @@
 """Configurations: the defaults of known shapes, "auto", and what is refused before anything runs."""
 
 import diffusers
+import ipu_diffusers
 import pytest
 from conftest import images, on_ipus
 from ipu_core import IPUConfig
 from ipu_core.errors import BatchSizeError, IncompatibleIPUConfigError
-
-import ipu_diffusers
 from ipu_diffusers import IPUStableDiffusionPipeline, get_default_ipu_configs
 from ipu_diffusers.defaults import ENGINES, SHAPES, automatic_config
 from ipu_diffusers.tiny import tiny_pipeline

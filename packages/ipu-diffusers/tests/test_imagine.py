@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 import torch
 from ipu_core import cli
-from PIL import Image
-
 from ipu_diffusers.tiny import tiny_pipeline
+from PIL import Image
 
 
 @pytest.fixture(scope="module")

@@ -4,15 +4,16 @@
 import subprocess
 import sys
 
+import ipu_diffusers
 import pytest
+import torch
 from ipu_core import IPUConfig, inference_model, plan, to_pipelined
 from ipu_core.plugins.family import load
 from ipu_core.plugins.registry import claim_of, describe, installed
 from ipu_core.samples import sample_batch
 from ipu_core.testing.kit import tiny_model
-
-import ipu_diffusers
 from ipu_diffusers.plugin import FAMILIES
+from torch.utils import _pytree as pytree
 
 NAME = "diffusers"
 
@@ -40,12 +41,17 @@ def test_a_model_of_every_family_plans_and_runs_as_the_plain_one(family):
         assert claim_of(cls.plain_class()).plugin in (NAME, "vision")  # either's alone, and the latter's of both
     model = tiny_model(family, name).eval()
     batch = sample_batch(model, batch_size=2, length=16, labels=False)
-    pipelined = to_pipelined(model, IPUConfig(layers_per_ipu=[-1, 1]), family=family)
+    pipelined = to_pipelined(model, IPUConfig(layers_per_ipu=[-1, 1]))
+    assert pipelined.family is family or name == "CLIPTextModel"
     made = plan(pipelined, batch, True)
     assert made.ipus_per_replica == 2
     assert len({stage.ipu for stage in made.stages}) == 2
-    found = inference_model(pipelined)(**batch)
-    assert found is not None
+    found = pytree.tree_leaves(inference_model(pipelined)(**batch))
+    with torch.no_grad():
+        # Upstream's safety checker decides, too: what it decides on is what the pipelined one returns.
+        plain = cls.forward(model, **batch) if "Checker" in name else model(**batch)
+    for ours, theirs in zip(found, pytree.tree_leaves(plain), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
 def test_the_public_face_is_what_it_says():

@@ -4,12 +4,11 @@
 import inspect
 
 import diffusers
+import ipu_diffusers
 import numpy as np
 import pytest
 import torch
 from conftest import assert_same, configs, images, on_ipus
-
-import ipu_diffusers
 from ipu_diffusers.tiny import tiny_pipeline
 
 
@@ -165,6 +164,18 @@ def test_a_saved_folder_is_diffusers_own_and_loads_on_ipus(plain, tmp_path):
     assert_same(images(again), wanted)
     (executor,) = again.ipu_components["unet"].executors
     assert executor.plan.layers_per_ipu == (5, 1)
+
+
+@pytest.mark.turns(4)
+def test_another_pipeline_gets_its_class_in_two_lines():
+    class IPUStableDiffusionXLImg2ImgPipeline(
+        ipu_diffusers.IPUPipelineMixin, diffusers.StableDiffusionXLImg2ImgPipeline
+    ):
+        pass
+
+    pipe = tiny_pipeline(diffusers.StableDiffusionXLImg2ImgPipeline)
+    ours = IPUStableDiffusionXLImg2ImgPipeline(**pipe.components, **configs(pipe, 2))
+    assert_same(images(ours), images(pipe))
 
 
 def test_it_looks_like_the_plain_class(plain):

@@ -11,7 +11,6 @@ import torch
 from conftest import assert_same, configs, images, on_ipus
 from ipu_core import IPUConfig, to_pipelined, training_model
 from ipu_core.testing.kit import tiny_model
-
 from ipu_diffusers import DenoisingLoss
 from ipu_diffusers.plugin import UNET
 from ipu_diffusers.tiny import tiny_pipeline

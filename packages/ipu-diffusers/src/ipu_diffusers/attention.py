@@ -78,7 +78,7 @@ def _in_slices(
     """Attend; queries are [..., Q, D], keys [..., K, D], a mask [..., Q or 1, K]."""
     rows = query.shape[-2]
     slices = num_slices(query.shape, key.shape, query.element_size(), most_bytes)
-    parts = []
+    parts: list[torch.Tensor] = []
     for part in query.split(math.ceil(rows / slices), dim=-2):
         mask = attn_mask
         if mask is not None and mask.shape[-2] == rows and rows > 1:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`Component`: one model of a diffusion pipeline on its IPUs, with an executor for each shape it is called with.
 
-A pipeline calls *stand-ins*: objects of the same class over the same modules and tensors, whose forward runs the executor.
+A pipeline calls *stand-ins*: objects of the same class over the same modules and tensors, whose forward runs the
+executor.
 """
 
 from __future__ import annotations

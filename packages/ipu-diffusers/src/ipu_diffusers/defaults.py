@@ -69,8 +69,10 @@ def get_default_ipu_configs(
 
     Args:
         engine: a name of `ENGINES`.
-        height, width: the size of images; models for 768 pixels are made for no less.
-        num_prompts, num_images_per_prompt: together the micro-batches a call of the UNet is run in.
+        height: of images; models for 768 pixels are made for no less.
+        width: of images.
+        num_prompts: with the next, the micro-batches that a call of the UNet is run in.
+        num_images_per_prompt: see there.
         n_ipu: with up to 4 the UNet alone has a configuration, the others are None, and run plain.
         common_options: options of `IPUConfig` for all of them.
 
@@ -99,8 +101,8 @@ def automatic_config(name: str, denoiser: Any) -> dict[str, Any] | None:
     Of a shape that is not known, layers are balanced: those of the denoiser over 4 IPUs, those of a VAE over 2.
     """
     config = denoiser.config
-    shape = getattr(config, "cross_attention_dim", None), getattr(config, "sample_size", None)
-    known = SHAPES.get(shape) if all(isinstance(size, int) for size in shape) else None
+    width, size = getattr(config, "cross_attention_dim", None), getattr(config, "sample_size", None)
+    known = SHAPES.get((width, size)) if isinstance(width, int) and isinstance(size, int) else None
     if known is not None and name in known:
         return known[name]
     return {"layers_per_ipu": "auto", "ipus_per_replica": IPUS.get(name, 1)}

@@ -8,7 +8,7 @@ import functools
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from inspect import signature
 from pathlib import Path
 from typing import Any, Self
@@ -65,8 +65,8 @@ class IPUPipelineMixin:
         super().__init_subclass__(**options)
         plain = cls.plain_class()
         # Diffusers reads off the constructor what components there are: it sees its own.
-        cls.__init__ = _constructor_of(plain)  # type: ignore[method-assign]
-        cls.__call__ = _call_of(plain)  # type: ignore[attr-defined]
+        setattr(cls, "__init__", _constructor_of(plain))  # noqa: B010
+        setattr(cls, "__call__", _call_of(plain))  # noqa: B010
 
     @classmethod
     def plain_class(cls) -> type[Any]:
@@ -88,18 +88,19 @@ class IPUPipelineMixin:
 
             pipe.set_ipu_configs(unet_ipu_config={"layers_per_ipu": [2, 2]}, vae_ipu_config=None)
         """
-        models = _models_of(self)
+        self._refuse_other_names(configs)
         for argument, config in configs.items():
-            name = argument.removesuffix(SUFFIX)
-            if name not in models or not argument.endswith(SUFFIX):
-                known = [f"{other}{SUFFIX}" for other in models]
+            self._put(argument.removesuffix(SUFFIX), config)
+        return self
+
+    def _refuse_other_names(self, arguments: Iterable[str]) -> None:
+        known = [f"{name}{SUFFIX}" for name in _models_of(self)]
+        for argument in arguments:
+            if argument not in known:
                 raise ComponentError(
                     f"`{argument}` is for no model of `{type(self).__name__}`{nearest(argument, known)}: it takes "
                     f"{', '.join(known)}"
                 )
-        for argument, config in configs.items():
-            self._put(argument.removesuffix(SUFFIX), config)
-        return self
 
     def _put(self, name: str, config: Config) -> None:
         """Put one component on IPUs, the one that the pipeline has now."""
@@ -118,7 +119,7 @@ class IPUPipelineMixin:
     def to_diffusers(self) -> Any:
         """Return the plain pipeline of diffusers over the same components."""
         plain = self.plain_class()
-        made = plain.__new__(plain)
+        made: Any = plain.__new__(plain)  # type: ignore[call-overload]
         vars(made).update({name: value for name, value in vars(self).items() if name != "_ipu_parts"})
         return made
 

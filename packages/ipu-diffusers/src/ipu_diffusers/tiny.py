@@ -20,6 +20,7 @@ from diffusers import (
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionInpaintPipeline,
+    StableDiffusionXLImg2ImgPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
@@ -42,7 +43,7 @@ def tiny_pipeline(cls: type[Any], *, seed: int = 0, **components: Any) -> Any:
     torch.manual_seed(seed)
     if issubclass(cls, StableDiffusion3Pipeline):
         made = _stable_diffusion_3()
-    elif issubclass(cls, StableDiffusionXLPipeline):
+    elif issubclass(cls, (StableDiffusionXLPipeline, StableDiffusionXLImg2ImgPipeline)):
         made = _stable_diffusion_xl()
     else:
         made = _stable_diffusion(in_channels=9 if issubclass(cls, StableDiffusionInpaintPipeline) else 4)
