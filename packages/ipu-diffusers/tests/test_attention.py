@@ -4,9 +4,9 @@
 import ipu_diffusers
 import pytest
 import torch
-from conftest import assert_same, images, on_ipus
 from ipu_core import IPUConfig, inference_model, to_pipelined
 from ipu_diffusers.attention import MIB, num_slices
+from painting import assert_same, images, on_ipus
 from torch.nn.functional import scaled_dot_product_attention
 
 

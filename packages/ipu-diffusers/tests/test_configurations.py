@@ -4,12 +4,12 @@
 import diffusers
 import ipu_diffusers
 import pytest
-from conftest import images, on_ipus
 from ipu_core import IPUConfig
 from ipu_core.errors import BatchSizeError, IncompatibleIPUConfigError
 from ipu_diffusers import IPUStableDiffusionPipeline, get_default_ipu_configs
 from ipu_diffusers.defaults import ENGINES, SHAPES, automatic_config
 from ipu_diffusers.tiny import tiny_pipeline
+from painting import images, on_ipus
 
 
 def test_the_defaults_place_the_unet_alone_on_four_ipus_and_all_on_more():

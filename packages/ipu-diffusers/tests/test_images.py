@@ -3,7 +3,7 @@
 
 import diffusers
 import pytest
-from conftest import assert_same, configs, images, inputs, on_ipus
+from painting import assert_same, configs, images, inputs, on_ipus
 
 PIPELINES = [
     "StableDiffusionPipeline",

@@ -8,8 +8,8 @@ import ipu_diffusers
 import numpy as np
 import pytest
 import torch
-from conftest import assert_same, configs, images, on_ipus
 from ipu_diffusers.tiny import tiny_pipeline
+from painting import assert_same, configs, images, on_ipus
 
 
 @pytest.fixture

@@ -8,12 +8,12 @@ from pathlib import Path
 import diffusers
 import pytest
 import torch
-from conftest import assert_same, configs, images, on_ipus
 from ipu_core import IPUConfig, to_pipelined, training_model
 from ipu_core.testing.kit import tiny_model
 from ipu_diffusers import DenoisingLoss
 from ipu_diffusers.plugin import UNET
 from ipu_diffusers.tiny import tiny_pipeline
+from painting import assert_same, configs, images, on_ipus
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "text_to_image_lora.py"
 

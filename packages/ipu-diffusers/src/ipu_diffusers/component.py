@@ -112,7 +112,7 @@ class AutoencoderComponent:
     """
 
     def __init__(
-        self, model: Any, ipu_config: IPUConfig, *, encoder: Family | None, decoder: Family | None, **options: Any
+        self, model: Any, ipu_config: IPUConfig, encoder: Family | None, decoder: Family | None, **options: Any
     ) -> None:
         self.model = model
         self._parts = {

@@ -100,7 +100,7 @@ def automatic_config(name: str, denoiser: Any) -> dict[str, Any] | None:
 
     Of a shape that is not known, layers are balanced: those of the denoiser over 4 IPUs, those of a VAE over 2.
     """
-    config = denoiser.config
+    config = getattr(denoiser, "config", None)
     width, size = getattr(config, "cross_attention_dim", None), getattr(config, "sample_size", None)
     known = SHAPES.get((width, size)) if isinstance(width, int) and isinstance(size, int) else None
     if known is not None and name in known:

@@ -181,7 +181,7 @@ def _component_of(pipe: Any, name: str, config: Config) -> Any:
     """Return a component on its IPUs, None where it runs plain."""
     model = getattr(pipe, name)
     if config == AUTO:
-        config = automatic_config(name, next(getattr(pipe, n) for n in DENOISERS if hasattr(pipe, n)))
+        config = automatic_config(name, next((getattr(pipe, n) for n in DENOISERS if hasattr(pipe, n)), None))
     if config is None or model is None:
         return None
     if not isinstance(config, (IPUConfig, Mapping)):
@@ -191,8 +191,9 @@ def _component_of(pipe: Any, name: str, config: Config) -> Any:
     options = {} if isinstance(config, IPUConfig) else dict(config)
     target = options.pop(TARGET, None)
     ipu_config = config if isinstance(config, IPUConfig) else IPUConfig(**options)
-    if isinstance(model, AutoencoderKL):
-        return AutoencoderComponent(model, ipu_config, encoder=ENCODER, decoder=DECODER, target_mem_mb=target)
+    if hasattr(model, "decode"):
+        families = (ENCODER, DECODER) if isinstance(model, AutoencoderKL) else (None, None)
+        return AutoencoderComponent(model, ipu_config, *families, target_mem_mb=target)
     made = SafetyCheckerComponent if isinstance(model, StableDiffusionSafetyChecker) else Component
     return made(model, ipu_config, target_mem_mb=target)
 
@@ -203,7 +204,7 @@ def refuse_other_sizes(pipe: Any, sizes: Mapping[str, int]) -> None:
     Raises:
         ImageSizeError: naming the nearest sizes they do.
     """
-    multiple = pipe.vae_scale_factor * getattr(pipe, "patch_size", 1)
+    multiple = getattr(pipe, "vae_scale_factor", 1) * getattr(pipe, "patch_size", 1)
     for name, size in sizes.items():
         if size % multiple:
             below, above = size // multiple * multiple, math.ceil(size / multiple) * multiple
