@@ -193,7 +193,7 @@ def changelog(session: nox.Session) -> None:
 
 @nox.session
 def build(session: nox.Session) -> None:
-    """Build the seven wheels, and install two by name, unpinned, where nothing else is; generate with them."""
+    """Build the seven wheels, and install two by name, unpinned, where nothing else is; generate, and make an image."""
     wheels = Path(session.create_tmp()) / "wheels"
     shutil.rmtree(wheels, ignore_errors=True)
     session.install("hatchling", "editables", "wheel")
@@ -210,6 +210,11 @@ def build(session: nox.Session) -> None:
         session.run("ipu", "plugins")
         session.run("ipu", "plan", "--family", "gpt2", "--layers-per-ipu", "1,2,2,1", "--batch", "4", "--length", "128")
         session.run("python", str(ROOT / "tests" / "two_packages.py"), env=OFFLINE)
+    session.run("pip", "uninstall", "-q", "-y", "ipu-models-seq2seq")
+    session.install("--no-compile", TORCH, *index, "ipu-core", "ipu-diffusers", *session.posargs)
+    with session.chdir(wheels):
+        session.run("ipu", "plugins")
+        session.run("python", str(ROOT / "tests" / "image_alone.py"), env=OFFLINE)
 
 
 @nox.session

@@ -3,6 +3,7 @@
 
 import pytest
 import torch
+import transformers
 from ipu_core import IPUConfig, inference_model, to_pipelined, training_model
 from ipu_core.errors import BatchError, BatchMismatchError, CaptureError
 from models import Chain, batch, make
@@ -236,6 +237,19 @@ def test_a_forward_that_a_graph_cannot_hold_is_refused_and_the_model_is_as_befor
     assert {name: id(tensor) for name, tensor in [*model.named_parameters(), *model.named_buffers()]} == identities
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert not hasattr(model, "table") or model.table.tolist() == [2.0, 2.0, 2.0]
+
+
+def test_hidden_states_of_the_users_model_are_collected_once_after_they_were_of_the_pipelined_one():
+    config = transformers.BertConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
+    model = transformers.BertModel(config).eval()
+    ids = torch.arange(1, 9).reshape(1, 8)
+    executor = inference_model(to_pipelined(model, IPUConfig(layers_per_ipu=[-1])))
+    found = executor(input_ids=ids, output_hidden_states=True).hidden_states
+    wanted = model(input_ids=ids, output_hidden_states=True).hidden_states
+    assert len(found) == len(wanted) == model.config.num_hidden_layers + 1
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    executor(input_ids=ids, output_hidden_states=True)
 
 
 def test_outputs_cannot_be_differentiated():

@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,12 +30,24 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command `ipu`; returns its exit status."""
-    options = _parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if given[:1] == ["imagine"]:
+        return _imagine(given[1:])
+    options = _parser().parse_args(given)
     try:
         status: int = options.run(options)
     except (IPUError, ValueError, TypeError, OSError) as error:
         print(f"ipu {options.command}: {error}", file=sys.stderr)
         return 2
+    return status
+
+
+def _imagine(arguments: Sequence[str]) -> int:
+    """Hand a command on to the package that has it, with arguments of its own."""
+    if find_spec("ipu_diffusers") is None:
+        print("ipu imagine: ipu-diffusers is not installed: `pip install ipu-diffusers`", file=sys.stderr)
+        return 2
+    status: int = load("ipu_diffusers.imagine:main")(arguments)
     return status
 
 
@@ -76,6 +89,8 @@ def _parser() -> argparse.ArgumentParser:
     trace.add_argument("--svg", metavar="FILE", type=Path, help="write a picture")
     trace.add_argument("--chrome", metavar="FILE", type=Path, help="write Chrome's trace JSON")
     trace.set_defaults(run=_trace, inference=False, ipu=None, measure=False)
+
+    commands.add_parser("imagine", help="make an image of a text, with ipu-diffusers")
     return parser
 
 

@@ -35,6 +35,7 @@ def watched(model: torch.nn.Module, *, training: bool) -> Iterator[None]:
         stack.enter_context(restored_generators())
         for name, module in (("NumPy", np.random), ("Python", random)):
             stack.enter_context(_no_draw(model, name, module))
+        stack.enter_context(_without_new_hooks(model))
         stack.enter_context(_no_new_parameter(model))
         stack.enter_context(_no_lost_tensor(model))
         yield
@@ -49,6 +50,30 @@ def in_this_thread(here: Callable[..., Any], elsewhere: Callable[..., Any]) -> C
         return (here if threading.get_ident() == thread else elsewhere)(*args, **kwargs)
 
     return choose
+
+
+# What upstream sets on a model whose modules have the hooks that collect hidden states and attentions.
+_IS_HOOKED = "_output_capturing_hooks_installed"
+
+
+@contextlib.contextmanager
+def _without_new_hooks(model: torch.nn.Module) -> Iterator[None]:
+    """Take forward hooks away again that were added inside the block.
+
+    Upstream adds some to modules, which the user's model shares, and marks the model it adds them to: the other one
+    would add them once more, and collect everything twice.
+    """
+    before = {module: (set(module._forward_hooks), _IS_HOOKED in vars(module)) for module in model.modules()}
+    try:
+        yield
+    finally:
+        for module, (hooks, was_hooked) in before.items():
+            for key in module._forward_hooks.keys() - hooks:
+                for table in (module._forward_hooks, module._forward_hooks_with_kwargs):
+                    table.pop(key, None)
+                module._forward_hooks_always_called.pop(key, None)
+            if not was_hooked:
+                vars(module).pop(_IS_HOOKED, None)
 
 
 @contextlib.contextmanager

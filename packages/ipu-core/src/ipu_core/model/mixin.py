@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
@@ -310,12 +311,16 @@ class PipelineMixin(_MixinBase):
         return self.ipu_config.for_inference() if for_inference else self.ipu_config.for_training()
 
 
+_CONTAINERS = (dict, OrderedDict, set)
+
+
 def view(model: torch.nn.Module, cls: type[Any]) -> Any:
     """Return an object of class `cls` over the modules, parameters and buffers of `model`."""
     made: Any = cls.__new__(cls)  # type: ignore[call-overload]
     state = {name: value for name, value in vars(model).items() if name not in vars(PipelineMixin)}
-    # Containers are copied so that registering something on the view leaves the model as it is.
-    made.__dict__.update({k: v.copy() if isinstance(v, (dict, set)) else v for k, v in state.items()})
+    # Containers are copied so that registering something on the view leaves the model as it is. Those of a class of
+    # their own, such as a frozen configuration, nobody registers anything in.
+    made.__dict__.update({k: v.copy() if type(v) in _CONTAINERS else v for k, v in state.items()})
     if isinstance(made, PreTrainedModel):
         # The constructor did this for the original class; it makes `output_hidden_states` work.
         record_outputs(made)

@@ -91,7 +91,11 @@ def claim_of(plain: type[Any]) -> Claim | None:
 
 
 def family_of(model: Any) -> Family | None:
-    """Return what a plugin declares about the architecture of a model, None where none does."""
+    """Return what a plugin declares about a model's class, or about its `model_type`; None where none does."""
+    plain = model.plain_class() if hasattr(type(model), "plain_class") else type(model)
+    claim = claim_of(plain)
+    if claim is not None:
+        return claim.family
     model_type = getattr(getattr(model, "config", None), "model_type", None)
     return installed().family(model_type) if model_type else None
 

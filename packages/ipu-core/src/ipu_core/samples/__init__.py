@@ -11,7 +11,7 @@ import torch
 from ..errors import LayoutError
 from ..peft import adapted
 from ..plugins.family import load
-from ..plugins.registry import installed
+from ..plugins.registry import family_of
 from .draw import Draw
 from .inputs import INPUTS, decoder_inputs, ended_rows
 from .labels import labels_of, task_of
@@ -44,15 +44,19 @@ def sample_batch(
         seed: the batch is the same for the same seed; torch's own generators are left alone.
 
     Raises:
-        LayoutError: the model's main input is none of `input_ids`, `pixel_values`, `input_values`, `input_features`.
+        LayoutError: the model's main input is none of `input_ids`, `pixel_values`, `input_values`, `input_features`,
+            and its family makes no batch of its own.
     """
     model = adapted(model)
     name = getattr(model, "main_input_name", "nothing")
-    if name not in INPUTS:
-        raise LayoutError(
-            f"the main input of `{type(model).__name__}` is `{name}`: sample batches are of {', '.join(INPUTS)} only"
-        )
     draw = Draw(generator=torch.Generator().manual_seed(seed), batch_size=batch_size, length=length, padded=padded)
+    if name not in INPUTS:
+        if batch := _completed(model, {}, draw):
+            return batch
+        raise LayoutError(
+            f"the main input of `{type(model).__name__}` is `{name}`: sample batches are of {', '.join(INPUTS)}, and "
+            "others are of families with a `sample`"
+        )
     task = task_of(type(model))
     batch = INPUTS[name](model, task, draw)
     config: Any = model.config
@@ -72,7 +76,7 @@ def _takes(model: torch.nn.Module, name: str) -> bool:
 
 def _completed(model: torch.nn.Module, batch: dict[str, Any], draw: Draw) -> dict[str, Any]:
     """Let the model's family complete a batch."""
-    family = getattr(model, "family", None) or installed().family(getattr(model.config, "model_type", ""))
+    family = getattr(model, "family", None) or family_of(model)
     return load(family.sample)(model, batch, draw) if family and family.sample else batch
 
 

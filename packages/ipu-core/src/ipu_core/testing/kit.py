@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -137,15 +137,20 @@ def tiny_model(family: Family, name: str, **options: Any) -> Any:
         AssertionError: it has more than 50 million parameters, and a test makes many of them.
     """
     cls = declared_class(family, name).plain_class()
-    config = cls.config_class(**{**family.tiny_values(name), **options})
-    _refuse_large(cls, config)
+    values = {**family.tiny_values(name), **options}
+    _refuse_large(cls, values)
     torch.manual_seed(0)
-    return cls(config)
+    return _made(cls, values)
 
 
-def _refuse_large(cls: type[Any], config: Any) -> None:
+def _made(cls: type[Any], values: Mapping[str, Any]) -> Any:
+    """Make a model of the values of its configuration; a class without one of its own takes them as arguments."""
+    return cls(cls.config_class(**values)) if hasattr(cls, "config_class") else cls(**values)
+
+
+def _refuse_large(cls: type[Any], values: Mapping[str, Any]) -> None:
     with torch.device("meta"):
-        num_parameters = sum(parameter.numel() for parameter in cls(config).parameters())
+        num_parameters = sum(parameter.numel() for parameter in _made(cls, values).parameters())
     assert num_parameters <= MOST_PARAMETERS, (
         f"`{cls.__name__}` with the values of `Family.tiny` has {num_parameters / 1e6:,.0f} million parameters, and "
         f"the kit builds at most {MOST_PARAMETERS / 1e6:.0f} million: give `tiny` values that make it smaller"

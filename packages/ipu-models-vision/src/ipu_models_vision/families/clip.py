@@ -37,6 +37,7 @@ CLIP_TEXT = Family(
     layout=PART,
     models=("CLIPTextModel", "CLIPTextModelWithProjection"),
     tiny={**TEXT_TINY, "num_hidden_layers": 3},
+    overrides=("diffusers",),  # which declares the text encoder for those who install nothing else
 )
 
 CLIP_VISION = Family(
