@@ -267,6 +267,15 @@ def the_entries():
     assert norm.running_mean is made
 
 
+def a_forward_hook():
+    module = torch.nn.Linear(2, 2)
+    handle = module.register_forward_hook(lambda *_, **__: 1 / 0, with_kwargs=True, always_call=True)
+    assert list(_torch.forward_hooks_of(module)) == [handle.id]
+    _torch.remove_forward_hook(module, handle.id)
+    assert module(torch.ones(2)).shape == (2,)
+    assert not any(getattr(module, name) for name in _torch.TABLES if "hook" in name)
+
+
 def a_table_of_its_own():
     module = torch.nn.Linear(2, 2)
     view = object.__new__(torch.nn.Linear)
@@ -340,6 +349,7 @@ OF_TORCH = {
     "CTC_LOSS": the_loss_of_rows,
     "CTC_LOSS_BACKWARD": the_loss_of_rows,
     "FORWARD_HOOKS": the_tables,
+    "FORWARD_PRE_HOOKS": the_tables,
     "FakeTensorMode": a_fake_tensor,
     "GRAPH_SOURCES": the_sources_of_graphs,
     "HOOK_TABLES": the_tables,
@@ -356,6 +366,7 @@ OF_TORCH = {
     "buffers_of": the_entries,
     "compile_package": a_package,
     "cpp_compiler": the_cpp_compiler,
+    "forward_hooks_of": a_forward_hook,
     "import_compiler": modules_of_the_compiler,
     "inductor_options": options_of_the_compiler,
     "joint_graph": a_joint_graph,
@@ -365,6 +376,7 @@ OF_TORCH = {
     "parameters_of": the_entries,
     "partitioned": a_joint_graph,
     "pytree": a_pytree,
+    "remove_forward_hook": a_forward_hook,
     "schema_of": a_schema,
     "storage_key": a_key_of_memory,
     "version_of": a_version,

@@ -83,9 +83,9 @@ COMPILER_MODULES = tuple(
 
 # The attributes in which a module keeps what was registered with it.
 PARAMETERS, BUFFERS, MODULES = "_parameters", "_buffers", "_modules"
-FORWARD_HOOKS = "_forward_hooks"
+FORWARD_PRE_HOOKS, FORWARD_HOOKS = "_forward_pre_hooks", "_forward_hooks"
 TENSOR_TABLES = (PARAMETERS, BUFFERS)
-HOOK_TABLES = ("_forward_pre_hooks", FORWARD_HOOKS, "_backward_pre_hooks", "_backward_hooks")
+HOOK_TABLES = (FORWARD_PRE_HOOKS, FORWARD_HOOKS, "_backward_pre_hooks", "_backward_hooks")
 TABLES = (
     *(*TENSOR_TABLES, MODULES, *HOOK_TABLES),
     *("_forward_pre_hooks_with_kwargs", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
@@ -105,6 +105,17 @@ def buffers_of(module: torch.nn.Module) -> dict[str, torch.Tensor | None]:
 def modules_of(module: torch.nn.Module) -> dict[str, Any]:
     """Return the table of a module's own children, by name; what is changed in it is changed in the module."""
     return module._modules
+
+
+def forward_hooks_of(module: torch.nn.Module) -> dict[int, Any]:
+    """Return the table of a module's own forward hooks, by the number of each."""
+    return module._forward_hooks
+
+
+def remove_forward_hook(module: torch.nn.Module, number: int) -> None:
+    """Remove a forward hook whose handle somebody else has."""
+    for table in (module._forward_hooks, module._forward_hooks_with_kwargs, module._forward_hooks_always_called):
+        table.pop(number, None)
 
 
 def own_table(view: torch.nn.Module, name: str) -> None:

@@ -17,15 +17,14 @@ from typing import Any
 
 import torch
 from ipu_core import Executor, Family, IPUConfig, inference_model, to_pipelined
+from ipu_core._torch import FORWARD_HOOKS, FORWARD_PRE_HOOKS, MODULES, pytree
 from ipu_core.errors import ModelChangedError
-from torch.utils import _pytree as pytree
 
 from .attention import sliced_attention
 
 logger = logging.getLogger(__name__)
 
 TIMESTEP = "timestep"
-_HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 
 
 class Component:
@@ -158,14 +157,14 @@ def num_blocks(model: torch.nn.Module) -> int:
 def with_forward(model: torch.nn.Module, forward: Callable[..., Any]) -> Any:
     """Return an object of a model's class over its modules with another forward; hooks are in what that one runs."""
     made = copy.copy(model)
-    vars(made).update({name: OrderedDict() for name in _HOOKS}, forward=forward)
+    vars(made).update({name: OrderedDict() for name in (FORWARD_PRE_HOOKS, FORWARD_HOOKS)}, forward=forward)
     return made
 
 
 def with_children(model: torch.nn.Module, children: Mapping[str, torch.nn.Module]) -> Any:
     """Return an object of a model's class over its tensors, with some of its modules replaced."""
     made = copy.copy(model)
-    vars(made)["_modules"] = {**vars(model)["_modules"], **children}
+    vars(made)[MODULES] = {**vars(model)[MODULES], **children}
     return made
 
 

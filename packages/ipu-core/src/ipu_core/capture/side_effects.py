@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .._torch import buffers_of, parameters_of
+from .._torch import buffers_of, forward_hooks_of, parameters_of, remove_forward_hook
 from ..errors import CaptureError
 from .autograd_functions import functions_as_operators
 
@@ -63,15 +63,13 @@ def _without_new_hooks(model: torch.nn.Module) -> Iterator[None]:
     Upstream adds some to modules, which the user's model shares, and marks the model it adds them to: the other one
     would add them once more, and collect everything twice.
     """
-    before = {module: (set(module._forward_hooks), _IS_HOOKED in vars(module)) for module in model.modules()}
+    before = {module: (set(forward_hooks_of(module)), _IS_HOOKED in vars(module)) for module in model.modules()}
     try:
         yield
     finally:
         for module, (hooks, was_hooked) in before.items():
-            for key in module._forward_hooks.keys() - hooks:
-                for table in (module._forward_hooks, module._forward_hooks_with_kwargs):
-                    table.pop(key, None)
-                module._forward_hooks_always_called.pop(key, None)
+            for number in forward_hooks_of(module).keys() - hooks:
+                remove_forward_hook(module, number)
             if not was_hooked:
                 vars(module).pop(_IS_HOOKED, None)
 
