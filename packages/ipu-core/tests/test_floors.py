@@ -26,7 +26,7 @@ FLOORS = (
         "schedule",
     ),
     *("config", "batch", "report", "capture", "samples", "rewrites", "partition", "model", "compile", "runtime"),
-    *("memory", "engines", "lowering", "executor", "kernels", "generation", "testing", "cli", "packing"),
+    *("memory", "engines", "lowering", "executor", "kernels", "generation", "pipelines", "testing", "cli", "packing"),
 )
 
 

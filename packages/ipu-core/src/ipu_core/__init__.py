@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .model.mixin import PipelineMixin
     from .model.pipelined import to_pipelined
     from .partition.plan import Plan, Stage
+    from .pipelines.pipeline import pipeline
     from .plugins.family import Family, pipelined_in
     from .plugins.hookspecs import hookimpl
 
@@ -49,6 +50,7 @@ _HOMES = {
     "hookimpl": "plugins.hookspecs",
     "identity_loss": "capture.loss",
     "inference_model": "executor",
+    "pipeline": "pipelines.pipeline",
     "pipelined_in": "plugins.family",
     "plan": "executor",
     "split_encoder_decoder_ipu_config": "config.ipu_config",
@@ -71,6 +73,7 @@ __all__ = [
     "hookimpl",
     "identity_loss",
     "inference_model",
+    "pipeline",
     "pipelined_in",
     "plan",
     "split_encoder_decoder_ipu_config",
