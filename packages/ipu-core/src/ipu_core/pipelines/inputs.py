@@ -92,7 +92,7 @@ def sound(given: Any, rate: int | None) -> Any:
 def _samples(given: str | bytes, name: str) -> dict[str, Any] | None:
     """Read a wave file with SciPy; None leaves it to upstream, which asks ffmpeg."""
     import numpy as np
-    from scipy.io import wavfile
+    from scipy.io import wavfile  # type: ignore[import-untyped]
 
     content = given if isinstance(given, bytes) else Path(given).read_bytes()
     if content[:4] != b"RIFF":
@@ -119,8 +119,8 @@ def _refuse_other_rates(came: Any, rate: int | None, name: str) -> None:
     if rate is None or came == rate or is_torchaudio_available():
         return
     raise InputError(
-        f"`{name}` has {came} samples a second and the model takes {rate}; upstream resamples with torchaudio, which is "
-        f"not installed: install it, or resample to {rate}"
+        f"`{name}` has {came} samples a second and the model takes {rate}; upstream resamples with torchaudio, which "
+        f"is not installed: install it, or resample to {rate}"
     )
 
 

@@ -40,7 +40,8 @@ def lengthened(inputs: Mapping[str, Any], length: int, token: int) -> dict[str, 
     missing = length - tokens.shape[1]
 
     def padded(name: str, value: Any) -> Any:
-        if not isinstance(value, torch.Tensor) or value.shape[:2] != tokens.shape:
+        # Regions of an image may be as many as tokens; what they have is no integers.
+        if not isinstance(value, torch.Tensor) or value.shape[:2] != tokens.shape or value.is_floating_point():
             return value
         end = value.new_full((len(value), missing, *value.shape[2:]), token if name == TOKENS else 0)
         return torch.cat([value, end], dim=1)

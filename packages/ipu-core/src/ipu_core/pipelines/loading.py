@@ -17,11 +17,16 @@ from ..config.ipu_config import IPU_CONFIG_NAME, IPUConfig
 from ..errors import TaskError
 from ..model.mixin import PipelineMixin
 from ..model.pipelined import to_pipelined
+from ..peft import adapted
 from .tasks import Task, has_head, refuse_no_head, task_of
 
 logger = logging.getLogger(__name__)
-# Components of upstream's pipelines, and the flags of their classes that say whether they need them.
-COMPONENTS = ("tokenizer", "feature_extractor", "image_processor", "processor")
+COMPONENTS = {
+    "tokenizer": "AutoTokenizer",
+    "feature_extractor": "AutoFeatureExtractor",
+    "image_processor": "AutoImageProcessor",
+    "processor": "AutoProcessor",
+}
 _HUB = ("revision", "token", "trust_remote_code", "local_files_only", "cache_dir")
 
 
@@ -127,6 +132,7 @@ def pipelined(model: Any, task: Task, ipu_config: IPUConfig) -> Any:
     Raises:
         TypeError: it is no model.
         TaskError: it has no head for the task.
+        IncompatibleIPUConfigError: `ipu_config` is for another number of layers.
     """
     if not isinstance(model, torch.nn.Module):
         raise TypeError(
@@ -136,13 +142,17 @@ def pipelined(model: Any, task: Task, ipu_config: IPUConfig) -> Any:
     if not hasattr(model, "config"):
         raise TypeError(f"`{type(model).__name__}` is no transformers model: it has no `config`; give one that has")
     cls = type(model).plain_class() if isinstance(model, PipelineMixin) else type(model)
-    if not (hasattr(model, "peft_config") and has_head(type(model.get_base_model()), task)):
+    if not (hasattr(model, "peft_config") and has_head(type(adapted(model)), task)):
         refuse_no_head(cls, task)
-    return to_pipelined(model, ipu_config)
+    made = to_pipelined(model, ipu_config)
+    with made.parallelized(for_inference=True):
+        return made  # what does not fit the model is refused now
 
 
-def components(task: Task, cls: type[Any], given: Mapping[str, Any], source: str | None) -> dict[str, Any]:
-    """Return what prepares inputs: what was given, else what upstream loads from beside the checkpoint.
+def components(
+    task: Task, cls: type[Any], given: Mapping[str, Any], source: str | None, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what prepares inputs: what was given, else what is beside the checkpoint, where the task has a use for it.
 
     Raises:
         TaskError: the task needs one, and there is nowhere to load it from.
@@ -150,26 +160,31 @@ def components(task: Task, cls: type[Any], given: Mapping[str, Any], source: str
     found = {name: value for name, value in given.items() if value is not None}
     for name in COMPONENTS:
         flag = getattr(cls, f"_load_{name}", False)
-        if name in found or flag is False:
-            continue
-        if source is not None:
-            found[name] = _image_processor(source) if name == "image_processor" else source
-        elif flag and not (name == "image_processor" and "feature_extractor" in found) and "processor" not in found:
+        where = found.get(name, source)
+        if isinstance(where, (str, os.PathLike)) and (name in found or flag is not False):
+            found[name] = _component(name, os.fspath(where), options, is_needed=bool(flag) or name in found)
+        elif flag and where is None and "processor" not in found:
             raise TaskError(
                 f"`{task.name}` needs `{name}=`, and the model was not loaded from a directory that is there: pass "
                 "one, or the directory or name of its checkpoint"
             )
-    return found
+    return {name: value for name, value in found.items() if value is not None}
 
 
-def _image_processor(source: str) -> Any:
-    """Return an image processor; where torchvision is not installed, the one that uses Pillow."""
-    if transformers.utils.is_torchvision_available():
-        return source
+def _component(name: str, source: str, options: Mapping[str, Any], *, is_needed: bool) -> Any:
+    """Load a component; None where there is none, and the task can do without it."""
+    more = _of_hub(options)
+    if name == "image_processor" and not transformers.utils.is_torchvision_available():
+        more["backend"] = "pil"
     try:
-        return transformers.AutoImageProcessor.from_pretrained(source, backend="pil")
-    except (OSError, ValueError, TypeError):
-        return source
+        return getattr(transformers, COMPONENTS[name]).from_pretrained(source, **more)
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        if is_needed:
+            raise TaskError(
+                f"`{source}` has no {name.replace('_', ' ')} that can be loaded ({error}): save one beside the "
+                f"checkpoint, or pass `{name}=`"
+            ) from error
+        return None
 
 
 def limit_of(model: Any, tokenizer: Any, *, always_truncates: bool) -> int | None:

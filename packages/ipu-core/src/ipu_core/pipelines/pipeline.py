@@ -90,7 +90,7 @@ def pipeline(
     source = model if isinstance(model, str) else source_of(model)
     config = ipu_config_of(ipu_config, model, source, options)
     loaded = load_model(model, known, options) if isinstance(model, str) else model
-    cls = pipelined_task(known.implementation)
+    cls = pipelined_task(known.implementation)  # type: ignore[arg-type]
     given = {
         "tokenizer": tokenizer,
         "feature_extractor": feature_extractor,
@@ -102,10 +102,9 @@ def pipeline(
         "text-classification" if known.own else known.name,  # upstream does not know tasks of ours
         model=fixed.stand_in(),
         pipeline_class=cls,
-        revision=revision,
         fixed_shapes=fixed,
         known_task=known,
-        **components(known, cls, given, source),
+        **components(known, cls, given, source, options),
         **kwargs,
     )
     return made
@@ -210,7 +209,7 @@ class PipelinedTask(_Upstream):
         labels = params.get("candidate_labels")
         if labels:
             template = params.get("hypothesis_template", "This example is {}.")
-            pairs = [(given, template.format(label)) for label in labels]
+            pairs: list[tuple[Any, ...]] = [(given, template.format(label)) for label in labels]
         else:
             texts = tuple(given.values()) if isinstance(given, Mapping) else (given,)
             pairs = [tuple(text for text in texts if isinstance(text, str))]

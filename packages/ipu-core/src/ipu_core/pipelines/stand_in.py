@@ -59,7 +59,7 @@ class FixedShapes:
 
     def stand_in(self) -> Any:
         """Return a model of the user's class for upstream's pipeline to call."""
-        made = view(self.plain, _stand_in_class(type(self.plain)))
+        made = view(self.plain, _stand_in_class(type(self.plain)))  # type: ignore[arg-type]
         made._fixed_shapes, made._batch_rows = self, 1
         return made
 

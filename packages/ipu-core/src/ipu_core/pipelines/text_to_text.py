@@ -41,7 +41,7 @@ class TextToText(Pipeline):
         # What the checkpoint says for this task, as far as nobody says otherwise.
         generation = vars(GenerationConfig())
         known = {name: value for name, value in self._of_task().items() if name in generation}
-        self._generation_defaults = {**self._generation_defaults, **known}
+        self._generation_defaults: dict[str, Any] = {**vars(self)["_generation_defaults"], **known}
 
     def _of_task(self) -> Mapping[str, Any]:
         named: Mapping[str, Any] = getattr(self.model.config, "task_specific_params", None) or {}
