@@ -106,7 +106,7 @@ def test_rows_are_whole_micro_batches():
 
 
 def test_buckets_are_bounded_by_the_model():
-    assert [bucket(n) for n in (1, 8, 9, 33, 65, 129, 500)] == [8, 8, 16, 48, 96, 192, 512]
+    assert [bucket(n) for n in (1, 8, 9, 33, 65, 129, 500)] == [8, 8, 16, 40, 80, 160, 512]
     assert bucket(500, limit=510) == 510
     assert bucket(40, limit=30) == 40  # what is too long is refused elsewhere
 

@@ -16,12 +16,12 @@ _SMALLEST = 8
 
 
 def bucket(length: int, limit: int | None = None) -> int:
-    """Return the compiled length for one that came: 8, 16, 24, 32, 48, 64, 96, 128 and so on, at most `limit`.
+    """Return the compiled length for one that came: a multiple of 8 up to 64, of 16 up to 128, and so on.
 
-    >>> [bucket(length) for length in (3, 20, 33, 100)], bucket(100, limit=120)
-    ([8, 24, 48, 128], 120)
+    >>> [bucket(length) for length in (3, 20, 33, 100)], bucket(100, limit=110)
+    ([8, 24, 40, 112], 110)
     """
-    step = max(_SMALLEST, (1 << max(0, length - 1).bit_length()) // 4)
+    step = max(_SMALLEST, (1 << max(0, length - 1).bit_length()) // 8)
     above = -(-length // step) * step
     return max(length, above if limit is None else min(above, limit))
 

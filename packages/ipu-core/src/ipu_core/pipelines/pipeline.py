@@ -45,7 +45,7 @@ def pipeline(
     image_processor: Any = None,
     processor: Any = None,
     engine: str | None = None,
-    max_shapes: int = 16,
+    max_shapes: int = 24,
     revision: str | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
     **kwargs: Any,
