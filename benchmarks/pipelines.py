@@ -67,7 +67,7 @@ def _report(seconds: dict[str, list[float]], sizes: dict[str, int], options: arg
         rows[name] = {"batch_size": sizes[name], "texts_per_s": TEXTS / median, "s": median, "first_s": took[0]}
     ratios = [u / o for u, o in zip(seconds["upstream"][1:], seconds["ours"][1:], strict=True)]
     rows["ratio"] = {"texts_per_s": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}
-    report(f"pipelines, {options.texts}", rows, save=options.save)
+    report("pipelines", {f"{options.texts}, {name}": row for name, row in rows.items()}, save=options.save)
 
 
 def _best_size(run: Any, texts: list[str]) -> int:

@@ -300,7 +300,7 @@ def test_every_task_has_a_class_and_heads():
         (
             ("text-clasification",),
             TaskError,
-            "there is no task `text-clasification`, did you mean `text-classification`",
+            "there is no task `text-clasification`; there are .*, did you mean `text-classification`",
         ),
         ((7,), TaskError, "`task=7` is a int"),
         ((None, None), TaskError, "neither a task nor a model is given"),

@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import warnings
 import wave
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -103,7 +104,8 @@ def _samples(given: str | bytes, name: str) -> dict[str, Any] | None:
             "samples as {'raw': array, 'sampling_rate': number}"
         )
     try:
-        rate, samples = wavfile.read(io.BytesIO(content))
+        with warnings.catch_warnings(action="ignore", category=wavfile.WavFileWarning):  # of notes beside the sound
+            rate, samples = wavfile.read(io.BytesIO(content))
     except (ValueError, EOFError, wave.Error, OSError) as error:
         raise InputError(f"`{name}` cannot be read as a wave file ({error}): give a whole one") from error
     if samples.dtype.kind in "iu":

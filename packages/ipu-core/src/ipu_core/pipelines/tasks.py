@@ -126,7 +126,7 @@ def task_named(name: Any) -> Task:
     known = ALIASES.get(name, name)
     if known not in TASKS:
         names = [*TASKS, *ALIASES]
-        raise TaskError(f"there is no task `{name}`{nearest(name, names)}; there are {', '.join(names)}")
+        raise TaskError(f"there is no task `{name}`; there are {', '.join(names)}{nearest(name, names)}")
     return TASKS[known]
 
 
