@@ -51,8 +51,7 @@ def test_answers_are_upstreams(task, batch_size, ipu_config):
 
 
 def test_lists_generators_data_sets_and_their_columns_are_taken():
-    import datasets
-
+    datasets = pytest.importorskip("datasets")
     ours, theirs = both("text-classification", bert("BertForSequenceClassification"), batch_size=3)
     expected = theirs(TEXTS)
     rows = datasets.Dataset.from_dict({"text": TEXTS, "number": list(range(len(TEXTS)))})

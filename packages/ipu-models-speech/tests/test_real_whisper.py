@@ -112,7 +112,10 @@ def test_a_pipeline_hears_what_upstreams_hears(model, folder, layers_per_ipu):
     file = str(folder / "tokenizer.json")
     tokenizer = transformers.WhisperTokenizerFast(tokenizer_file=file, pad_token="<|endoftext|>")
     more = {"tokenizer": tokenizer, "feature_extractor": transformers.WhisperFeatureExtractor()}
-    task, files = "automatic-speech-recognition", [str(path) for path in sorted(Path(SPEECH).glob("*.wav"))[:3]]
+    # What the checkpoint leaves out of upstream's configuration of tiny.en.
+    model.generation_config.no_timestamps_token_id = tokenizer.convert_tokens_to_ids("<|notimestamps|>")
+    model.generation_config.is_multilingual = False
+    task, files = "automatic-speech-recognition", [str(path) for path in sorted(Path(SPEECH).glob("*.wav"))[:2]]
     ours = pipeline(task, model, IPUConfig(layers_per_ipu=layers_per_ipu), **more)
     theirs = transformers.pipeline(task, model, **more)
     given = [ours_of(path) for path in files]

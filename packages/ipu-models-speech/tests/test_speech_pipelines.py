@@ -11,9 +11,9 @@ import transformers
 from ipu_core import IPUConfig, pipeline
 from ipu_core.cli import main
 from ipu_core.errors import InputError
-from scipy.io import wavfile
 from torch.utils import _pytree as pytree
 
+wavfile = pytest.importorskip("scipy.io.wavfile")
 RATE = 16000
 IPUS = pytest.mark.parametrize("ipu_config", [IPUConfig(), IPUConfig(layers_per_ipu=[1, 1, 1, 1])], ids=["1", "4"])
 LETTERS = ["<pad>", "<s>", "</s>", "<unk>", "|", *"abcdefgh"]

@@ -10,10 +10,10 @@ import transformers
 from ipu_core import IPUConfig, pipeline
 from ipu_core.cli import main
 from ipu_core.errors import InputError
-from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch.utils import _pytree as pytree
 
+Image = pytest.importorskip("PIL.Image")
 IPUS = pytest.mark.parametrize("ipu_config", [IPUConfig(), IPUConfig(layers_per_ipu=[1, 1, 1, 1])], ids=["1", "4"])
 SIZE = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "photo", "of", "cat", "dog", "red", "what", "is", "there"]
