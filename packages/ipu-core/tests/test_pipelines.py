@@ -364,6 +364,12 @@ def test_a_text_that_is_too_long_is_refused_with_its_length_and_truncated_when_a
     assert_equal_answers(ours(text, truncation=True, **options), theirs(text, **theirs_asked, **options))
 
 
+def test_more_tokens_than_positions_are_refused():
+    ours = pipeline("text-generation", gpt2(), tokenizer=tokenizer("left"))
+    with pytest.raises(InputError, match="a prompt of 42 tokens and the new ones are more than `GPT2LMHeadModel` has"):
+        ours("fox " * 40, max_new_tokens=30, do_sample=False)
+
+
 def test_a_question_without_context_is_refused():
     ours = pipeline("question-answering", bert("BertForQuestionAnswering", num_labels=2), tokenizer=tokenizer())
     with pytest.raises(InputError, match="give a dictionary with `question` and `context`"):

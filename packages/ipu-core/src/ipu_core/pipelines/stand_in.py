@@ -179,6 +179,12 @@ class FixedShapes:
                 if not generator.decoders:
                     self._compiled.drop(key)
                 raise
+            except IndexError as error:
+                length = max(v.shape[1] for v in tensors.values() if v.ndim > 1)
+                raise InputError(
+                    f"a prompt of {length} tokens and the new ones are more than `{self._name}` has positions for: "
+                    "shorten the prompt, or generate fewer"
+                ) from error
         return _first_rows(found, came, rows, sequences)
 
 
