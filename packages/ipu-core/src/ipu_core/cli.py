@@ -90,6 +90,19 @@ def _parser() -> argparse.ArgumentParser:
     trace.add_argument("--chrome", metavar="FILE", type=Path, help="write Chrome's trace JSON")
     trace.set_defaults(run=_trace, inference=False, ipu=None, measure=False)
 
+    run = commands.add_parser("pipeline", help="run a task on texts, or on files of images or sounds")
+    add = run.add_argument
+    add("task", metavar="TASK", help="a task, such as text-classification")
+    add("inputs", metavar="INPUT", nargs="+", help="a text, or a file of an image or a sound; - for standard input")
+    add("--model", metavar="DIR", help="a directory with a checkpoint, or a name on a hub")
+    add("--config", metavar="FILE", help="an ipu_config.json, or a directory that has one")
+    add("--layers-per-ipu", metavar="N,N,...", help='layers on each IPU, -1 a wildcard; or "auto"')
+    add("--batch", metavar="ROWS", type=int, default=1, help="inputs that run together (default 1)")
+    add("--set", metavar="KEY=VALUE", action="append", default=[], help="an argument of the task, such as top_k=3")
+    add("--json", action="store_true", help="print each result as JSON")
+    add("--plan", action="store_true", help="print which modules sit on which IPU to standard error")
+    run.set_defaults(run=_pipeline)
+
     commands.add_parser("imagine", help="make an image of a text, with ipu-diffusers")
     return parser
 
@@ -303,6 +316,27 @@ def _trace(options: argparse.Namespace) -> int:
         if path is not None:
             path.write_text(text(), encoding="utf-8")
             print(f"wrote {path}")
+    return 0
+
+
+def _pipeline(options: argparse.Namespace) -> int:
+    from .config.ipu_config import IPUConfig
+    from .pipelines.console import inputs_of, line_of
+    from .pipelines.pipeline import pipeline
+    from .pipelines.tasks import task_named
+
+    task = task_named(options.task)
+    layers = options.layers_per_ipu and _layers(options.layers_per_ipu)
+    ipu_config: Any = options.config
+    if layers:
+        given = IPUConfig.from_pretrained(options.config) if options.config else IPUConfig()
+        ipu_config = given.replace(layers_per_ipu=layers)
+    arguments = dict(_key_value(text) for text in options.set)
+    run = pipeline(options.task, options.model, ipu_config)
+    if options.plan:
+        print(run.plan, file=sys.stderr)
+    for result in run(inputs_of(options.inputs, task, arguments), batch_size=options.batch, **arguments):
+        print(line_of(result, as_json=options.json), flush=True)
     return 0
 
 

@@ -13,8 +13,10 @@
     │   ├── MaskedTokensError                     a row with more labels than `max_masked_tokens`
     │   ├── PackingError                          examples that do not fit their packed rows
     │   ├── CacheError                            tokens, rows or beams other than a static cache is for
+    │   ├── InputError                            a text, image or sound that a pipeline cannot take
     │   └── LossError                             no loss to train on, or several to choose from
     ├── GenerationModeError (ValueError)          a way to generate that pipelined models do not have
+    ├── TaskError (ValueError)                    a task that is not there, or that a model has no head for
     ├── ScheduleError (ValueError)                a schedule that does not end, or text that is none
     ├── LayoutError (ValueError)                  a model whose modules cannot be laid out
     ├── AdapterError (ValueError)                 adapters of a kind that cannot be pipelined
@@ -78,12 +80,20 @@ class CacheError(BatchError):
     """More tokens than a static cache has places for, other rows or beams, or a model that has no keys and values."""
 
 
+class InputError(BatchError):
+    """A text, an image or a sound that a pipeline cannot take: empty, too long, broken, not there."""
+
+
 class LossError(BatchError):
     """A forward that gives no loss for a batch, or several and none of them marked."""
 
 
 class GenerationModeError(IPUError, ValueError):
     """A way to generate, or an argument of it, that pipelined models do not have."""
+
+
+class TaskError(IPUError, ValueError):
+    """A task that does not exist, that a model has no head for, or that lacks what it needs."""
 
 
 class ScheduleError(IPUError, ValueError):
