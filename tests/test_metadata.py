@@ -16,6 +16,10 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = sorted((ROOT / "packages").iterdir())
 
 
+# Modules that are not called as the distribution they come with.
+DISTRIBUTIONS = {"PIL": "pillow"}
+
+
 def metadata(package: Path) -> dict:
     return tomllib.loads((package / "pyproject.toml").read_text(encoding="utf-8"))
 
@@ -35,7 +39,7 @@ def imported(node: ast.AST, in_function: bool = False) -> Iterator[tuple[str, bo
         for module in modules:
             top = module.partition(".")[0]
             if top not in sys.stdlib_module_names:
-                yield canonicalize_name(top), in_function
+                yield canonicalize_name(DISTRIBUTIONS.get(top, top)), in_function
         yield from imported(child, in_function or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef))
 
 

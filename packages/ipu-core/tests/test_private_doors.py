@@ -517,10 +517,20 @@ def the_hooks_of_generation():
     assert taken[:5] == ["self", "generation_config", "model_kwargs", "generation_mode", "batch_size"]
 
 
+def auto_classes():
+    config = transformers.BertConfig()
+    auto = transformers.AutoModelForMaskedLM
+    assert _transformers.class_with_head(auto, config) is transformers.BertForMaskedLM
+    assert _transformers.class_with_head(transformers.AutoModelForCTC, config) is None
+    assert {"BertForMaskedLM", "RobertaForMaskedLM"} <= set(_transformers.classes_with_head(auto))
+
+
 OF_TRANSFORMERS = {
     "GenerationHooks": the_hooks_of_generation,
     "UNREAD": unread_attributes,
     "can_improve": a_step_of_beams,
+    "class_with_head": auto_classes,
+    "classes_with_head": auto_classes,
     "end_tokens": special_tokens,
     "finished_beams": a_step_of_beams,
     "goes_on": a_step_of_beams,

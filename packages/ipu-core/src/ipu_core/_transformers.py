@@ -8,6 +8,7 @@ module is read before torch and transformers are imported, and this one works on
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,6 +34,20 @@ def record_outputs(model: Any) -> None:
     from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
     _CAN_RECORD_REGISTRY[model] = model._can_record_outputs
+
+
+def class_with_head(auto: Any, config: Any) -> type[Any] | None:
+    """Return the class that an auto class makes of a configuration; None where it makes none."""
+    made: Any = auto._model_mapping.get(type(config), None)
+    return made[0] if isinstance(made, (tuple, list)) else made
+
+
+def classes_with_head(auto: Any) -> Iterator[str]:
+    """Yield the names of all classes that an auto class makes, those that were registered with it too."""
+    mapping = auto._model_mapping
+    registered = [cls.__name__ for cls in mapping._extra_content.values()]
+    for found in (*mapping._model_mapping.values(), *registered):
+        yield from [found] if isinstance(found, str) else found
 
 
 def names_not_saved(model: Any) -> frozenset[str]:

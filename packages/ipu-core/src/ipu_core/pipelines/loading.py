@@ -13,6 +13,7 @@ import torch
 import transformers
 from transformers.utils import cached_file
 
+from .._transformers import class_with_head
 from ..config.ipu_config import IPU_CONFIG_NAME, IPUConfig
 from ..errors import TaskError
 from ..model.mixin import PipelineMixin
@@ -38,7 +39,7 @@ def load_model(source: str, task: Task, options: Mapping[str, Any]) -> torch.nn.
     """
     config = transformers.AutoConfig.from_pretrained(source, **_of_hub(options))
     autos = [getattr(transformers, head) for head in task.heads]
-    fitting = [auto for auto in autos if type(config) in auto._model_mapping]
+    fitting = [auto for auto in autos if class_with_head(auto, config) is not None]
     if not fitting:
         made = ", ".join(config.architectures or ()) or "no class it names"
         raise TaskError(
@@ -59,7 +60,8 @@ def load_model(source: str, task: Task, options: Mapping[str, Any]) -> torch.nn.
 def _matching(fitting: list[Any], config: Any) -> Any:
     """Return the auto class that makes what the checkpoint says it holds; the first one where none does."""
     for auto in fitting:
-        if auto._model_mapping[type(config)].__name__ in (config.architectures or ()):
+        made = class_with_head(auto, config)
+        if made is not None and made.__name__ in (config.architectures or ()):
             return auto
     return fitting[0]
 

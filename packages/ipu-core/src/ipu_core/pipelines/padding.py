@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 
+from .._torch import pytree
 from .lengths import lengthened, masked_length, with_rows
 
 ROWS, APART, LENGTH = "rows", "rows counted apart", "length"

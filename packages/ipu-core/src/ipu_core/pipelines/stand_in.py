@@ -10,8 +10,8 @@ from collections.abc import Hashable, Mapping
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 
+from .._torch import pytree
 from ..errors import BatchError, InputError
 from ..executor import inference_model
 from ..generation.generator import generation_model

@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import transformers
 
+from .._transformers import classes_with_head
 from ..errors import TaskError, nearest
 from ..plugins.family import load
 
@@ -147,17 +147,9 @@ def has_head(cls: type[Any], task: Task) -> bool:
         return True
     if task.takes == FEATURES and VISUAL not in inspect.signature(cls.forward).parameters:
         return False
-    names = {name for head in task.heads for name in _mapped(head)}
+    names = {name for head in task.heads for name in classes_with_head(getattr(transformers, head))}
     endings = tuple(head.removeprefix("AutoModel") for head in task.heads)
     return any(base.__name__ in names or base.__name__.endswith(endings) for base in cls.__mro__)
-
-
-def _mapped(head: str) -> Iterator[str]:
-    """Yield the names of the classes that an auto class makes."""
-    mapping = getattr(transformers, head)._model_mapping
-    registered = [cls.__name__ for cls in mapping._extra_content.values()]
-    for found in (*mapping._model_mapping.values(), *registered):
-        yield from [found] if isinstance(found, str) else found
 
 
 def refuse_no_head(cls: type[Any], task: Task) -> None:
