@@ -14,6 +14,7 @@
     │   ├── PackingError                          examples that do not fit their packed rows
     │   ├── CacheError                            tokens, rows or beams other than a static cache is for
     │   └── LossError                             no loss to train on, or several to choose from
+    ├── PointError (ValueError)                   an activation point that is not there, or never ran
     ├── GenerationModeError (ValueError)          a way to generate that pipelined models do not have
     ├── ScheduleError (ValueError)                a schedule that does not end, or text that is none
     ├── LayoutError (ValueError)                  a model whose modules cannot be laid out
@@ -79,6 +80,10 @@ class CacheError(BatchError):
 
 class LossError(BatchError):
     """A forward that gives no loss for a batch, or several and none of them marked."""
+
+
+class PointError(IPUError, ValueError):
+    """An activation point that is not there or never ran, or an intervention that does not fit its point."""
 
 
 class GenerationModeError(IPUError, ValueError):
