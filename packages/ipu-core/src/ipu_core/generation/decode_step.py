@@ -187,6 +187,7 @@ class BoundProgram:
         self._bound: dict[str, Any] = {}
         self._given: dict[str, Any] = {}
         self.more: dict[str, tuple[torch.Tensor, ...]] = {}  # what the last call gave besides, by name
+        self.activations: dict[str, torch.Tensor] = {}
 
     @functools.cached_property
     def _replay(self) -> Replay:
@@ -212,6 +213,7 @@ class BoundProgram:
                 self._given[name] = leaves[name]
         outputs = self._program.lowered.captured.returned(list(self._replay.run()))
         result: torch.Tensor = outputs.pop("logits")
+        self.activations = outputs.pop("activations", {})
         self.more = outputs
         return result
 

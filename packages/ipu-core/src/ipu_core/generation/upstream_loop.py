@@ -39,7 +39,7 @@ def repeated(inputs: dict[str, Any], rows: int) -> dict[str, Any]:
 class _Loop(GenerationHooks):
     """What upstream's `generate` is called on: the user's class, with steps in the place of its forward."""
 
-    _generator: Generator
+    _generator: Any  # a Generator; upstream evaluates the annotations of its subclasses
     _group: int
 
     def of_group(self, group: int) -> Any:
@@ -192,6 +192,7 @@ def _loop_class(plain: Hashable) -> type[Any]:
             return Seq2SeqLMOutput(logits=self._generator.forward(**kwargs))
         decoder = self._decoder
         logits = decoder.advance(kwargs[_ADVANCE]) if _ADVANCE in kwargs else decoder.step(kwargs)
+        self._generator.keep(decoder.activations)
         made = Seq2SeqLMOutput if self.config.is_encoder_decoder else CausalLMOutputWithPast
         return made(logits=logits, **{CACHE: kwargs.get(CACHE)}, **({} if _ADVANCE in kwargs else decoder.more))
 

@@ -144,5 +144,3 @@ def table(model: Any) -> str:
     lines = [(place.name, f"[{place.point.layout}]" if place.point.layout else "", place.origin) for place in places]
     widths = [max(len(line[i]) for line in lines) for i in (0, 1)]
     return "\n".join(f"{name:<{widths[0]}}  {layout:<{widths[1]}}  {origin}".rstrip() for name, layout, origin in lines)
-
-

@@ -20,7 +20,7 @@ from ..rewrites.source_edits import bound, edited, edits_of
 from ..validation import refuse_other_types
 from .interventions import Intervention, intervention_of
 from .places import Place, chosen_places
-from .taps import Taps, first_tensor, hooked
+from .taps import Taps, hooked
 
 if TYPE_CHECKING:
     from ..model.mixin import PipelineMixin
@@ -73,9 +73,7 @@ class Points:
         """Whether an intervention begins with a step."""
         return any(intervention.from_step is not None for intervention in self.interventions.values())
 
-    def __call__(
-        self, model: torch.nn.Module, config: ExecutionConfig
-    ) -> contextlib.AbstractContextManager[None]:
+    def __call__(self, model: torch.nn.Module, config: ExecutionConfig) -> contextlib.AbstractContextManager[None]:
         """Put taps into a model; its forward then gives activations beside what it returns."""
         return _tapped(model, self)
 
@@ -165,9 +163,8 @@ def _observing(forward: Callable[..., Any], taps: Taps) -> Callable[..., Any]:
     @functools.wraps(forward)
     def observing(model: torch.nn.Module, *args: Any, **kwargs: Any) -> Observed:
         values, first_step = kwargs.pop(VALUES, None) or {}, kwargs.pop(FIRST_STEP, None)
-        leaves = pytree.tree_leaves((args, kwargs))
-        number = first_tensor(leaves)
-        rows = 1 if number is None else len(leaves[number])
+        tensors = (leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor))
+        rows = max((len(tensor) for tensor in tensors if tensor.dim() > 1), default=1)
         with taps.in_force(rows, values, first_step) as found:
             outputs = forward(*args, **kwargs)
         return Observed(outputs, found.activations())
