@@ -247,7 +247,7 @@ class Executor:
                 whose losses are means over different numbers of items are together the mean over all items with
                 ``items / items.sum()``. A micro-batch of weight zero adds nothing, whatever its loss is. Where a loss
                 has several means over different items, a weight is a mapping with one of each, see `item_counts`.
-            batch: the tensors, by the names of the forward's arguments. ``interventions={name: value}`` gives the values
+            batch: the tensors, by the names of the forward's arguments. ``interventions={name: value}`` has the values
                 that interventions take.
 
         Raises:

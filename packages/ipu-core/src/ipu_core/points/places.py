@@ -6,7 +6,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ class Place:
     Attributes:
         name: what the user calls it.
         point: what is declared of it.
+        declared: the same, of every layer.
         path: of its module in the model, within any adapters.
         view: how its tensor is shown.
         reason: why the model does not have it; empty where it has.
@@ -37,6 +38,7 @@ class Place:
 
     name: str
     point: Point
+    declared: Point
     path: str
     view: View
     reason: str = ""
@@ -60,15 +62,14 @@ def declared_places(model: torch.nn.Module, family: Family | None) -> Iterator[P
     if family is None:
         return
     inner = adapted(model)
-    prefix = base_prefix(inner)
-    layers = _layers(inner.get_submodule(prefix), family)
+    prefix, layers = base_prefix(inner), _layers(inner, family)
     for declared in family.points:
         for point in map(declared.of_layer, layers) if declared.is_repeated else (declared,):
             path = f"{prefix}.{point.module}".strip(".")
             reason = _reason(inner, point, path)
-            view = view_of("" if reason else point.view, inner.config)
+            view = view_of("" if reason else point.view, getattr(inner, "config", None))
             for name in (point.name, *point.also):
-                yield Place(name=name, point=point, path=path, view=view, reason=reason)
+                yield Place(name=name, point=point, declared=declared, path=path, view=view, reason=reason)
 
 
 def discovered_places(model: torch.nn.Module) -> Iterator[Place]:
@@ -77,7 +78,8 @@ def discovered_places(model: torch.nn.Module) -> Iterator[Place]:
         if path and not isinstance(module, _LISTS):
             for at in ("input", "output"):
                 point = Point(name=f"{path}.{at}", module=path, at=at)
-                yield Place(name=point.name, point=point, path=path, view=view_of("", None), is_discovered=True)
+                view = view_of("", None)
+                yield Place(name=point.name, point=point, declared=point, path=path, view=view, is_discovered=True)
 
 
 def chosen_places(model: torch.nn.Module, family: Family | None, patterns: Iterable[str]) -> dict[str, list[Place]]:
@@ -126,9 +128,10 @@ def _reason(model: Any, point: Point, path: str) -> str:
     return "" if submodule(model, path) is not None else f"it has no module `{path}`"
 
 
-def _layers(base: torch.nn.Module, family: Family) -> list[str]:
+def _layers(model: torch.nn.Module, family: Family) -> list[str]:
     """Return the names of the repeated layers of a family's first list."""
     pattern = next((pattern for pattern in family.layout if REPEATED in pattern), None)
+    base = model.get_submodule(base_prefix(model))
     layers = None if pattern is None else submodule(base, pattern.partition(REPEATED)[0])
     return [] if layers is None else [name for name, _ in layers.named_children()]
 
@@ -136,11 +139,28 @@ def _layers(base: torch.nn.Module, family: Family) -> list[str]:
 def table(model: Any) -> str:
     """Return the points of a pipelined model, one a line: name, shape, and where it comes from.
 
+    The points of repeated layers have one line. A model that nobody declared has those of its modules.
+
     ::
 
         print(points.table(to_pipelined(model, ipu_config)))
     """
-    places = list(declared_places(model, model.family)) or list(discovered_places(model))
-    lines = [(place.name, f"[{place.point.layout}]" if place.point.layout else "", place.origin) for place in places]
+    places = list(_first_places(model, model.family)) or list(discovered_places(model))
+    lines = [(p.name, f"[{p.point.layout}]" if p.point.layout else "", p.origin) for p in places]
     widths = [max(len(line[i]) for line in lines) for i in (0, 1)]
-    return "\n".join(f"{name:<{widths[0]}}  {layout:<{widths[1]}}  {origin}".rstrip() for name, layout, origin in lines)
+    return "\n".join(f"{name:<{widths[0]}}  {shape:<{widths[1]}}  {origin}".rstrip() for name, shape, origin in lines)
+
+
+def _first_places(model: torch.nn.Module, family: Family | None) -> Iterator[Place]:
+    """Yield each declared point once, with "*" for the number of a layer; the first layer stands for all."""
+    seen = set()
+    layers = _layers(adapted(model), family) if family is not None else []
+    for place in declared_places(model, family):
+        point = place.declared
+        if point.is_repeated and layers:
+            of_all = point.of_layer("*")
+            path = place.path.replace(place.point.module, of_all.module) if place.point.module else place.path
+            place = replace(place, name=of_all.name, point=of_all, path=path)
+        if place.name == place.point.name and place.name not in seen:
+            seen.add(place.name)
+            yield place

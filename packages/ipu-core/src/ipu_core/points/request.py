@@ -151,9 +151,10 @@ def _in_order(places: Iterable[Place]) -> tuple[Place, ...]:
 
 @contextlib.contextmanager
 def _tapped(model: torch.nn.Module, points: Points) -> Iterator[None]:
-    taps = Taps(points.places, points.reads, points.interventions, points.may_be_idle)
+    modules = {place.path: model.get_submodule(place.path) for place in points.places}
+    taps = Taps(modules, points.places, points.reads, points.interventions, points.may_be_idle)
     edits = edits_of(dict.fromkeys(name for place in points.places for name in place.point.edits))
-    with edited(model, edits), hooked(model, taps), bound(model, "forward", _observing(model.forward, taps)):
+    with edited(model, edits), hooked(taps), bound(model, "forward", _observing(model.forward, taps)):
         yield
 
 
@@ -169,7 +170,7 @@ def _observing(forward: Callable[..., Any], taps: Taps) -> Callable[..., Any]:
             outputs = forward(*args, **kwargs)
         return Observed(outputs, found.activations())
 
-    del observing.__wrapped__  # type: ignore[attr-defined]
+    del observing.__wrapped__
     observing.__signature__ = _with_more(forward)  # type: ignore[attr-defined]
     return observing
 

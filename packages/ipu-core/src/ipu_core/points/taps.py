@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Taps: what reads and writes points while a forward runs, that is while it is captured.
 
-Hooks of modules and calls of `tap` in edited sources hand every tensor of a wanted point to the taps in force; the graph
-has what they do to it, in the module that it belongs to.
+Hooks of modules and calls of `tap` in edited sources hand every tensor of a wanted point to the taps in force. What
+these do to it is in the graph, in the module that it belongs to.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ class Taps:
     """The taps of one model.
 
     Args:
-        places: every point that is read or written, in the order of declaration.
+        modules: those that have points, by path.
+        places: every point that is read or written, in the order they are applied.
         reads: the names of those that are read.
         interventions: what is done to those that are written.
         may_be_idle: the names of those that need not run.
@@ -39,11 +40,13 @@ class Taps:
 
     def __init__(
         self,
+        modules: Mapping[str, torch.nn.Module],
         places: Sequence[Place],
         reads: Sequence[str],
         interventions: Mapping[str, Intervention],
         may_be_idle: frozenset[str],
     ) -> None:
+        self.modules = modules
         self._places, self._reads = places, reads
         self._interventions, self._may_be_idle = interventions, may_be_idle
         self._untold = [Untold()] if interventions else []
@@ -69,9 +72,10 @@ class Taps:
         """Return the points at the input, at the output or inside of a module."""
         return [place for place in self._places if (place.path, place.point.at) == (path, at)]
 
-    def modules(self) -> list[str]:
-        """Return the paths of the modules that have one."""
-        return list(dict.fromkeys(place.path for place in self._places))
+    def inside(self, module: torch.nn.Module, key: str) -> list[Place]:
+        """Return the points inside the forward of a module that an edit calls `key`."""
+        paths = [path for path, other in self.modules.items() if other is module]
+        return [place for path in paths for place in self.at(path, "inside") if place.point.key == key]
 
 
 _IN_FORCE: contextvars.ContextVar[tuple[Taps, Found] | None] = contextvars.ContextVar("taps in force", default=None)
@@ -184,27 +188,17 @@ def tap(module: torch.nn.Module, key: str, tensor: torch.Tensor) -> torch.Tensor
     if in_force is None:
         return tensor
     taps, found = in_force
-    path = _INSIDE.get().get(id(module))
-    places = [] if path is None else [p for p in taps.at(path, "inside") if p.point.key == key]
-    return found.passed(places, tensor, module)
-
-
-# The paths of modules with points inside, by their ids.
-_INSIDE: contextvars.ContextVar[Mapping[int, str]] = contextvars.ContextVar("modules with taps inside", default={})
+    return found.passed(taps.inside(module, key), tensor, module)
 
 
 @contextlib.contextmanager
-def hooked(model: torch.nn.Module, taps: Taps) -> Iterator[None]:
-    """Let the modules of a model hand their tensors to taps inside the block.
+def hooked(taps: Taps) -> Iterator[None]:
+    """Let modules hand their inputs and outputs to taps inside the block.
 
     Hooks of the user's come first: points are what goes on after them.
     """
-    inside = {id(model.get_submodule(path)): path for path in taps.modules() if taps.at(path, "inside")}
-    token = _INSIDE.set({**_INSIDE.get(), **inside})
     with contextlib.ExitStack() as stack:
-        stack.callback(_INSIDE.reset, token)
-        for path in taps.modules():
-            module = model.get_submodule(path)
+        for path, module in taps.modules.items():
             if places := taps.at(path, "input"):
                 handle = module.register_forward_pre_hook(_input_hook(places), with_kwargs=True)
                 stack.callback(handle.remove)
