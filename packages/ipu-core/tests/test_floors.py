@@ -25,7 +25,19 @@ FLOORS = (
         "plugins",
         "schedule",
     ),
-    *("config", "batch", "report", "capture", "samples", "rewrites", "partition", "model", "compile", "runtime"),
+    *(
+        "config",
+        "batch",
+        "report",
+        "capture",
+        "samples",
+        "rewrites",
+        "partition",
+        "points",
+        "model",
+        "compile",
+        "runtime",
+    ),
     *("memory", "engines", "lowering", "planner", "executor", "kernels", "generation", "testing", "cli", "packing"),
 )
 

@@ -278,8 +278,14 @@ def test_training_takes_gradients_through_interventions(kind):
     def doubled(module, args):
         return (torch.cat([args[0][..., halves[0]], 2 * args[0][..., halves[1]]], -1),)
 
+    number = iter((0, 2))
+
+    def steered(module, args, output):
+        first = next(number)
+        return output + steps[first : first + 2]
+
     handles = [parts(kind, 1)["out"].register_forward_pre_hook(doubled)]
-    handles.append(block(kind, 2).register_forward_hook(lambda m, a, o, number=iter((0, 2)): added(o, number, steps)))
+    handles.append(block(kind, 2).register_forward_hook(steered))
     model.train()
     for rows in (slice(0, 2), slice(2, 4)):
         (model(input_ids=ids[rows], labels=ids[rows]).loss / 2).backward()
@@ -289,11 +295,6 @@ def test_training_takes_gradients_through_interventions(kind):
     assert outputs.activations["blocks.2.hook_resid_post"].shape == (4, TOKENS, WIDTH)
     for name, expected in gradients().items():
         torch.testing.assert_close(ours[name], expected, rtol=1e-4, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}")
-
-
-def added(output, number, steps):
-    first = next(number)
-    return output + steps[first : first + 2]
 
 
 REFUSED = [
@@ -352,7 +353,7 @@ def test_a_point_that_never_runs_is_an_error():
 def test_reordered_attention_of_gpt2_has_the_same_points():
     upcast = make("gpt2", reorder_and_upcast_attn=True)
     names = ["blocks.0.attn.hook_attn_scores", "blocks.0.attn.hook_pattern", "blocks.0.ln_1.hook_scale"]
-    outputs, cache = points.run_with_cache(upcast, {"input_ids": IDS}, activations=names)
+    _, cache = points.run_with_cache(upcast, {"input_ids": IDS}, activations=names)
     assert list(cache) == names
     for name, plain in zip(names[1:], ("attn.hook_pattern", "ln1.hook_scale"), strict=True):
         torch.testing.assert_close(cache[name], plain_values("gpt2")[f"blocks.0.{plain}"])
