@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Points of GPT-2 and GPT-NeoX, with the parallel residual and without, on one, two and four IPUs."""
 
+import copy
 import functools
+import importlib.util
 
 import pytest
 import torch
@@ -449,3 +451,26 @@ def test_points_of_other_generations_are_refused():
     bart = transformers.BartForConditionalGeneration(transformers.BartConfig(**sizes))
     with pytest.raises(GenerationModeError, match="has an encoder"):
         generation_model(to_pipelined(bart, IPUConfig()), activations=["model.encoder.layers.0.output"])
+
+
+@pytest.mark.skipif(importlib.util.find_spec("nnsight") is None, reason="not installed: nnsight")
+def test_values_are_those_of_nnsight():
+    from nnsight import NNsight
+
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=50, n_positions=32)
+    plain = transformers.GPT2LMHeadModel(config).eval()
+    ids = torch.randint(3, 50, (2, 5))
+    wrapped = NNsight(copy.deepcopy(plain))
+    with torch.no_grad(), wrapped.trace(ids):
+        embed = wrapped.transformer.wte.output.save()
+        stream = wrapped.transformer.h[1].input.save()
+        z = wrapped.transformer.h[1].attn.c_proj.input.save()
+        hidden = wrapped.transformer.h[1].mlp.c_fc.output.save()
+        final = wrapped.transformer.ln_f.output.save()
+    names = ["hook_embed", "blocks.1.hook_resid_pre", "blocks.1.attn.hook_z", "blocks.1.mlp.hook_pre"]
+    names.append("ln_final.hook_normalized")
+    executor = inference_model(to_pipelined(plain, IPUConfig(layers_per_ipu=[1, 1])), activations=names)
+    found = executor(input_ids=ids).activations
+    for name, value in zip(names, (embed, stream, z, hidden, final), strict=True):
+        torch.testing.assert_close(found[name].reshape(value.shape), value)

@@ -178,7 +178,7 @@ def _observing(forward: Callable[..., Any], taps: Taps) -> Callable[..., Any]:
 def _with_more(forward: Callable[..., Any]) -> inspect.Signature:
     """Return the signature of a method whose forward takes values of interventions as well."""
     given = inspect.signature(forward)
-    itself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+    itself = inspect.Parameter("_model", inspect.Parameter.POSITIONAL_ONLY)
     more = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in (VALUES, FIRST_STEP)]
     own = list(given.parameters.values())
     rest = [parameter for parameter in own if parameter.kind is inspect.Parameter.VAR_KEYWORD]
