@@ -272,6 +272,16 @@ def test_a_function_is_edited_for_the_method_that_calls_it_alone(tmp_path, monke
     del sys.modules["points_upstream"]
 
 
+OWN = Edit(target="models:Block.forward", changes=(("x", "x"),), digest="", reason="a test", versions=">=1")
+
+
+def test_a_point_inside_a_method_that_its_family_edits_is_refused():
+    inside = Point(name="hook_in", module="layers.0", at="inside", edits=("test_points:OWN",))
+    family = Family(model_type="chain", layout=CHAIN.layout, points=(inside,), edits=("test_points:OWN",))
+    with pytest.raises(EditError, match="`hook_in` is inside `models:Block.forward`, which the family `chain` edits"):
+        inference_model(chain(family=family), activations=["hook_in"])
+
+
 def test_the_command_lists_points_or_says_what_is_wrong(capsys):
     sizes = ["--set", "hidden_size=8", "--set", "num_attention_heads=2", "--layers-per-ipu", "1"]
     assert main(["points", "--family", "gpt_neox", *sizes, "--set", "attn_implementation=eager"]) == 0

@@ -373,6 +373,17 @@ def test_micro_batches_and_selected_outputs_keep_activations():
     torch.testing.assert_close(found.logits, plain_values("gpt2")["logits"], rtol=1e-5, atol=1e-4)
 
 
+def test_points_are_in_the_model_within_adapters():
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(target_modules=["query_key_value"], init_lora_weights=False, task_type="CAUSAL_LM")
+    model = peft.get_peft_model(make("sequential"), config).eval()
+    names = ["blocks.1.attn.hook_pattern", "blocks.3.attn.hook_v"]
+    executor = inference_model(to_pipelined(model, IPUConfig(layers_per_ipu=[2, 2])), activations=names)
+    found, plain = executor(input_ids=IDS), model(input_ids=IDS, output_attentions=True)
+    assert torch.equal(found.logits, plain.logits)
+    torch.testing.assert_close(found.activations[names[0]], plain.attentions[1])
+
+
 def test_a_model_is_left_as_it_was():
     model = model_of("gpt2")
     hooks = sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())

@@ -15,7 +15,7 @@ import torch
 from .._torch import pytree
 from ..capture.activations import Observed
 from ..config.execution_config import ExecutionConfig
-from ..errors import PointError, shown
+from ..errors import EditError, PointError, shown
 from ..rewrites.source_edits import bound, edited, edits_of
 from ..validation import refuse_other_types
 from .interventions import Intervention, intervention_of
@@ -51,6 +51,7 @@ class Points:
 
         Raises:
             PointError: a point that the model does not have.
+            EditError: a point inside a method that the family edits, too.
             TypeError: one name where several are meant, or what is no function.
         """
         if isinstance(activations, str):
@@ -60,6 +61,7 @@ class Points:
         written = chosen_places(model, model.family, interventions)
         changes = {p.name: intervention_of(interventions[pattern]) for pattern, ps in written.items() for p in ps}
         places = {place.name: place for group in (*read.values(), *written.values()) for place in group}
+        _refuse_lost_edits(model, places.values())
         idle = {p.name for pattern, ps in read.items() for p in ps if p.is_discovered and p.name != pattern}
         return cls(
             places=_in_order(places.values()),
@@ -142,6 +144,21 @@ def with_points(
     if not activations and not interventions:
         return model
     return model.rewritten(Points.of(model, activations or (), interventions or {}))
+
+
+def _refuse_lost_edits(model: PipelineMixin, places: Iterable[Place]) -> None:
+    """Refuse to edit a method for points that the family edits already: one of the two would be out of use."""
+    family = model.family
+    if family is None:
+        return
+    own = {edit.called_in or edit.target for edit in edits_of(family.edits)}
+    for place in places:
+        for edit in edits_of(place.point.edits):
+            if (method := edit.called_in or edit.target) in own:
+                raise EditError(
+                    f"`{place.name}` is inside `{method}`, which the family `{family.model_type}` edits as well, "
+                    "and one edit would put the other out of use: call `tap` in the family's own"
+                )
 
 
 def _in_order(places: Iterable[Place]) -> tuple[Place, ...]:

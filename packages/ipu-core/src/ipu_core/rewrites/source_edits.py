@@ -304,6 +304,10 @@ def _bindings(
 ) -> Iterator[tuple[torch.nn.Module, str, FunctionType]]:
     """Yield the modules that have the method `edits` are about, or call a function in, and what comes in its place."""
     method = _Method.find(target)
+    if not isinstance(method.owner, type):
+        raise EditError(
+            f"there is no method `{target}` to edit: it is a function; say in `called_in` which method calls it"
+        )
     modules = [m for m in model.modules() if inspect.getattr_static(type(m), method.name, None) is method.attribute]
     if not modules:
         return
