@@ -412,6 +412,7 @@ def greedy(kind, vector, from_step, new_tokens=5):
     return ids
 
 
+@pytest.mark.turns(2)
 @pytest.mark.parametrize(("kind", "split"), [("gpt2", [4]), ("parallel", [1, 1, 1, 1])], ids=str)
 def test_steering_while_generating_begins_with_a_step_and_takes_a_value_for_each_row(kind, split):
     generator = generation_model(pipelined(kind, split), interventions={POINT: points.steer(from_step=2)})
@@ -428,6 +429,7 @@ def test_steering_while_generating_begins_with_a_step_and_takes_a_value_for_each
         generator.generate(IDS, max_new_tokens=5)
 
 
+@pytest.mark.turns(2)
 def test_steering_works_for_several_tokens_a_call_groups_and_without_a_cache():
     expected = greedy("parallel", VECTOR, 1)
     steered = {POINT: points.steer(VECTOR, from_step=1)}
@@ -437,6 +439,7 @@ def test_steering_works_for_several_tokens_a_call_groups_and_without_a_cache():
         assert torch.equal(generator.generate(IDS, max_new_tokens=5, do_sample=False, **more), expected)
 
 
+@pytest.mark.turns(2)
 def test_activations_of_each_step_are_those_of_a_whole_run():
     names = ["blocks.1.attn.hook_pattern", POINT]
     generator = generation_model(pipelined("sequential", [2, 2]), activations=names, prefill_chunk_size=2)
