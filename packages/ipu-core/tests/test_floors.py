@@ -12,24 +12,41 @@ from ipu_core.moved import MOVED
 
 ROOT = Path(ipu_core.__file__).parent
 # From the ground up; docs/design/data-flow.md draws them.
-FLOORS = (
-    *(
-        "errors",
-        "moved",
-        "_torch",
-        "_transformers",
-        "upstream",
-        "progress",
-        "peft",
-        "validation",
-        "plugins",
-        "schedule",
-        "checkpoints",
-    ),
-    *("config", "batch", "report", "capture", "samples", "rewrites", "partition", "model", "compile", "runtime"),
-    *("memory", "engines", "lowering", "planner", "executor", "kernels", "generation", "pipelines", "testing", "cli"),
+FLOORS = [
+    "errors",
+    "moved",
+    "_torch",
+    "_transformers",
+    "upstream",
+    "progress",
+    "peft",
+    "validation",
+    "plugins",
+    "schedule",
+    "checkpoints",
+    "config",
+    "batch",
+    "report",
+    "capture",
+    "samples",
+    "rewrites",
+    "partition",
+    "points",
+    "model",
+    "compile",
+    "runtime",
+    "memory",
+    "engines",
+    "lowering",
+    "planner",
+    "executor",
+    "kernels",
+    "generation",
+    "pipelines",
+    "testing",
+    "cli",
     "packing",
-)
+]
 
 
 def name_of(file):

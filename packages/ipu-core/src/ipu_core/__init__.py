@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from .plugins.family import Family, pipelined_in
     from .plugins.hookspecs import hookimpl
     from .plugins.package import families_in, pipelined_classes
+    from .plugins.point import Point
 
 _HOMES = {
     "ExecutionConfig": "config.execution_config",
@@ -47,6 +48,7 @@ _HOMES = {
     "IncompatibleIPUConfigError": "errors",
     "PipelineMixin": "model.mixin",
     "Plan": "partition.plan",
+    "Point": "plugins.point",
     "Stage": "partition.plan",
     "families_in": "plugins.package",
     "generation_model": "generation.generator",
@@ -72,6 +74,7 @@ __all__ = [
     "IncompatibleIPUConfigError",
     "PipelineMixin",
     "Plan",
+    "Point",
     "Stage",
     "families_in",
     "generation_model",

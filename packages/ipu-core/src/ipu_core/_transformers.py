@@ -50,6 +50,11 @@ def classes_with_head(auto: Any) -> Iterator[str]:
         yield from [found] if isinstance(found, str) else found
 
 
+def attention_implementation(model: Any) -> str:
+    """Return which attention a model runs: "eager", "sdpa", or another."""
+    return str(model.config._attn_implementation)
+
+
 def names_not_saved(model: Any) -> frozenset[str]:
     """Return the names of tensors that `save_pretrained` leaves out."""
     return frozenset(getattr(model, "_keys_to_ignore_on_save", None) or ())

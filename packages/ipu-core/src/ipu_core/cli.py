@@ -73,6 +73,10 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--config", metavar="FILE", type=Path, help="say what each option of an ipu_config.json does")
     doctor.set_defaults(run=_doctor)
 
+    points = commands.add_parser("points", help="list the named activations of a model: shapes, and where each is from")
+    _describe_model(points)
+    points.set_defaults(run=_points, inference=True, ipu=None, measure=False)
+
     plan = commands.add_parser("plan", help="say which modules would sit on which IPU, without weights or a run")
     _describe_model(plan)
     add = plan.add_argument
@@ -238,6 +242,13 @@ def _effects(file: Path) -> str:
     without = ", ".join(name for name in unchanged if name in HOST.inert) or "none"
     lines += ["at their defaults:", f"  with an effect: {with_effect}", f"  no effect on the host engine: {without}"]
     return "\n".join(lines)
+
+
+def _points(options: argparse.Namespace) -> int:
+    from .points.places import table
+
+    print(table(_random_model(options, device="meta")))
+    return 0
 
 
 def _plan(options: argparse.Namespace) -> int:

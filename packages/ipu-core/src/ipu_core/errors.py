@@ -15,6 +15,7 @@
     │   ├── CacheError                            tokens, rows or beams other than a static cache is for
     │   ├── InputError                            a text, image or sound that a pipeline cannot take
     │   └── LossError                             no loss to train on, or several to choose from
+    ├── PointError (ValueError)                   an activation point that is not there, or never ran
     ├── GenerationModeError (ValueError)          a way to generate that pipelined models do not have
     ├── TaskError (ValueError)                    a task that is not there, or that a model has no head for
     ├── ScheduleError (ValueError)                a schedule that does not end, or text that is none
@@ -86,6 +87,10 @@ class InputError(BatchError):
 
 class LossError(BatchError):
     """A forward that gives no loss for a batch, or several and none of them marked."""
+
+
+class PointError(IPUError, ValueError):
+    """An activation point that is not there or never ran, or an intervention that does not fit its point."""
 
 
 class GenerationModeError(IPUError, ValueError):

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ._torch import pytree
 from .batch import (
     BatchSpec,
     arithmetic,
@@ -41,6 +40,7 @@ from .partition.lowered import Lowered, schedule_of
 from .partition.plan import Plan
 from .peft import refuse_nothing_to_train
 from .planner import ipu_config_of, refuse_cache
+from .points.request import check_values, with_points
 from .report.timeline import Span, Timeline
 from .runtime.optimizer_step import needs_closure, stepped_with_closure
 from .runtime.program import StageProgram
@@ -155,6 +155,7 @@ class Executor:
         Raises:
             BatchMismatchError: it is compiled already, for other batches.
         """
+        check_values(self._model, batch)
         with self._turns:
             if self._compiled is not None:
                 self._compiled.spec.check(batch)
@@ -246,10 +247,12 @@ class Executor:
                 whose losses are means over different numbers of items are together the mean over all items with
                 ``items / items.sum()``. A micro-batch of weight zero adds nothing, whatever its loss is. Where a loss
                 has several means over different items, a weight is a mapping with one of each, see `item_counts`.
-            batch: the tensors, by the names of the forward's arguments.
+            batch: the tensors, by the names of the forward's arguments. ``interventions={name: value}`` has the values
+                that interventions take.
 
         Raises:
             BatchSizeError: another number of weights than micro-batches.
+            PointError: a value that no intervention takes, or a missing one.
         """
         with self._turns:
             return self._call(batch, loss_weights)
@@ -272,7 +275,7 @@ class Executor:
         if self._config.devices is not None:
             # Only now, when every device has all its work: on the way the host would wait for each micro-batch.
             combined = _brought_together(combined, batch)
-        return pytree.tree_unflatten(combined, self._compiled.lowered.captured.output_spec)
+        return self._compiled.lowered.captured.returned(combined)
 
     def release(self) -> None:
         """Move the model's tensors, and their gradients, back from the devices of its stages to where they were.
@@ -375,7 +378,12 @@ class _Compiled:
 
 
 def inference_model(
-    model: PipelineMixin, engine: str | None = None, *, outputs: Collection[str] | None = None
+    model: PipelineMixin,
+    engine: str | None = None,
+    *,
+    outputs: Collection[str] | None = None,
+    activations: Collection[str] | None = None,
+    interventions: Mapping[str, Any] | None = None,
 ) -> Executor:
     """Make an executor that runs a pipelined model without gradients.
 
@@ -388,12 +396,19 @@ def inference_model(
         model: made by `to_pipelined`.
         engine: "host" (the default), or another engine `ipu doctor` calls usable.
         outputs: names of the outputs to return, "loss" among them whatever the model calls it; all by default.
+        activations: names or patterns of points, such as "blocks.*.attn.hook_z"; what the executor returns then has
+            `activations`, a mapping of name to tensor.
+        interventions: what is done to points, by name or pattern: a function of the tensor, or what `ipu_core.points`
+            offers.
 
     Raises:
         EngineNotAvailableError: the engine is not usable here.
+        PointError: a point that the model does not have; when compiling, one that never runs.
         TypeError: `model` is not pipelined.
     """
-    return Executor(model, ipu_config_of(model).for_inference(), usable_engine(engine), outputs=outputs)
+    config = ipu_config_of(model).for_inference()
+    made = with_points(model, activations, interventions)
+    return Executor(made, config, usable_engine(engine), outputs=outputs)
 
 
 def training_model(
@@ -403,6 +418,8 @@ def training_model(
     *,
     outputs: Collection[str] | None = None,
     loss: str | None = None,
+    activations: Collection[str] | None = None,
+    interventions: Mapping[str, Any] | None = None,
 ) -> Executor:
     """Make an executor that runs a pipelined model forward and backward.
 
@@ -420,9 +437,12 @@ def training_model(
         outputs: names of the outputs to return, "loss" among them whatever the model calls it; all by default.
         loss: the name of the output to take the gradient of, where it is not called `loss` and the forward cannot mark
             it with `identity_loss`; the outputs of a tuple are called "0", "1", and so on.
+        activations: as for `inference_model`; what is read is detached.
+        interventions: as for `inference_model`; gradients go through them.
 
     Raises:
         EngineNotAvailableError: the engine is not usable here.
+        PointError: a point that the model does not have; when compiling, one that never runs.
         IncompatibleIPUConfigError: several device iterations, and no optimizer to step between them.
         TypeError: `model` is not pipelined.
         ValueError: the optimizer has none of the model's parameters.
@@ -438,7 +458,8 @@ def training_model(
         owned = {id(parameter) for parameter in model.parameters()}
         if not any(id(p) in owned for group in optimizer.param_groups for p in group["params"]):
             raise ValueError("the optimizer has none of the model's parameters: make it from `model.parameters()`")
-    return Executor(model, config, usable_engine(engine), optimizer=optimizer, outputs=outputs, loss=loss)
+    made = with_points(model, activations, interventions)
+    return Executor(made, config, usable_engine(engine), optimizer=optimizer, outputs=outputs, loss=loss)
 
 
 def _brought_together(leaves: list[Any], batch: Mapping[str, Any]) -> list[Any]:
@@ -464,4 +485,5 @@ def _selection(captured: Capture, loss: str | None, selected: Collection[str] | 
                 f"`{captured.model_name}` returns {list(names)} for this batch, and `outputs` names "
                 f"`{name}`{nearest(name, names)}"
             )
-    return frozenset(i for name, leaves in names.items() if selected is None or name in selected for i in leaves)
+    kept = {i for name, leaves in names.items() if selected is None or name in selected for i in leaves}
+    return frozenset(kept.union(range(captured.output_spec.num_leaves, len(captured.outputs))))

@@ -14,7 +14,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from logging import getLogger
 from typing import Any
@@ -28,6 +28,7 @@ from ..batch import input_leaves
 from ..errors import CaptureError, IPUError
 from ..peft import adapted, forward_parameters
 from ..progress import progress_of_forward
+from .activations import told_apart, with_activations
 from .aliasing import aliases, written
 from .diagnostics import explained, export_error
 from .graph_module import without_sources
@@ -65,8 +66,9 @@ class Capture:
         sources: placeholder name -> where its value comes from. Inputs are named by path: ``input_ids``,
             ``past[0]``.
         constants: tensors made while tracing.
-        outputs: for each leaf of the output, the name of the graph value, or a constant.
-        output_spec: how the leaves make up what the model returns.
+        outputs: for each leaf of the output, the name of the graph value, or a constant; activations are the last.
+        output_spec: how the leaves before them make up what the model returns.
+        activations: the names of the activations.
         reads: what the forward read of configurations, by where the model has them.
         writes: attributes of modules that the forward sets itself.
     """
@@ -80,6 +82,7 @@ class Capture:
     output_spec: pytree.TreeSpec
     reads: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     writes: frozenset[str] = frozenset()
+    activations: tuple[str, ...] = ()
 
     @property
     def graph(self) -> torch.fx.Graph:
@@ -88,11 +91,19 @@ class Capture:
 
     def named_outputs(self) -> dict[str, list[int]]:
         """Map names to indices of output leaves; a bare tensor or tuple has the names "0", "1", ..."""
-        structure = pytree.tree_unflatten(list(range(len(self.outputs))), self.output_spec)
+        structure = pytree.tree_unflatten(list(range(self.output_spec.num_leaves)), self.output_spec)
         if isinstance(structure, Mapping):
             return {str(name): pytree.tree_leaves(value) for name, value in structure.items()}
         parts = structure if isinstance(structure, (tuple, list)) else (structure,)
         return {str(i): pytree.tree_leaves(value) for i, value in enumerate(parts)}
+
+    def returned(self, leaves: Sequence[Any]) -> Any:
+        """Return what the model returns, made of output leaves; where there are activations it carries them."""
+        own = self.output_spec.num_leaves
+        outputs = pytree.tree_unflatten(list(leaves[:own]), self.output_spec)
+        if not self.activations:
+            return outputs
+        return with_activations(outputs, dict(zip(self.activations, leaves[own:], strict=True)))
 
 
 def capture(model: torch.nn.Module, batch: Mapping[str, Any], *, training: bool) -> Capture:
@@ -199,6 +210,7 @@ def _read(model: torch.nn.Module, program: torch.export.ExportedProgram, *, trai
     outputs = outputs[len(outputs) - program.call_spec.out_spec.num_leaves :]
     _refuse_changed_constants(name, graph_module.graph, sources)
     _refuse_shapes_of_values(name, graph_module.graph)
+    output_spec, activations = told_apart(program.call_spec.out_spec)
     return Capture(
         model_name=name,
         training=training,
@@ -206,7 +218,8 @@ def _read(model: torch.nn.Module, program: torch.export.ExportedProgram, *, trai
         sources=sources,
         constants=constants,
         outputs=outputs,
-        output_spec=program.call_spec.out_spec,
+        output_spec=output_spec,
+        activations=activations,
     )
 
 

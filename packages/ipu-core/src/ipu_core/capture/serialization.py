@@ -53,6 +53,7 @@ def write_capture(captured: Capture, folder: Path) -> None:
         "output_spec": pytree.treespec_dumps(captured.output_spec),
         "reads": dict(captured.reads),
         "writes": sorted(captured.writes),
+        "activations": captured.activations,
     }
     (folder / GRAPH).write_text(json.dumps(content))
     try:
@@ -74,6 +75,7 @@ def read_capture(folder: Path) -> Capture:
         output_spec=pytree.treespec_loads(content["output_spec"]),
         reads={path: tuple(names) for path, names in content["reads"].items()},
         writes=frozenset(content["writes"]),
+        activations=tuple(content.get("activations", ())),
     )
 
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from .._torch import pytree
 from ..batch import input_leaves
 from ..capture.guards import Guards
 from ..capture.index_bounds import check_index_bounds, index_bounds
@@ -188,6 +187,7 @@ class BoundProgram:
         self._bound: dict[str, Any] = {}
         self._given: dict[str, Any] = {}
         self.more: dict[str, tuple[torch.Tensor, ...]] = {}  # what the last call gave besides, by name
+        self.activations: dict[str, torch.Tensor] = {}
 
     @functools.cached_property
     def _replay(self) -> Replay:
@@ -211,8 +211,9 @@ class BoundProgram:
             if leaves[name] is not leaf or name in moves:
                 self._bound[name].copy_(leaves[name])
                 self._given[name] = leaves[name]
-        outputs = pytree.tree_unflatten(list(self._replay.run()), self._program.lowered.captured.output_spec)
+        outputs = self._program.lowered.captured.returned(list(self._replay.run()))
         result: torch.Tensor = outputs.pop("logits")
+        self.activations = outputs.pop("activations", {})
         self.more = outputs
         return result
 

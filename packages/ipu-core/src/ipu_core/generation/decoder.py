@@ -29,12 +29,14 @@ from ..errors import CacheError, CaptureError, CompileError, GenerationModeError
 from ..kernels.decode import TORCH, decode_kernels
 from ..kernels.quantize_pass import Quantizer
 from ..partition.lowered import Lowered
+from ..points.request import FIRST_STEP, points_of
 from ..runtime.device_placement import without_values
 from ..runtime.devices import CPU
 from ..runtime.replay import result_of
 from ..upstream import CACHE
 from .cache import Attention, StaticKV, attentions_of
 from .decode_step import POSITION, ROUNDED, BoundProgram, Kind, Move, Parts, Program, copy_tokens, count_up, show_place
+from .step_points import StepPoints
 from .views import ASKING, AT, StepView, part
 
 if TYPE_CHECKING:
@@ -128,6 +130,8 @@ class Decoder:
         self._one_token: BoundProgram | None = None  # the one of this kind that ran last
         self._cache: StaticKV | None = None
         self._turn = 0
+        self._points = StepPoints(points_of(model))
+        self.activations: dict[str, torch.Tensor] = {}  # what the last step read at points
         self._asks = False  # whether the last step was asked for more than logits
         self.more: dict[str, tuple[torch.Tensor, ...]] = {}  # what it gave then: hidden states, attentions
         self._is_prepared_anew = prepares_more_than_upstream(model.plain_class())
@@ -137,6 +141,7 @@ class Decoder:
         """Return a decoder of other sequences that shares the programs."""
         made = copy.copy(self)
         made._bound, made._one_token, made._cache = {}, None, None
+        made._points = copy.copy(self._points)
         return made
 
     @property
@@ -163,8 +168,8 @@ class Decoder:
         with CAPTURING:  # of this model another thread may make a graph
             self._parts.guards.check()
 
-    def begin(self) -> None:
-        """Begin another turn: programs find the model's tensors anew.
+    def begin(self, values: Mapping[str, torch.Tensor] | None = None) -> None:
+        """Begin another turn: programs find the model's tensors anew, and interventions take these values.
 
         Raises:
             CacheError: the model was moved to another device.
@@ -175,6 +180,8 @@ class Decoder:
                 "back, or make another `generation_model`"
             )
         self._turn += 1
+        if values is not None:
+            self._points.begin({name: value.to(self._device) for name, value in values.items()})
 
     def _home(self) -> torch.device:
         """Return the device of the model, where its steps run unless its stages are on devices of their own."""
@@ -199,7 +206,7 @@ class Decoder:
             GenerationModeError: an argument that steps do not take.
         """
         given = {n: v for n, v in inputs.items() if v is not None and n not in _HOW and not (n in ASKING and not v)}
-        self._asks, self.more = any(name in given for name in ASKING), {}
+        self._asks, self.more = any(name in given for name in ASKING) or self._points.are_read, {}
         cache = given.pop(CACHE, None)
         if self._ids not in given and EMBEDS in given and cache is None:
             raise GenerationModeError(
@@ -227,12 +234,14 @@ class Decoder:
                 f"{tokens.shape[1]} tokens{held} are {end}, and there are places for "
                 f"{self.sizes.max_length}: compile for a larger `max_length`, or shorten the prompt"
             )
+        self._points.begin_step(end)
         with torch.no_grad():
             if cache is None:
                 logits = self._run_uncached(given, tokens.shape[1])
             else:
                 logits = self._run_cached(given, cache, tokens.shape[1])
         self.more = {name: tuple(layer[:rows] for layer in layers) for name, layers in self.more.items()}
+        self.activations = self._points.activations(rows=rows, known=end)
         return logits[:rows]
 
     def _tokens(self, given: Mapping[str, Any]) -> torch.Tensor:
@@ -286,9 +295,9 @@ class Decoder:
     def _hold_against_plain(self, given: Mapping[str, Any], logits: torch.Tensor) -> None:
         """Refuse a model of which a token looks at what follows it: sequences are filled up to one length.
 
-        Where weights are rounded, or on devices of their own, there is nothing to hold it against.
+        Where weights are rounded, on devices of their own, or points are written, there is nothing to hold it against.
         """
-        if self._parts.weights in ROUNDED or self._config.devices is not None:
+        if self._parts.weights in ROUNDED or self._config.devices is not None or self._points.are_written:
             return
         plain = self._model.to_transformers()
         with in_mode(plain, training=False):
@@ -344,6 +353,7 @@ class Decoder:
             logits = self._bound[kind](dict(self._batch(given, cache, first, last, width)), self._turn)
             known = (cache.length if cache else 0) + last - first
             self._take_more(self._bound[kind].more, given, last - first, known)
+            self._points.take(self._bound[kind].activations, last - first)
             return logits
         except CompileError:
             del self._bound[kind], programs[kind]  # another call is to say the same
@@ -382,7 +392,8 @@ class Decoder:
     def _moves(self) -> dict[str, Move]:
         """Return how each input of a step of one token follows from that of the step before."""
         positions = "decoder_position_ids" if self._is_encoder_decoder else "position_ids"
-        return {self._ids: copy_tokens, self._mask: show_place, positions: count_up, POSITION: count_up}
+        moves: dict[str, Move] = {self._ids: copy_tokens, self._mask: show_place}
+        return {**moves, **dict.fromkeys((positions, POSITION, FIRST_STEP), count_up)}
 
     def _add(self, kind: Kind, batch: Mapping[str, Any], moves: Mapping[str, Move]) -> None:
         if self._compiles_ahead():
@@ -428,6 +439,7 @@ class Decoder:
             yield self._mask, self._padded_mask(given.get(self._mask), known + last - first)
         if cache is not None:
             yield CACHE, cache.slots(torch.tensor(known, device=self._device))
+        yield from self._points.inputs(known).items()
         yield AT, torch.tensor([last - first - 1], device=self._device)
         yield "use_cache", cache is not None
 

@@ -11,7 +11,7 @@ import dataclasses
 import inspect
 import logging
 import threading
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,12 +25,14 @@ from ..engines.registry import usable_engine
 from ..errors import CacheError, GenerationModeError, IPUError, NotCompiledError
 from ..executor import Executor
 from ..model.mixin import PipelineMixin
+from ..points.request import VALUES, check_values, with_points
 from ..schedule import Schedule, decode_schedule
 from ..validation import refuse_no_tensors, refuse_other_choices, refuse_other_numbers, refuse_other_types
 from .cache import GroupedKV, StaticKV
 from .decode_step import WEIGHTS
 from .decoder import EMBEDS, LARGEST_PREFILL_CHUNK, Decoder, Sizes
 from .loops import DeviceLoop
+from .step_points import refuse_other_loops, values_of_groups
 from .upstream_loop import repeated, upstream_loop
 from .views import ASKING, EncoderView, part
 
@@ -72,6 +74,8 @@ class Generator:
         self.in_flight = in_flight
         self.decoders: tuple[Decoder, ...] = ()  # one for each group in flight
         self.executors: dict[Hashable, tuple[Executor, int]] = {}
+        self.activations: tuple[dict[str, torch.Tensor], ...] = ()  # of each step of the last call
+        self._values: Mapping[str, torch.Tensor] = {}  # that interventions take in this call
         self._is_under_way = False  # whether this call has generated already
         self._source_length: int | None = None
         self._turns = threading.RLock()
@@ -88,9 +92,12 @@ class Generator:
         return None if loop == DeviceLoop(1, 1) else loop
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """Generate; arguments and result are those of upstream's `generate`.
+        """Generate; arguments and result are those of upstream's `generate`, and `interventions`, values by point.
+
+        Activations of each step are in `activations`, and in the result where that has names.
 
         Raises:
+            PointError: a value that no intervention takes, a missing one, or one of another number of rows.
             CacheError: a prompt longer than the cache, or another batch or number of beams than compiled.
             TypeError: a list where the model takes a tensor, or a configuration that is none.
             GenerationModeError: assisted, contrastive, constrained or group beam search, a loop of one's own where
@@ -100,6 +107,8 @@ class Generator:
             return self._generate(*args, **kwargs)
 
     def _generate(self, *args: Any, **kwargs: Any) -> Any:
+        check_values(self.model, kwargs)
+        self._values, self.activations = kwargs.pop(VALUES, None) or {}, ()
         _refuse_other_inputs(self.model, args, kwargs)
         _refuse_other_modes(self.model, kwargs)
         if self.device_loop is not None and kwargs.get("custom_generate") is not None:
@@ -112,7 +121,10 @@ class Generator:
             decoder.refuse_another_model()
         try:
             with self.model.plain():
-                return upstream_loop(self).generate(*args, **kwargs)
+                outputs = upstream_loop(self).generate(*args, **kwargs)
+            if self.activations and isinstance(outputs, dict):
+                outputs["activations"] = self.activations
+            return outputs
         except IPUError:
             if not any(decoder.num_captures for decoder in self.decoders):
                 self.decoders = ()  # a call that was refused fixes no sizes
@@ -173,8 +185,14 @@ class Generator:
                 "make another `generation_model`"
             )
         self._is_under_way = True
-        for decoder in self.decoders:
-            decoder.begin()
+        shares = values_of_groups(self._values, batch_size=batch_size, num_beams=num_beams, in_flight=self.in_flight)
+        for decoder, values in zip(self.decoders, shares, strict=True):
+            decoder.begin(values)
+
+    def keep(self, activations: dict[str, torch.Tensor]) -> None:
+        """Keep what a step read at points."""
+        if activations:
+            self.activations = (*self.activations, activations)
 
     def _grow(self, max_length: int) -> None:
         """Make room for a call that needs longer programs than there are, where nobody said how long they are."""
@@ -284,6 +302,8 @@ def generation_model(
     cache_dtype: str | None = None,
     tokens_per_call: int = 1,
     in_flight: int = 1,
+    activations: Collection[str] | None = None,
+    interventions: Mapping[str, Any] | None = None,
 ) -> Generator:
     """Make a generator of a pipelined model, with static caches.
 
@@ -313,8 +333,13 @@ def generation_model(
             one is in the second stage the next is in the first, and a group's tokens go back to the first stage as
             soon as they are chosen. As many as there are stages keep all of them busy. Stages have to be on devices of
             their own to work at the same time.
+        activations: names or patterns of points to read in each step; see `ipu_core.points`.
+        interventions: what is done to points, as for `inference_model`; `points.steer(vector, from_step=1)` begins with
+            a step.
 
     Raises:
+        PointError: a point that the model does not have; when capturing, one that never runs.
+        GenerationModeError: points of a model with an encoder, or activations of several tokens a call.
         EngineNotAvailableError: the engine is not usable here.
         TypeError: `model` is not pipelined, or is none of transformers, or a number is none.
         ValueError: `weights` or `cache_dtype` is something else, or `tokens_per_call` or `in_flight` is less than 1.
@@ -341,6 +366,8 @@ def generation_model(
     if config.compile:
         refuse_other_processors(model, config)
     more: dict[str, Any] = {"in_flight": in_flight, "rounds_cache": cache_dtype is not None}
+    model = with_points(model, activations, interventions)
+    refuse_other_loops(model, tokens_per_call=tokens_per_call, in_flight=in_flight)
     return Generator(model, config, usable_engine(engine), sizes, weights, tokens_per_call, **more)
 
 

@@ -192,6 +192,7 @@ def _loop_class(plain: Hashable) -> type[Any]:
             return Seq2SeqLMOutput(logits=self._generator.forward(**kwargs))
         decoder = self._decoder
         logits = decoder.advance(kwargs[_ADVANCE]) if _ADVANCE in kwargs else decoder.step(kwargs)
+        self._generator.keep(decoder.activations)
         made = Seq2SeqLMOutput if self.config.is_encoder_decoder else CausalLMOutputWithPast
         return made(logits=logits, **{CACHE: kwargs.get(CACHE)}, **({} if _ADVANCE in kwargs else decoder.more))
 

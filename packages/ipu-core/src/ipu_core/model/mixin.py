@@ -150,6 +150,17 @@ class PipelineMixin(_MixinBase):
         """The models that `follow` looks at."""
         return (self._origin.model,) if self._origin is not None else ()
 
+    @property
+    def own_rewrites(self) -> tuple[Rewrite, ...]:
+        """The rewrites of this model beside those of its family and its configuration."""
+        return self._rewrites
+
+    def rewritten(self, *rewrites: Rewrite) -> Self:
+        """Return another view of the same modules and tensors, which `parallelize` changes in more ways."""
+        # By name: that module is made of this one.
+        made: Self = load("ipu_core.model.pipelined:to_pipelined")(self, self.ipu_config, rewrites=rewrites)
+        return made
+
     def follow(self) -> None:
         """Take over what was set on the user's model since: a head, a hook, a mode, any other attribute.
 

@@ -95,7 +95,7 @@ def _paths(model: torch.nn.Module, patterns: Sequence[str] | None) -> Iterator[t
 
 
 def _declared(model: torch.nn.Module, patterns: Sequence[str]) -> Iterator[tuple[str, bool]]:
-    prefix = _base_prefix(model)
+    prefix = base_prefix(model)
     base = model.get_submodule(prefix) if prefix else model
     dot = f"{prefix}." if prefix else ""
     covered = {prefix} if prefix else set()
@@ -109,7 +109,7 @@ def _declared(model: torch.nn.Module, patterns: Sequence[str]) -> Iterator[tuple
 def _matches(module: torch.nn.Module, pattern: str) -> Iterator[str]:
     """Yield the paths that match a pattern, whose ``.*`` is every child of what stands before it."""
     first, star, rest = pattern.partition(REPEATED)
-    parent = _submodule(module, first)
+    parent = submodule(module, first)
     if parent is None:
         return
     if not star:
@@ -130,12 +130,14 @@ def _rank(path: str, pattern: str, patterns: Sequence[str]) -> tuple[int, int]:
     return first, int(member) if member.isdigit() else 0
 
 
-def _base_prefix(model: torch.nn.Module) -> str:
+def base_prefix(model: torch.nn.Module) -> str:
+    """Return the path of the base model in a model with a head, "" in the base model itself."""
     prefix = getattr(model, "base_model_prefix", "")
     return prefix if prefix and isinstance(getattr(model, prefix, None), torch.nn.Module) else ""
 
 
-def _submodule(module: torch.nn.Module, path: str) -> torch.nn.Module | None:
+def submodule(module: torch.nn.Module, path: str) -> torch.nn.Module | None:
+    """Return the module at a path, None where there is none."""
     try:
         return module.get_submodule(path)
     except AttributeError:

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from .point import Point
+
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
@@ -39,6 +41,7 @@ class Family:
         edits: "module:NAME" of checked source edits `parallelize` makes; see `ipu_core.rewrites.source_edits`.
         checks: "module:function" of what is asked of every batch before it runs, `(model, config, batch) -> None`,
             which raises a ValueError. What upstream asks of the values of a batch is asked here: a graph has none.
+        points: named activations; see `ipu_core.points`.
         sample: "module:function" that completes a random batch for classes with inputs of their own:
             `(model, batch, draw) -> batch`; see `ipu_core.samples`.
         overrides: names of plugins whose claims on the same classes this family replaces.
@@ -58,6 +61,7 @@ class Family:
     rewrites: tuple[str, ...] = ()
     edits: tuple[str, ...] = ()
     checks: tuple[str, ...] = ()
+    points: tuple[Point, ...] = ()
     sample: str | None = None
     overrides: tuple[str, ...] = ()
 
@@ -71,6 +75,8 @@ class Family:
             self._refuse_other(name, not isinstance(value, str) and _are_names(value), instead)
         for name in ("tiny", "tiny_by_class"):
             self._refuse_other(name, isinstance(getattr(self, name), Mapping), "a dict")
+        are_points = isinstance(self.points, tuple) and all(isinstance(point, Point) for point in self.points)
+        self._refuse_other("points", are_points, "a tuple of Point")
         self._refuse_other_models()
 
     def _refuse_other(self, name: str, is_it: bool, instead: str) -> None:
@@ -94,6 +100,11 @@ class Family:
     def targets(self) -> dict[str, str]:
         """Map each class name of `models` to the "module:Class" of its pipelined class."""
         return dict(self.models) if isinstance(self.models, Mapping) else pipelined_in(self.package, *self.models)
+
+    @property
+    def all_edits(self) -> tuple[str, ...]:
+        """Every edit of the family: those of its models, and those of its points."""
+        return tuple(dict.fromkeys((*self.edits, *(name for point in self.points for name in point.edits))))
 
     def tiny_values(self, class_name: str) -> dict[str, Any]:
         """Return the configuration values that make one class small enough for a test."""

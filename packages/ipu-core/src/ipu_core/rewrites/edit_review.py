@@ -65,7 +65,7 @@ class Review:
 def review(plugins: Iterable[Plugin]) -> Iterator[Review]:
     """Yield a review of every edit of every plugin."""
     for plugin in plugins:
-        families = [(family, edits_of(family.edits)) for family in plugin.families if family.edits]
+        families = [(family, edits_of(family.all_edits)) for family in plugin.families if family.all_edits]
         yield from _reviews(plugin.name, families)
 
 
@@ -73,7 +73,7 @@ def matches(plugins: Iterable[Plugin]) -> Iterator[tuple[str, Review]]:
     """Yield, by model type, whether each edit of each family matches; unlike `review`, nothing runs."""
     for plugin in plugins:
         for family in plugin.families:
-            for edit in edits_of(family.edits):
+            for edit in edits_of(family.all_edits):
                 yield family.model_type, _matched(edit, plugin.name)
 
 

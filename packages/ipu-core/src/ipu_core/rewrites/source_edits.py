@@ -52,6 +52,7 @@ class Edit:
 
     Attributes:
         target: "module:Class.method", the class being the one that defines it; classes that inherit it are meant too.
+            Or "module:function", a function that such a method calls by its name.
         changes: pairs of source, what is there and what comes in its place, and its number where that is not 1. A pair
             of expressions is about expressions wherever they stand, any other about statements that follow one another.
             Each change sees what the ones before it made.
@@ -59,6 +60,8 @@ class Edit:
         reason: what upstream does that one static graph cannot.
         versions: the versions of upstream's distribution it was written for, as in a requirement.
         probe: values of the model's configuration with which its code runs, where a family's `tiny` ones do not.
+        called_in: for a function of a module, "module:function", the method that calls it: only there it is another.
+        names: what the new source may use besides the names of its module: a name and its "module:name".
         variants: the same edit for other bodies of the method; the one whose digest is that of the installed body is
             made, and this one where there is none.
     """
@@ -69,6 +72,8 @@ class Edit:
     reason: str
     versions: str
     probe: Mapping[str, Any] = field(default_factory=dict)
+    called_in: str = ""
+    names: Mapping[str, str] = field(default_factory=dict)
     variants: tuple[Edit, ...] = ()
 
     def or_for(self, versions: str, *, digest: str, changes: tuple[Change, ...] | None = None) -> Edit:
@@ -130,11 +135,11 @@ def edited(model: torch.nn.Module, edits: Iterable[Edit]) -> Iterator[None]:
         EditError: upstream has no such method, or the wanted source another number of times, or a module has a method
             of its own in its place.
     """
-    by_target: dict[str, list[Edit]] = {}
+    by_method: dict[str, list[Edit]] = {}
     for edit in edits:
-        by_target.setdefault(edit.target, []).append(edit)
+        by_method.setdefault(edit.called_in or edit.target, []).append(edit)
     # Every edit is made before the first module is changed.
-    bindings = [binding for group in by_target.values() for binding in _bindings(model, group)]
+    bindings = [binding for name, group in by_method.items() for binding in _bindings(model, name, group)]
     with contextlib.ExitStack() as stack:
         for module, name, function in bindings:
             stack.enter_context(bound(module, name, function))
@@ -207,10 +212,10 @@ def upstream_version(edit: Edit) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class _Method:
-    """A method as upstream has it: the attribute of its class, and what its decorators were put around."""
+    """A method, or a function of a module, as upstream has it, and what its decorators were put around."""
 
     target: str
-    owner: type[Any]
+    owner: Any
     name: str
     attribute: FunctionType
 
@@ -219,14 +224,16 @@ class _Method:
         module, _, path = target.partition(":")
         owner_path, _, name = path.rpartition(".")
         try:
-            owner = operator.attrgetter(owner_path)(importlib.import_module(module))
+            found = importlib.import_module(module)
+            owner = operator.attrgetter(owner_path)(found) if owner_path else found
             attribute = vars(owner)[name]
         except (ImportError, AttributeError, KeyError, TypeError) as error:
             raise EditError(f"there is no method `{target}` to edit: {type(error).__name__}: {error}") from error
-        if not (isinstance(attribute, FunctionType) and issubclass(owner, torch.nn.Module)):
+        is_of_module = isinstance(owner, type) and issubclass(owner, torch.nn.Module)
+        if not isinstance(attribute, FunctionType) or not (is_of_module or owner is found):
             raise EditError(
                 f"`{target}` is a {type(attribute).__name__} of a {type(owner).__name__}: only methods of module "
-                "classes can be edited"
+                "classes, and functions that they call, can be edited"
             )
         return cls(target=target, owner=owner, name=name, attribute=attribute)
 
@@ -251,12 +258,12 @@ class _Method:
             tree.body = tree.body[1:] or [ast.Pass()]
         return tree
 
-    def with_code(self, code: CodeType) -> FunctionType:
-        """Make the method anew around other code, in a copy of its module's globals."""
+    def with_code(self, code: CodeType, names: Mapping[str, Any]) -> FunctionType:
+        """Make the method anew around other code, in a copy of its module's globals with some others among them."""
         *wrappers, inner = self.layers
         cells = dict(zip(inner.__code__.co_freevars, inner.__closure__ or (), strict=True))
         closure = tuple(cells.get(name) or CellType(self.owner) for name in code.co_freevars)
-        made = _like(inner, code, dict(inner.__globals__), closure)
+        made = _like(inner, code, {**inner.__globals__, **names}, closure)
         for wrapper in reversed(wrappers):
             made = self._around(wrapper, made)
         return made
@@ -292,13 +299,25 @@ def _like(function: FunctionType, code: CodeType, names: dict[str, Any], closure
     return made
 
 
-def _bindings(model: torch.nn.Module, edits: Sequence[Edit]) -> Iterator[tuple[torch.nn.Module, str, FunctionType]]:
-    """Yield the modules that have the method `edits` are about, and what comes in its place."""
-    method = _Method.find(edits[0].target)
+def _bindings(
+    model: torch.nn.Module, target: str, edits: Sequence[Edit]
+) -> Iterator[tuple[torch.nn.Module, str, FunctionType]]:
+    """Yield the modules that have the method `edits` are about, or call a function in, and what comes in its place."""
+    method = _Method.find(target)
+    if not isinstance(method.owner, type):
+        raise EditError(
+            f"there is no method `{target}` to edit: it is a function; say in `called_in` which method calls it"
+        )
     modules = [m for m in model.modules() if inspect.getattr_static(type(m), method.name, None) is method.attribute]
     if not modules:
         return
-    function = method.with_code(edited_source(edits).code)
+    functions: dict[str, list[Edit]] = {}
+    for edit in edits:
+        functions.setdefault(edit.target, []).append(edit)
+    own = functions.pop(target, [])
+    called = {_Method.find(name).name: _edited_function(group) for name, group in functions.items()}
+    code = edited_source(own).code if own else method.layers[-1].__code__
+    function = method.with_code(code, {**called, **_names(own)})
     for edit in edits:
         if not is_as_written_for(edit):
             logger.warning(
@@ -307,6 +326,14 @@ def _bindings(model: torch.nn.Module, edits: Sequence[Edit]) -> Iterator[tuple[t
             )
     for module in modules:
         yield module, method.name, function
+
+
+def _edited_function(edits: Sequence[Edit]) -> FunctionType:
+    return _Method.find(edits[0].target).with_code(edited_source(edits).code, _names(edits))
+
+
+def _names(edits: Iterable[Edit]) -> dict[str, Any]:
+    return {name: load(target) for edit in edits for name, target in edit.names.items()}
 
 
 # What is bound now by the attributes of a module and a name, the last one in force; two models may share a module, and
@@ -448,10 +475,15 @@ def _compile(tree: ast.stmt, method: _Method, filename: str) -> CodeType:
     """Compile a method as if in its class, so that `super()` and private names mean what they did."""
     inner = method.layers[-1].__code__
     names = [name for name in inner.co_freevars if name != "__class__"]
-    around = ast.parse(f"def made({', '.join(names)}):\n class {method.owner.__name__}: pass")
-    around.body[0].body[0].body = [tree]  # type: ignore[attr-defined]
+    if isinstance(method.owner, type):
+        around = ast.parse(f"def made({', '.join(names)}):\n class {method.owner.__name__}: pass")
+        around.body[0].body[0].body = [tree]  # type: ignore[attr-defined]
+        way = ["made", method.owner.__name__]
+    else:
+        around = ast.Module(body=[tree], type_ignores=[])
+        way = []
     code = compile(around, filename, "exec", flags=inner.co_flags & _FUTURE_FLAGS, dont_inherit=True)
-    for name in ("made", method.owner.__name__, method.layers[-1].__name__):
+    for name in (*way, method.layers[-1].__name__):
         code = next(c for c in code.co_consts if isinstance(c, CodeType) and c.co_name == name)
     return code.replace(co_qualname=inner.co_qualname)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from ipu_core import Family
 
+from ..shared_points import with_gates
+
 TINY = {
     "hidden_size": 32,
     "num_hidden_layers": 3,
@@ -26,4 +28,5 @@ LLAMA = Family(
         "LlamaForQuestionAnswering",
     ),
     tiny={**TINY, "num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0},
+    points=with_gates("layers.{layer}", "LLAMA"),
 )

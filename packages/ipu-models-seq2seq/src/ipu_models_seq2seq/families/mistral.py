@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from ipu_core import Family
 
+from ..shared_points import with_gates
 from .llama import TINY
 
 MISTRAL = Family(
@@ -19,4 +20,5 @@ MISTRAL = Family(
         "MistralForQuestionAnswering",
     ),
     tiny={**TINY, "num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0},
+    points=with_gates("layers.{layer}", "MISTRAL"),
 )
