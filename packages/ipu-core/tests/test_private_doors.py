@@ -525,7 +525,15 @@ def auto_classes():
     assert {"BertForMaskedLM", "RobertaForMaskedLM"} <= set(_transformers.classes_with_head(auto))
 
 
+def how_attention_is_computed():
+    config = transformers.BertConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
+    for name in ("eager", "sdpa"):
+        model = transformers.BertModel._from_config(config, attn_implementation=name)
+        assert _transformers.attention_implementation(model) == name
+
+
 OF_TRANSFORMERS = {
+    "attention_implementation": how_attention_is_computed,
     "GenerationHooks": the_hooks_of_generation,
     "UNREAD": unread_attributes,
     "can_improve": a_step_of_beams,

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from .._torch import version_of
 from ..capture.diagnostics import explained
 from ..errors import CaptureError, IPUError, PointError
 from .interventions import Intervention
@@ -123,7 +124,7 @@ class Found:
                 shown = self._changed(place, shown)
                 tensor = place.view.written(seen, shown)
             if place.name in self._reads:
-                self._activations[place.name], self._versions[place.name] = shown, shown._version
+                self._activations[place.name], self._versions[place.name] = shown, version_of(shown)
         return tensor
 
     def _changed(self, place: Place, before: torch.Tensor) -> torch.Tensor:
@@ -171,7 +172,7 @@ class Found:
                     "leave it out, or give a batch that does"
                 )
         for name, version in self._versions.items():
-            if self._activations[name]._version != version:
+            if version_of(self._activations[name]) != version:
                 raise PointError(
                     f"the tensor of `{name}` is changed in place after the point, and would be read as it is later: "
                     "choose the point behind the change"
