@@ -77,12 +77,12 @@ def simulating(monkeypatch):
     """Have four simulated devices inside the block, where models can be moved to."""
     there = (torch.device("cpu"), *(torch.device("meta", i) for i in range(4)))
     monkeypatch.setattr("ipu_core.runtime.devices.devices_there", lambda: there)
-    monkeypatch.setattr("ipu_core.runtime.device_placement._move", _move_simulated)
+    monkeypatch.setattr("ipu_core.runtime.device_placement._move", move_simulated)
     with Simulation() as made:
         yield made
 
 
-def _move_simulated(tensor, device):
+def move_simulated(tensor, device):
     """Do what setting `.data` does, which would not change a tensor's class."""
     made = tensor.detach().to(device)
     if isinstance(tensor, torch.nn.Parameter):

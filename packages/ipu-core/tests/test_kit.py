@@ -45,7 +45,6 @@ def declare(monkeypatch):
         registry = Registry((Plugin(name="mine", version="1", state="ok", families=(family,)),))
         monkeypatch.setattr("ipu_core.plugins.registry.installed", lambda: registry)
         monkeypatch.setattr("ipu_core.testing.kit.installed", lambda: registry)
-        monkeypatch.setattr("ipu_core.samples.installed", lambda: registry)
         return family
 
     return declare

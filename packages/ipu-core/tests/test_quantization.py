@@ -154,7 +154,7 @@ def test_exact_weights_that_change_are_refused_where_they_lose():
     generator.generate(ids, max_new_tokens=2, do_sample=False)
     with torch.no_grad():
         model.model.layers[0].self_attn.q_proj.weight[0, 0] += 0.3
-    with pytest.raises(BatchMismatchError, match="changed.*quantized without loss: 1 of"):
+    with pytest.raises(BatchMismatchError, match="changed.*quantizes without loss: 1 of"):
         generator.generate(ids, max_new_tokens=2, do_sample=False)
 
 

@@ -9,8 +9,7 @@ import transformers
 from ipu_core import IPUConfig
 from ipu_core.samples import sample_batch
 from ipu_trainer import IPUTrainer, IPUTrainingArguments
-from simulated_devices import Simulation, to_plain
-from test_devices import _move_simulated
+from simulated_devices import Simulation, move_simulated, to_plain
 
 ON_ONE = IPUConfig(layers_per_ipu=[1, 1])
 ON_TWO = ON_ONE.replace(devices=["meta:0", "cpu"])
@@ -20,7 +19,7 @@ ON_TWO = ON_ONE.replace(devices=["meta:0", "cpu"])
 def simulation(monkeypatch):
     there = (torch.device("cpu"), torch.device("meta", 0))
     monkeypatch.setattr("ipu_core.runtime.devices.devices_there", lambda: there)
-    monkeypatch.setattr("ipu_core.runtime.device_placement._move", _move_simulated)
+    monkeypatch.setattr("ipu_core.runtime.device_placement._move", move_simulated)
     with Simulation() as made:
         yield made
 
