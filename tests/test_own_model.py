@@ -129,7 +129,7 @@ def test_logits_and_fifty_tokens_are_those_of_transformers(name, checkpoints, ex
     assert len(wanted[0].unique()) > 5
 
 
-@pytest.mark.turns(2)
+@pytest.mark.turns(4)
 @pytest.mark.parametrize("name", ["gpt2", "mistral"])
 @pytest.mark.parametrize("devices", [["cpu"], ["meta:0", "meta:1"]], ids=["one device", "two devices"])
 def test_pipelined_it_gives_the_logits_and_tokens_of_transformers(name, devices, checkpoints, example, monkeypatch):
@@ -146,7 +146,7 @@ def test_pipelined_it_gives_the_logits_and_tokens_of_transformers(name, devices,
     torch.testing.assert_close(logits, theirs(wanted).logits, atol=1e-5, rtol=0)
 
 
-@pytest.mark.turns(2)
+@pytest.mark.turns(4)
 @pytest.mark.parametrize(("name", "dtype"), [("gpt2", torch.float16), ("mistral", torch.bfloat16)])
 def test_in_half_precision_two_devices_equal_one(name, dtype, checkpoints, example, monkeypatch):
     ours = example.load(checkpoints[name][1], dtype)
@@ -294,7 +294,7 @@ def test_what_a_plain_module_has_not_of_transformers_is_said(example, tmp_path):
         model.save_pretrained(tmp_path)
 
 
-@pytest.mark.turns(5)
+@pytest.mark.turns(10)
 def test_the_page_prints_what_it_says(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     page = (ROOT / "docs" / "own_model.md").read_text(encoding="utf-8")

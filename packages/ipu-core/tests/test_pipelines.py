@@ -41,7 +41,7 @@ def both(task, model, ipu_config=None, **more):
 @IPUS
 @BATCHES
 @pytest.mark.parametrize("task", TASK_CASES)
-@pytest.mark.turns(4)
+@pytest.mark.turns(8)
 def test_answers_are_upstreams(task, batch_size, ipu_config):
     head, options, texts = TASK_CASES[task]
     ours, theirs = both(task, bert(head), ipu_config)
@@ -144,7 +144,7 @@ def test_rows_of_a_decoder_keep_their_places():
     ids=["greedy", "beams", "sampled"],
 )
 @pytest.mark.parametrize("batch_size", [1, 2])
-@pytest.mark.turns(6)
+@pytest.mark.turns(12)
 def test_texts_go_on_as_upstreams(options, batch_size, ipu_config):
     ours, theirs = both("text-generation", gpt2(), ipu_config, tokenizer=tokenizer("left"))
     answers = []
@@ -163,7 +163,7 @@ def test_texts_go_on_as_upstreams(options, batch_size, ipu_config):
         ("translation_en_to_fr", "translation_text"),
     ],
 )
-@pytest.mark.turns(3)
+@pytest.mark.turns(6)
 def test_texts_become_others_as_with_generate(task, key, ipu_config):
     model, words = t5(), tokenizer()
     ours = pipeline(task, model, ipu_config, tokenizer=words, max_new_tokens=6)
@@ -203,7 +203,7 @@ def best_span(model, words, question, context, longest=15):
 
 @IPUS
 @BATCHES
-@pytest.mark.turns(2)
+@pytest.mark.turns(4)
 def test_questions_are_answered_by_the_best_span(batch_size, ipu_config):
     model, words = bert("BertForQuestionAnswering", num_labels=2), tokenizer()
     ours = pipeline("question-answering", model, ipu_config, tokenizer=words)
@@ -351,7 +351,7 @@ def test_nothing_is_refused(task, given, message):
 
 
 @pytest.mark.parametrize("task", TASK_CASES)
-@pytest.mark.turns(2)
+@pytest.mark.turns(4)
 def test_a_text_that_is_too_long_is_refused_with_its_length_and_truncated_when_asked(task):
     head, options, _ = TASK_CASES[task]
     ours, theirs = both(task, bert(head))

@@ -119,7 +119,7 @@ def block_values(kind, layer, seen, pattern):
     return found
 
 
-@pytest.mark.turns(3)
+@pytest.mark.turns(6)
 @pytest.mark.parametrize("split", SPLITS, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_point_has_the_plain_models_value_and_the_logits_stay_the_same(kind, split):
@@ -229,7 +229,7 @@ def test_a_write_to_the_residual_stream_reaches_the_norm_behind_it_and_one_to_an
         torch.testing.assert_close(rest, 2 * before["rest"], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.turns(3)
+@pytest.mark.turns(6)
 @pytest.mark.parametrize("split", SPLITS, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_patching_the_residual_from_another_prompt_equals_a_module_hook(kind, split):
@@ -412,7 +412,7 @@ def greedy(kind, vector, from_step, new_tokens=5):
     return ids
 
 
-@pytest.mark.turns(2)
+@pytest.mark.turns(4)
 @pytest.mark.parametrize(("kind", "split"), [("gpt2", [4]), ("parallel", [1, 1, 1, 1])], ids=str)
 def test_steering_while_generating_begins_with_a_step_and_takes_a_value_for_each_row(kind, split):
     generator = generation_model(pipelined(kind, split), interventions={POINT: points.steer(from_step=2)})
@@ -429,7 +429,7 @@ def test_steering_while_generating_begins_with_a_step_and_takes_a_value_for_each
         generator.generate(IDS, max_new_tokens=5)
 
 
-@pytest.mark.turns(2)
+@pytest.mark.turns(4)
 def test_steering_works_for_several_tokens_a_call_groups_and_without_a_cache():
     expected = greedy("parallel", VECTOR, 1)
     steered = {POINT: points.steer(VECTOR, from_step=1)}
@@ -439,7 +439,7 @@ def test_steering_works_for_several_tokens_a_call_groups_and_without_a_cache():
         assert torch.equal(generator.generate(IDS, max_new_tokens=5, do_sample=False, **more), expected)
 
 
-@pytest.mark.turns(2)
+@pytest.mark.turns(4)
 def test_activations_of_each_step_are_those_of_a_whole_run():
     names = ["blocks.1.attn.hook_pattern", POINT]
     generator = generation_model(pipelined("sequential", [2, 2]), activations=names, prefill_chunk_size=2)

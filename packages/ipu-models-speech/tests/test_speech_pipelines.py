@@ -62,7 +62,7 @@ def assert_equal(found, expected):
 
 @IPUS
 @pytest.mark.parametrize("norm", ["group", "layer"])
-@pytest.mark.turns(2)
+@pytest.mark.turns(4)
 def test_ctc_hears_what_upstream_hears(letters, ipu_config, norm):
     model = wav2vec2("Wav2Vec2ForCTC", feat_extract_norm=norm, do_stable_layer_norm=norm == "layer")
     more = {"tokenizer": letters, "feature_extractor": transformers.Wav2Vec2FeatureExtractor()}
@@ -85,7 +85,7 @@ def test_lengths_of_sounds_are_exact_and_the_log_says_so(letters, caplog):
 
 
 @IPUS
-@pytest.mark.turns(2)
+@pytest.mark.turns(4)
 def test_sounds_are_classified_as_by_upstream(ipu_config):
     model = wav2vec2("Wav2Vec2ForSequenceClassification", num_labels=3)
     extractor = transformers.Wav2Vec2FeatureExtractor()
@@ -145,7 +145,7 @@ def whisper():
 
 
 @IPUS
-@pytest.mark.turns(2)
+@pytest.mark.turns(4)
 def test_whisper_writes_what_upstream_writes(whisper, ipu_config):
     model, more = whisper
     task = "automatic-speech-recognition"

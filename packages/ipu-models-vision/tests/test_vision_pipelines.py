@@ -57,7 +57,7 @@ def assert_equal(found, expected):
 @pytest.mark.parametrize(
     ("task", "head"), [("image-classification", "ViTForImageClassification"), ("image-feature-extraction", "ViTModel")]
 )
-@pytest.mark.turns(2)
+@pytest.mark.turns(4)
 def test_images_are_told_apart_as_by_upstream(task, head, ipu_config):
     model = vit(head, **({"num_labels": 3} if "Image" in head else {}))
     more = {"image_processor": transformers.ViTImageProcessorPil(size={"height": 16, "width": 16})}
@@ -68,7 +68,7 @@ def test_images_are_told_apart_as_by_upstream(task, head, ipu_config):
 
 
 @IPUS
-@pytest.mark.turns(2)
+@pytest.mark.turns(4)
 def test_labels_for_images_are_upstreams(ipu_config):
     torch.manual_seed(0)
     layers = 2 if len(ipu_config.layers_per_ipu) == 4 else 1
@@ -91,7 +91,7 @@ def test_labels_for_images_are_upstreams(ipu_config):
 
 
 @IPUS
-@pytest.mark.turns(2)
+@pytest.mark.turns(4)
 def test_questions_about_features_are_answered_as_by_the_plain_model(ipu_config):
     torch.manual_seed(0)
     layers = {"l_layers": 2, "x_layers": 1, "r_layers": 1}
