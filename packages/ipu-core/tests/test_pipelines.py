@@ -144,7 +144,7 @@ def test_rows_of_a_decoder_keep_their_places():
     ids=["greedy", "beams", "sampled"],
 )
 @pytest.mark.parametrize("batch_size", [1, 2])
-@pytest.mark.turns(12)
+@pytest.mark.turns(10)
 def test_texts_go_on_as_upstreams(options, batch_size, ipu_config):
     ours, theirs = both("text-generation", gpt2(), ipu_config, tokenizer=tokenizer("left"))
     answers = []
