@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from ipu_core.compile.executable import Executable, write_executable
-from ipu_core.kernels.build import load_kernels
+from ipu_core.kernels.build import OPERATORS, load_kernels
 from ipu_core.kernels.ops import (
     MOST_ROWS,
     decode_attention,
@@ -135,7 +135,8 @@ def test_compiled_operations_read_parts_of_larger_tensors(tmp_path):
     targets = [node.target for node in changed.graph.nodes]
     assert targets.count(gemv) == 3 and targets.count(decode_attention) == 2
     given = [*module.parameters(), *inputs]
-    write_executable(changed, [tensor.detach() for tensor in given], tmp_path, with_gradients=False)
+    examples = [tensor.detach() for tensor in given]
+    write_executable(changed, examples, tmp_path, with_gradients=False, operators=OPERATORS)
     load_kernels()
     with torch.no_grad():
         torch.testing.assert_close(Executable(tmp_path)(*given), program(*given), atol=1e-5, rtol=1e-5)
