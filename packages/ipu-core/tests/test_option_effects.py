@@ -42,7 +42,7 @@ OBSERVED = {
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_every_option_has_an_observed_effect_or_is_a_hint(name):
-    assert (name in OBSERVED) != (name in HOST.inert), f"`{name}` is to be in OBSERVED or in HOST_INERT"
+    assert (name in OBSERVED) != (name in HOST.inert), f"`{name}` is to be in OBSERVED or in `HOST.inert`"
     if name in OBSERVED:
         file, _, test = OBSERVED[name].partition("::")
         assert f"def {test}(" in (HERE / file).read_text(), OBSERVED[name]

@@ -189,7 +189,6 @@ def write_executable(
     examples = list(map(_without_overlap, examples))
     shims = {load(name): [*symbols] for name, symbols in operators.items()}
     write = functools.partial(_write_code, options={**options, "aot_inductor.custom_ops_to_c_shims": shims})
-    examples = list(map(_without_overlap, examples))
     try:
         if with_gradients and any(example.requires_grad for example in examples):
             manifest = _write_differentiable(program, examples, folder, write)

@@ -59,7 +59,7 @@ def compiled(
 
 
 class Compilation:
-    """Pieces that are being compiled: other processes begin at once, this one when it waits for them in `finish`.
+    """Stage graphs that are being compiled: other processes begin at once, this one when it waits for them in `finish`.
 
     Args:
         captured: the captured model.

@@ -5,12 +5,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-
-if TYPE_CHECKING:
-    pass
 
 
 def needs_closure(optimizer: torch.optim.Optimizer) -> bool:
@@ -22,7 +19,7 @@ def needs_closure(optimizer: torch.optim.Optimizer) -> bool:
 def stepped_with_closure(
     optimizer: torch.optim.Optimizer, run: Callable[[], tuple[list[list[Any]], torch.Tensor]]
 ) -> tuple[list[list[Any]], torch.Tensor]:
-    """Step an optimizer that evaluates an update as often as it likes; give what the first evaluation gave."""
+    """Step an optimizer that evaluates an update as often as it likes; return what the first evaluation gave."""
     results: list[tuple[list[list[Any]], torch.Tensor]] = []
 
     def closure() -> torch.Tensor:
