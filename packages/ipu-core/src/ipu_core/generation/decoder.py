@@ -172,8 +172,12 @@ class Decoder:
         with CAPTURING:  # of this model another thread may make a graph
             self._parts.guards.check()
 
-    def begin(self, values: Mapping[str, torch.Tensor] | None = None) -> None:
+    def begin(self, values: Mapping[str, torch.Tensor] | None = None, *, max_length: int | None = None) -> None:
         """Begin another turn: programs find the model's tensors anew, and interventions take these values.
+
+        Args:
+            values: of each row; without them those of the turn before.
+            max_length: tokens of the longest sequence of this turn, where it is known.
 
         Raises:
             CacheError: the model was moved to another device.
@@ -184,8 +188,8 @@ class Decoder:
                 "back, or make another `generation_model`"
             )
         self._turn += 1
-        if values is not None:
-            self._points.begin({name: value.to(self._device) for name, value in values.items()})
+        there = None if values is None else {name: value.to(self._device) for name, value in values.items()}
+        self._points.begin(there, max_length)
 
     def _home(self) -> torch.device:
         """Return the device of the model, where its steps run unless its stages are on devices of their own."""

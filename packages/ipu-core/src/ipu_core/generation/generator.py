@@ -198,7 +198,7 @@ class Generator:
         self._is_under_way = True
         shares = values_of_groups(self._values, batch_size=batch_size, num_beams=num_beams, in_flight=self.in_flight)
         for decoder, values in zip(self.decoders, shares, strict=True):
-            decoder.begin(values)
+            decoder.begin(values, max_length=max_length)
 
     def keep(self, activations: dict[str, torch.Tensor]) -> None:
         """Keep what a step read at points."""

@@ -32,6 +32,7 @@ class StepPoints:
         self._places = {place.name: place for place in points.places} if points else {}
         self._values: dict[str, torch.Tensor] = {}
         self._prompt_length: int | None = None
+        self._max_length: int | None = None
         self._parts: list[tuple[Activations, int, int]] = []
 
     @property
@@ -44,15 +45,32 @@ class StepPoints:
         """Whether the model gives something else than the plain one."""
         return self._points is not None and bool(self._points.interventions)
 
-    def begin(self, values: Mapping[str, torch.Tensor]) -> None:
-        """Begin a generation with values [R, ...] of its interventions."""
-        taken = {name: values[name] for name in values if name in self._places}
-        self._values, self._prompt_length = taken, None
+    def begin(self, values: Mapping[str, torch.Tensor] | None, max_length: int | None) -> None:
+        """Begin a generation of at most so many tokens, with values [R, ...] or with those of the one before."""
+        if values is not None:
+            self._values = {name: values[name] for name in values if name in self._places}
+        self._prompt_length, self._max_length = None, max_length
 
     def begin_step(self, num_tokens: int) -> None:
-        """Begin a step that has so many tokens when it is done; those of the first one are the prompt."""
-        self._prompt_length = self._prompt_length or num_tokens
+        """Begin a step that has so many tokens when it is done; those of the first one are the prompt.
+
+        Raises:
+            PointError: an intervention that begins behind the last step.
+        """
+        if self._prompt_length is None:
+            self._prompt_length = num_tokens
+            self._refuse_late_steps(num_tokens)
         self._parts = []
+
+    def _refuse_late_steps(self, num_tokens: int) -> None:
+        most = None if self._max_length is None else self._max_length - num_tokens
+        for name, intervention in (self._points.interventions if self._points else {}).items():
+            first = intervention.from_step
+            if most is not None and first is not None and first >= most:
+                raise PointError(
+                    f"the intervention at `{name}` begins with step {first}, and {most} tokens are generated, in steps "
+                    f"0 to {most - 1}: it would never run; generate more, or begin with an earlier step"
+                )
 
     def inputs(self, known: int, width: int) -> dict[str, Any]:
         """Return what a program of some width takes for points, whose first token is at place `known`."""
