@@ -299,6 +299,42 @@ def test_training_takes_gradients_through_interventions(kind):
         torch.testing.assert_close(ours[name], expected, rtol=1e-4, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}")
 
 
+@pytest.mark.turns(6)
+@pytest.mark.parametrize("split", SPLITS, ids=str)
+@pytest.mark.parametrize("kind", ["gpt2", "parallel"])
+def test_a_trainable_vector_and_a_fixed_one_change_gradients_as_hooks_of_the_plain_model_do(kind, split):
+    model = make(kind)
+    layers = model.transformer.h if kind == "gpt2" else model.gpt_neox.layers
+    gain, fixed = torch.nn.Parameter(torch.linspace(0.5, 1.5, WIDTH)), torch.linspace(1.5, 0.5, WIDTH)
+    layers[2].register_parameter("gain", gain)
+    changes = {"blocks.2.hook_resid_post": lambda x: x * gain, "blocks.1.hook_resid_post": lambda x: x * fixed}
+    executor = training_model(to_pipelined(model, IPUConfig(layers_per_ipu=split)), interventions=changes)
+    batch = {"input_ids": IDS, "labels": IDS}
+
+    def gradients(run):
+        model.zero_grad()
+        loss = run(**batch).loss
+        found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+        return loss.detach(), found
+
+    def plainly(**batch):
+        outputs = model.train()(**batch)
+        outputs.loss.backward()
+        return outputs
+
+    loss, ours = gradients(executor)
+    _, untouched = gradients(plainly)
+    for layer, vector in ((2, gain), (1, fixed)):
+        layers[layer].register_forward_hook(lambda module, args, output, vector=vector: output * vector)
+    expected_loss, expected = gradients(plainly)
+    torch.testing.assert_close(loss, expected_loss)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(ours[name], gradient, rtol=1e-4, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}")
+    embedding = next(iter(expected))  # upstream of both
+    assert not torch.allclose(expected[embedding], untouched[embedding], rtol=0.1)
+    assert gain.grad.abs().min() > 0
+
+
 REFUSED = [
     ("gpt2", "sdpa", "blocks.*.attn.hook_pattern", "load the model with `attn_implementation='eager'`"),
     ("parallel", "sdpa", "blocks.0.attn.hook_attn_scores", "`attn_implementation='sdpa'`"),
