@@ -447,7 +447,7 @@ class Decoder:
             yield self._mask, self._padded_mask(given.get(self._mask), known + last - first)
         if cache is not None:
             yield CACHE, cache.slots(torch.tensor(known, device=self._device))
-        yield from self._points.inputs(known, width).items()
+        yield from self._points.inputs(known, width, self._device).items()
         yield AT, torch.tensor([last - first - 1], device=self._device)
         yield "use_cache", cache is not None
 

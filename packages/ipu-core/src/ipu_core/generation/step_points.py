@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..errors import GenerationModeError, PointError
+from ..peft import adapted
 from ..points.places import Place
 from ..points.request import STEPS, VALUES, Points, points_of
 
@@ -72,12 +73,11 @@ class StepPoints:
                     f"0 to {most - 1}: it would never run; generate more, or begin with an earlier step"
                 )
 
-    def inputs(self, known: int, width: int) -> dict[str, Any]:
+    def inputs(self, known: int, width: int, device: torch.device) -> dict[str, Any]:
         """Return what a program of some width takes for points, whose first token is at place `known`."""
         assert self._prompt_length is not None
         found: dict[str, Any] = {VALUES: self._values} if self._values else {}
         if self._points is not None and self._points.takes_steps:
-            device = next((value.device for value in self._values.values()), None)
             found[STEPS] = torch.arange(width, device=device) + known - self._prompt_length + 1
         return found
 
@@ -191,7 +191,7 @@ def points_of_parts(model: PipelineMixin) -> tuple[Points | None, Points | None]
     encoder: Any = model.plain_class().get_encoder(model)
     inside = set(encoder.modules())
     names = {id(module): set[bool]() for module in inside}
-    paths = dict(model.named_modules(remove_duplicate=False))
+    paths = dict(adapted(model).named_modules(remove_duplicate=False))
     path = next(path for path, module in paths.items() if module is encoder)
     for other, module in paths.items():
         names.get(id(module), set()).add(f"{other}.".startswith(f"{path}."))
