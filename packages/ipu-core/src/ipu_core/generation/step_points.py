@@ -188,10 +188,11 @@ def points_of_parts(model: PipelineMixin) -> tuple[Points | None, Points | None]
     points = points_of(model)
     if points is None or not model.config.is_encoder_decoder:
         return None, points
-    encoder: Any = model.plain_class().get_encoder(model)
+    inner: Any = adapted(model)
+    encoder = inner.get_encoder()
     inside = set(encoder.modules())
     names = {id(module): set[bool]() for module in inside}
-    paths = dict(adapted(model).named_modules(remove_duplicate=False))
+    paths = dict(inner.named_modules(remove_duplicate=False))
     path = next(path for path, module in paths.items() if module is encoder)
     for other, module in paths.items():
         names.get(id(module), set()).add(f"{other}.".startswith(f"{path}."))
