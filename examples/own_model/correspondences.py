@@ -87,6 +87,15 @@ def mistral_original(config: TransformerConfig) -> Correspondence:
             Rule("output.weight", "head.weight"),
         ),
         ignored=("rope.freqs",),
+        # Of several files, each from a device that had some heads and some of the feed-forward's width.
+        split={
+            "tok_embeddings.weight": 1,
+            **{f"layers.*.attention.{name}.weight": 0 for name in ("wq", "wk", "wv")},
+            "layers.*.attention.wo.weight": 1,
+            **{f"layers.*.feed_forward.{name}.weight": 0 for name in ("w1", "w3")},
+            "layers.*.feed_forward.w2.weight": 1,
+            "output.weight": 0,
+        },
     )
 
 

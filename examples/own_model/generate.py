@@ -19,7 +19,7 @@ import torch
 import transformers
 from correspondences import published
 from ipu_core import Executor, IPUConfig, inference_model, to_pipelined
-from ipu_core.checkpoints import load_checkpoint, open_checkpoint
+from ipu_core.checkpoints import load_checkpoint
 from transformer import Transformer
 
 Run = Callable[..., dict[str, torch.Tensor]]
@@ -30,7 +30,7 @@ def load(folder: Path, dtype: torch.dtype) -> Transformer:
     found = published(folder)
     with torch.device("meta"):
         model = Transformer(found.config).to(dtype).eval()
-    return load_checkpoint(model, open_checkpoint(folder), found.correspondence, casts=True)
+    return load_checkpoint(model, folder, found.correspondence, casts=True)
 
 
 def generate(run: Run, prompt: torch.Tensor, num_tokens: int) -> torch.Tensor:

@@ -273,6 +273,74 @@ def test_a_pickle_of_other_things_is_refused_and_not_run(write, tmp_path):
         open_checkpoint(tmp_path)
 
 
+SPLIT = {"h.*.q": 0, "h.*.o": 1}
+WHOLE = {"h.0.q": torch.arange(24.0).view(6, 4), "h.0.o": torch.arange(12.0).view(2, 6), "norm": torch.arange(4.0)}
+
+
+def parted(folder, number=3, change=None):
+    for i in range(number):
+        parts = {n: t.tensor_split(number, SPLIT["h.*." + n[-1]])[i] for n, t in WHOLE.items() if n != "norm"}
+        tensors = {name: part.clone() for name, part in parts.items()} | {"norm": WHOLE["norm"].clone()}
+        torch.save(change(i, tensors) if change else tensors, folder / f"consolidated.{i:02d}.pth")
+    return folder
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+@pytest.mark.parametrize("path", ["", "consolidated.00.pth"])
+def test_parts_of_tensors_in_several_files_are_joined_as_it_is_declared(number, path, tmp_path):
+    checkpoint = open_checkpoint(parted(tmp_path, number) / path, split=SPLIT)
+    assert checkpoint.specs == {name: TensorSpec.of(tensor) for name, tensor in WHOLE.items()}
+    assert all(torch.equal(checkpoint.read(name), tensor) for name, tensor in WHOLE.items())
+
+
+def test_a_correspondence_says_how_parts_are_joined(tmp_path):
+    model = nn.ModuleDict({"q": nn.Linear(4, 6, bias=False), "o": nn.Linear(6, 2), "norm": nn.RMSNorm(4)})
+    rules = (Rule("h.0.q", "q.weight"), Rule("h.0.o", "o.weight"), Rule("norm", "norm.weight"))
+    correspondence = Correspondence(rules=(*rules, Rule("bias", "o.bias")), split=SPLIT)
+    bias = torch.arange(2.0)
+    load_checkpoint(model, parted(tmp_path, change=lambda i, tensors: {**tensors, "bias": bias}), correspondence)
+    assert torch.equal(model.q.weight, WHOLE["h.0.q"]) and torch.equal(model.o.weight, WHOLE["h.0.o"])
+    assert str(Correspondence(rules=(Rule("h.*.q", "q.*"),), split=SPLIT)) == "h.*.q  q.*    parts along 0"
+
+
+def shorter(i, tensors):
+    return {**tensors, "h.0.q": tensors["h.0.q"][:, : 4 - i]}
+
+
+def more_in_one(i, tensors):
+    return {**tensors, "extra": torch.ones(1)} if i == 1 else tensors
+
+
+def another_norm(i, tensors):
+    return {**tensors, "norm": tensors["norm"] + i}
+
+
+@pytest.mark.parametrize(
+    ("split", "change", "message"),
+    [
+        (None, None, "has a part of every tensor, and nothing says along which dimension: declare it in"),
+        ({"h.*.q": 0}, None, "`h.0.o` of .* differs from file to file, so that each may have a part of it"),
+        (SPLIT, another_norm, "`norm` of .* differs from file to file"),
+        (SPLIT, shorter, r"`h.0.q` of .* is \[2, 4\] float32 in consolidated.00.pth, .* not parts along dimension 0"),
+        ({**SPLIT, "norm": 1}, None, r"`norm` of .* not parts along dimension 1: change `Correspondence.split`"),
+        ({**SPLIT, "h.0.q": 1}, None, r"`split` has `h.0.q` in dimensions \[0, 1\]"),
+        (SPLIT, more_in_one, "consolidated.00.pth and consolidated.01.pth in .* differ in extra"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused_by_name(split, change, message, tmp_path):
+    with pytest.raises(CheckpointError, match=message):
+        open_checkpoint(parted(tmp_path, change=change), split=split)
+
+
+def test_a_part_that_is_missing_or_runs_code_is_refused(tmp_path):
+    (parted(tmp_path) / "consolidated.01.pth").unlink()
+    with pytest.raises(CheckpointError, match=r"has 2 parts, up to consolidated.02.pth, and not consolidated.01.pth"):
+        open_checkpoint(tmp_path, split=SPLIT)
+    torch.save({"norm": Runs()}, tmp_path / "consolidated.01.pth")
+    with pytest.raises(CheckpointError, match=r"consolidated.01.pth` is no file of tensors alone"):
+        open_checkpoint(tmp_path, split=SPLIT)
+
+
 def test_a_state_dict_within_another_is_refused(tmp_path):
     torch.save({"model": {"a": torch.ones(1)}, "step": 3}, tmp_path / "x.pt")
     with pytest.raises(CheckpointError, match="values that are no tensors, model, step: give a state dict"):

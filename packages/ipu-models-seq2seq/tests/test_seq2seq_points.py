@@ -299,6 +299,42 @@ def test_training_takes_gradients_through_interventions(kind):
         torch.testing.assert_close(ours[name], expected, rtol=1e-4, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}")
 
 
+@pytest.mark.turns(6)
+@pytest.mark.parametrize("split", SPLITS, ids=str)
+@pytest.mark.parametrize("kind", ["gpt2", "parallel"])
+def test_a_trainable_vector_and_a_fixed_one_change_gradients_as_hooks_of_the_plain_model_do(kind, split):
+    model = make(kind)
+    layers = model.transformer.h if kind == "gpt2" else model.gpt_neox.layers
+    gain, fixed = torch.nn.Parameter(torch.linspace(0.5, 1.5, WIDTH)), torch.linspace(1.5, 0.5, WIDTH)
+    layers[2].register_parameter("gain", gain)
+    changes = {"blocks.2.hook_resid_post": lambda x: x * gain, "blocks.1.hook_resid_post": lambda x: x * fixed}
+    executor = training_model(to_pipelined(model, IPUConfig(layers_per_ipu=split)), interventions=changes)
+    batch = {"input_ids": IDS, "labels": IDS}
+
+    def gradients(run):
+        model.zero_grad()
+        loss = run(**batch).loss
+        found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+        return loss.detach(), found
+
+    def plainly(**batch):
+        outputs = model.train()(**batch)
+        outputs.loss.backward()
+        return outputs
+
+    loss, ours = gradients(executor)
+    _, untouched = gradients(plainly)
+    for layer, vector in ((2, gain), (1, fixed)):
+        layers[layer].register_forward_hook(lambda module, args, output, vector=vector: output * vector)
+    expected_loss, expected = gradients(plainly)
+    torch.testing.assert_close(loss, expected_loss)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(ours[name], gradient, rtol=1e-4, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}")
+    embedding = next(iter(expected))  # upstream of both
+    assert not torch.allclose(expected[embedding], untouched[embedding], rtol=0.1)
+    assert gain.grad.abs().min() > 0
+
+
 REFUSED = [
     ("gpt2", "sdpa", "blocks.*.attn.hook_pattern", "load the model with `attn_implementation='eager'`"),
     ("parallel", "sdpa", "blocks.0.attn.hook_attn_scores", "`attn_implementation='sdpa'`"),
@@ -396,15 +432,20 @@ VECTOR = 4 * torch.randn(WIDTH, generator=torch.Generator().manual_seed(3))
 POINT = "blocks.2.hook_resid_post"
 
 
+def added_from_step(vector, from_step, prompt_length):
+    """A hook that adds to tokens from a step on; the last token of the prompt is that of step 0."""
+
+    def hook(module, args, output):
+        steps = torch.arange(output.shape[1]) - (prompt_length - 1)
+        return torch.where((steps >= from_step)[:, None], output + vector, output)
+
+    return hook
+
+
 def greedy(kind, vector, from_step, new_tokens=5):
     """Generate with the plain model, whole sequences each step, a hook adding `vector` to tokens from a step on."""
     ids = IDS
-
-    def hook(module, args, output):
-        steps = torch.arange(output.shape[1]) - (TOKENS - 1)
-        return torch.where((steps >= from_step)[:, None], output + vector, output)
-
-    handle = block(kind, 2).register_forward_hook(hook)
+    handle = block(kind, 2).register_forward_hook(added_from_step(vector, from_step, TOKENS))
     for _ in range(new_tokens):
         with torch.no_grad():
             ids = torch.cat([ids, model_of(kind)(input_ids=ids, use_cache=False).logits[:, -1:].argmax(-1)], 1)
@@ -460,11 +501,33 @@ def test_activations_of_each_step_are_those_of_a_whole_run():
 def test_points_of_other_generations_are_refused():
     with pytest.raises(GenerationModeError, match="without `tokens_per_call`"):
         generation_model(pipelined("gpt2"), activations=[POINT], tokens_per_call=2)
-    sizes = {"d_model": 8, "encoder_layers": 1, "decoder_layers": 1, "vocab_size": 20}
-    sizes |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8}
-    bart = transformers.BartForConditionalGeneration(transformers.BartConfig(**sizes))
-    with pytest.raises(GenerationModeError, match="has an encoder"):
-        generation_model(to_pipelined(bart, IPUConfig()), activations=["model.encoder.layers.0.output"])
+
+
+def test_a_step_that_is_never_reached_is_refused():
+    late = {POINT: points.steer(VECTOR, from_step=3)}
+    generator = generation_model(pipelined("gpt2"), interventions=late)
+    with pytest.raises(PointError, match="begins with step 3, and 3 tokens are generated, in steps 0 to 2"):
+        generator.generate(IDS, max_new_tokens=3, do_sample=False)
+    with pytest.raises(PointError, match="begins with step 3, and 2 tokens are generated"):
+        generator.generate(IDS, max_length=TOKENS + 2, do_sample=False)
+
+
+@pytest.mark.turns(4)
+def test_guidance_counts_steps_from_its_own_first_token():
+    kind, scale = "parallel", 1.5
+    ids, alone = IDS, IDS[:, -1:]
+    for _ in range(4):
+        logits = []
+        for tokens, prompt in ((ids, TOKENS), (alone, 1)):
+            handle = block(kind, 2).register_forward_hook(added_from_step(VECTOR, 1, prompt))
+            with torch.no_grad():
+                logits.append(model_of(kind)(input_ids=tokens, use_cache=False).logits[:, -1].log_softmax(-1))
+            handle.remove()
+        token = (scale * (logits[0] - logits[1]) + logits[1]).argmax(-1, keepdim=True)
+        ids, alone = torch.cat([ids, token], 1), torch.cat([alone, token], 1)
+    generator = generation_model(pipelined(kind, [2, 2]), interventions={POINT: points.steer(VECTOR, from_step=1)})
+    found = generator.generate(IDS, max_new_tokens=4, do_sample=False, guidance_scale=scale)
+    assert torch.equal(found, ids)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("nnsight") is None, reason="not installed: nnsight")

@@ -51,3 +51,11 @@ def with_activations(outputs: Any, activations: Mapping[str, Any]) -> Any:
         return outputs
     parts = outputs if isinstance(outputs, tuple) else (outputs,)
     return (*parts, dict(activations))
+
+
+def without_activations(outputs: Any) -> tuple[Any, dict[str, Any]]:
+    """Return the outputs of a model of transformers without `activations`, and these, none where there are none."""
+    if not isinstance(outputs, dict) or "activations" not in outputs:
+        return outputs, {}
+    kept = {name: value for name, value in outputs.items() if name != "activations"}
+    return type(outputs)(**kept), outputs["activations"]

@@ -14,9 +14,10 @@
     load_checkpoint(model, "folder", correspondence)
 """
 
+from .checkpoint import Checkpoint
 from .conversion import TensorSpec
 from .correspondence import Correspondence, Rule
-from .files import Checkpoint, open_checkpoint
+from .files import open_checkpoint
 from .loading import load_checkpoint
 from .matching import Match, checked_matches
 from .operations import Divide, Join, PermuteRotary

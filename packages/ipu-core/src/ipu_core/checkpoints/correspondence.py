@@ -68,22 +68,30 @@ class Correspondence:
         ignored: patterns of names in the checkpoint that are no weights, such as masks; they may be missing.
         copies: patterns of names in the checkpoint that repeat another one, such as a tied head; they may be missing,
             and are compared where they are there.
+        split: patterns of names of which each of several `consolidated.*.pth` has a part, and the dimension these are
+            parts along: 0 of a layer that is parallel in its columns, 1 in its rows. Others are whole in each file.
     """
 
     rules: tuple[Rule, ...]
     ignored: Names = ()
     copies: Mapping[str, str] = field(default_factory=dict)
+    split: Mapping[str, int] = field(default_factory=dict)
 
     def inverse(self) -> Correspondence:
         """Return the correspondence from the model to the published format."""
         return Correspondence(rules=tuple(rule.inverse() for rule in self.rules))
 
     def __str__(self) -> str:
-        rows = [(", ".join(rule.theirs), ", ".join(rule.ours), _steps(rule)) for rule in self.rules]
-        rows += [(name, "-", "") for name in self.ignored]
-        rows += [(name, "-", f"= {original}") for name, original in self.copies.items()]
-        widths = [max(len(row[i]) for row in rows) for i in range(2)] if rows else []
-        return "\n".join(f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c}".rstrip() for a, b, c in rows)
+        rows = [(", ".join(rule.theirs), ", ".join(rule.ours), _steps(rule), self._dims(rule)) for rule in self.rules]
+        rows += [(name, "-", "", "") for name in self.ignored]
+        rows += [(name, "-", f"= {original}", "") for name, original in self.copies.items()]
+        widths = [max(len(row[i]) for row in rows) for i in range(3)] if rows else []
+        return "\n".join("  ".join(map(str.ljust, row, (*widths, 0))).rstrip() for row in rows)
+
+    def _dims(self, rule: Rule) -> str:
+        """Return the dimension that parts of a rule's tensors are along, for people."""
+        found = dict.fromkeys(str(self.split[name]) for name in rule.theirs if name in self.split)
+        return f"parts along {', '.join(found)}" if found else ""
 
 
 def _steps(rule: Rule) -> str:

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Opens checkpoints: safetensors, in shards too, and files of `torch.save`; a tensor is read when it is asked for."""
+"""Opens checkpoints: safetensors, in shards too, and files of `torch.save`; a tensor is read when it is asked for.
+
+In shards each tensor is whole. Of `consolidated.00.pth`, `consolidated.01.pth` and so on, each file has a part of a
+tensor, in `parts`.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import pickle
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +18,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ..errors import CheckpointError
+from .checkpoint import Checkpoint
 from .conversion import TensorSpec
+from .parts import joined_parts, part_files
 
 INDEX = ".index.json"
 # What a folder is looked through for, in this order.
 FILES = (
     "model.safetensors.index.json",
     "model.safetensors",
+    "consolidated.safetensors.index.json",
     "consolidated.safetensors",
     "consolidated.00.pth",
     "pytorch_model.bin.index.json",
@@ -43,26 +49,7 @@ _SAFETENSORS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Checkpoint:
-    """Tensors that are read one at a time.
-
-    Attributes:
-        path: of the file or folder.
-        specs: shapes and dtypes by name.
-        read: returns the tensor of a name.
-    """
-
-    path: Path
-    specs: Mapping[str, TensorSpec]
-    read: Callable[[str], torch.Tensor]
-
-    def __str__(self) -> str:
-        gib = sum(spec.num_bytes for spec in self.specs.values()) / 2**30
-        return f"{self.path}: {len(self.specs)} tensors, {gib:.2f} GiB"
-
-
-def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+def open_checkpoint(path: str | os.PathLike[str], *, split: Mapping[str, int] | None = None) -> Checkpoint:
     """Open a checkpoint: a file, or a folder with one of FILES; of several the first.
 
     ::
@@ -71,8 +58,13 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         checkpoint.specs["lm_head.weight"]
         checkpoint.read("lm_head.weight")
 
+    Args:
+        path: of the file or folder.
+        split: for a checkpoint of several `consolidated.*.pth`, patterns of names of which each file has a part, and
+            the dimension these are parts along, see `Correspondence`.
+
     Raises:
-        CheckpointError: there is no such file, or it holds other things than tensors.
+        CheckpointError: there is no such file, it holds other things than tensors, or parts that do not fit.
     """
     path = Path(path)
     if path.is_dir():
@@ -85,6 +77,8 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         raise CheckpointError(f"`{path}` is not there: give a file or a folder of a checkpoint on this machine")
     if path.name.endswith(INDEX):
         return _sharded(path)
+    if len(files := part_files(path)) > 1:
+        return joined_parts(path.parent, {file.name: _pickled(file) for file in files}, split)
     return _safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
 
 

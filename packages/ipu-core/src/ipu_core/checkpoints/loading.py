@@ -12,9 +12,10 @@ import torch
 from ..errors import CheckpointError
 from ..progress import progress
 from ..validation import refuse_other_types
+from .checkpoint import Checkpoint
 from .conversion import TensorSpec, converted
 from .correspondence import Correspondence
-from .files import Checkpoint, open_checkpoint
+from .files import open_checkpoint
 from .matching import Match, checked_matches
 from .patterns import numbers_of
 
@@ -51,7 +52,7 @@ def load_checkpoint(
     """
     refuse_other_types({"correspondence": correspondence}, Correspondence, instead="a `Correspondence` of rules")
     if not isinstance(checkpoint, Checkpoint):
-        checkpoint = open_checkpoint(checkpoint)
+        checkpoint = open_checkpoint(checkpoint, split=correspondence.split or None)
     named = named_tensors(model)
     _refuse_what_stays_on_meta(model)
     ours = {names[0]: TensorSpec.of(tensor) for tensor, names in named}

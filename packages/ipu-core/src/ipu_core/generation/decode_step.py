@@ -69,6 +69,7 @@ class Parts:
     Attributes:
         model: made by `to_pipelined`.
         view: the part of it that is captured.
+        later_view: the same for what need not come by every point, for another program did.
         config: its options for inference.
         rows: of every call of a program.
         weights: one of WEIGHTS, to quantize those of linear layers; None to leave them.
@@ -83,6 +84,7 @@ class Parts:
 
     model: PipelineMixin
     view: Any
+    later_view: Any
     config: ExecutionConfig
     rows: int
     weights: str | None
@@ -114,13 +116,15 @@ class Program:
 
     Args:
         parts: of the decoder.
+        kind: of the calls it is for.
         batch: inputs of the shapes it is for.
         moves: how each input follows from that of the step before, for steps of one token; these alone are compiled.
     """
 
-    def __init__(self, parts: Parts, batch: Mapping[str, Any], moves: Mapping[str, Move]) -> None:
+    def __init__(self, parts: Parts, kind: Kind, batch: Mapping[str, Any], moves: Mapping[str, Move]) -> None:
         config = parts.config
-        self.lowered = lower(parts.view, config, batch, micro_batch_size=parts.rows, cache=parts.cache)
+        view = parts.later_view if kind.is_cached and not kind.writes_cross else parts.view
+        self.lowered = lower(view, config, batch, micro_batch_size=parts.rows, cache=parts.cache)
         captured = self.lowered.captured
         self._weights: Tensors = Weights(captured, parts.model)
         stage_graphs = self.lowered.stage_graphs

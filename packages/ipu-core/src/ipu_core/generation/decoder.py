@@ -29,14 +29,14 @@ from ..errors import CacheError, CaptureError, CompileError, GenerationModeError
 from ..kernels.decode import TORCH, decode_kernels
 from ..kernels.quantize_pass import Quantizer
 from ..partition.lowered import Lowered
-from ..points.request import FIRST_STEP, points_of
+from ..points.request import STEPS, rewrites_with
 from ..runtime.device_placement import without_values
 from ..runtime.devices import CPU
 from ..runtime.replay import result_of
 from ..upstream import CACHE
 from .cache import Attention, StaticKV, attentions_of
 from .decode_step import POSITION, ROUNDED, BoundProgram, Kind, Move, Parts, Program, copy_tokens, count_up, show_place
-from .step_points import StepPoints
+from .step_points import StepPoints, points_of_parts
 from .views import ASKING, AT, StepView, part
 
 if TYPE_CHECKING:
@@ -111,9 +111,13 @@ class Decoder:
         self._model, self._config = model, config
         self._rounds_cache = rounds_cache
         cache = ExecutableCache(config.executable_cache_dir)
+        _, points = points_of_parts(model)
+        later = points.where_idle_is_allowed() if points and model.config.is_encoder_decoder else points
+        view = part(model, StepView, rewrites_with(model, points))
         self._parts = Parts(
             model=model,
-            view=part(model, StepView),
+            view=view,
+            later_view=view if later is points else part(model, StepView, rewrites_with(model, later)),
             config=config,
             rows=sizes.rows,
             weights=weights,
@@ -130,7 +134,7 @@ class Decoder:
         self._one_token: BoundProgram | None = None  # the one of this kind that ran last
         self._cache: StaticKV | None = None
         self._turn = 0
-        self._points = StepPoints(points_of(model))
+        self._points = StepPoints(points)
         self.activations: dict[str, torch.Tensor] = {}  # what the last step read at points
         self._asks = False  # whether the last step was asked for more than logits
         self.more: dict[str, tuple[torch.Tensor, ...]] = {}  # what it gave then: hidden states, attentions
@@ -168,8 +172,12 @@ class Decoder:
         with CAPTURING:  # of this model another thread may make a graph
             self._parts.guards.check()
 
-    def begin(self, values: Mapping[str, torch.Tensor] | None = None) -> None:
+    def begin(self, values: Mapping[str, torch.Tensor] | None = None, *, max_length: int | None = None) -> None:
         """Begin another turn: programs find the model's tensors anew, and interventions take these values.
+
+        Args:
+            values: of each row; without them those of the turn before.
+            max_length: tokens of the longest sequence of this turn, where it is known.
 
         Raises:
             CacheError: the model was moved to another device.
@@ -180,8 +188,8 @@ class Decoder:
                 "back, or make another `generation_model`"
             )
         self._turn += 1
-        if values is not None:
-            self._points.begin({name: value.to(self._device) for name, value in values.items()})
+        there = None if values is None else {name: value.to(self._device) for name, value in values.items()}
+        self._points.begin(there, max_length)
 
     def _home(self) -> torch.device:
         """Return the device of the model, where its steps run unless its stages are on devices of their own."""
@@ -353,7 +361,7 @@ class Decoder:
             logits = self._bound[kind](dict(self._batch(given, cache, first, last, width)), self._turn)
             known = (cache.length if cache else 0) + last - first
             self._take_more(self._bound[kind].more, given, last - first, known)
-            self._points.take(self._bound[kind].activations, last - first)
+            self._points.take(self._bound[kind].activations, last - first, width)
             return logits
         except CompileError:
             del self._bound[kind], programs[kind]  # another call is to say the same
@@ -393,13 +401,13 @@ class Decoder:
         """Return how each input of a step of one token follows from that of the step before."""
         positions = "decoder_position_ids" if self._is_encoder_decoder else "position_ids"
         moves: dict[str, Move] = {self._ids: copy_tokens, self._mask: show_place}
-        return {**moves, **dict.fromkeys((positions, POSITION, FIRST_STEP), count_up)}
+        return {**moves, **dict.fromkeys((positions, POSITION, STEPS), count_up)}
 
     def _add(self, kind: Kind, batch: Mapping[str, Any], moves: Mapping[str, Move]) -> None:
         if self._compiles_ahead():
             self._parts.compilers.start()  # they get ready while the first graph is captured
         try:
-            program = Program(self._parts, batch, moves)
+            program = Program(self._parts, kind, batch, moves)
             self._parts.guards.take(program.lowered.captured)
             self._parts.programs[kind] = program
         except Exception as error:
@@ -439,7 +447,7 @@ class Decoder:
             yield self._mask, self._padded_mask(given.get(self._mask), known + last - first)
         if cache is not None:
             yield CACHE, cache.slots(torch.tensor(known, device=self._device))
-        yield from self._points.inputs(known).items()
+        yield from self._points.inputs(known, width, self._device).items()
         yield AT, torch.tensor([last - first - 1], device=self._device)
         yield "use_cache", cache is not None
 

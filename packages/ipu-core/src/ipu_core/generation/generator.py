@@ -18,6 +18,7 @@ import torch
 from transformers import GenerationConfig
 
 from .._torch import pytree
+from ..capture.activations import without_activations
 from ..compile.stages import refuse_other_processors
 from ..config.execution_config import ExecutionConfig
 from ..engines.engine import Engine
@@ -25,14 +26,14 @@ from ..engines.registry import usable_engine
 from ..errors import CacheError, GenerationModeError, IPUError, NotCompiledError
 from ..executor import Executor
 from ..model.mixin import PipelineMixin
-from ..points.request import VALUES, check_values, with_points
+from ..points.request import VALUES, check_values, points_of, rewrites_with, with_points
 from ..schedule import Schedule, decode_schedule
 from ..validation import refuse_no_tensors, refuse_other_choices, refuse_other_numbers, refuse_other_types
 from .cache import GroupedKV, StaticKV
 from .decode_step import WEIGHTS
 from .decoder import EMBEDS, LARGEST_PREFILL_CHUNK, Decoder, Sizes
 from .loops import DeviceLoop
-from .step_points import refuse_other_loops, values_of_groups
+from .step_points import EncoderPoints, points_of_parts, refuse_other_loops, values_of_groups
 from .upstream_loop import repeated, upstream_loop
 from .views import ASKING, EncoderView, part
 
@@ -76,6 +77,7 @@ class Generator:
         self.executors: dict[Hashable, tuple[Executor, int]] = {}
         self.activations: tuple[dict[str, torch.Tensor], ...] = ()  # of each step of the last call
         self._values: Mapping[str, torch.Tensor] = {}  # that interventions take in this call
+        self._encoder_points = EncoderPoints(points_of_parts(model)[0])
         self._is_under_way = False  # whether this call has generated already
         self._source_length: int | None = None
         self._turns = threading.RLock()
@@ -86,6 +88,11 @@ class Generator:
         return self.decoders[0] if self.decoders else None
 
     @property
+    def encoder_activations(self) -> dict[str, torch.Tensor]:
+        """What the last call read at points of the encoder."""
+        return self._encoder_points.activations
+
+    @property
     def device_loop(self) -> DeviceLoop | None:
         """The decode loop of several tokens per call, or groups; None where upstream's own runs."""
         loop = DeviceLoop(self.tokens_per_call, self.in_flight)
@@ -94,7 +101,8 @@ class Generator:
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Generate; arguments and result are those of upstream's `generate`, and `interventions`, values by point.
 
-        Activations of each step are in `activations`, and in the result where that has names.
+        Activations of each step are in `activations`, those of an encoder in `encoder_activations`, and both in the
+        result where that has names.
 
         Raises:
             PointError: a value that no intervention takes, a missing one, or one of another number of rows.
@@ -109,6 +117,7 @@ class Generator:
     def _generate(self, *args: Any, **kwargs: Any) -> Any:
         check_values(self.model, kwargs)
         self._values, self.activations = kwargs.pop(VALUES, None) or {}, ()
+        self._encoder_points.begin(self._values)
         _refuse_other_inputs(self.model, args, kwargs)
         _refuse_other_modes(self.model, kwargs)
         if self.device_loop is not None and kwargs.get("custom_generate") is not None:
@@ -122,8 +131,9 @@ class Generator:
         try:
             with self.model.plain():
                 outputs = upstream_loop(self).generate(*args, **kwargs)
-            if self.activations and isinstance(outputs, dict):
-                outputs["activations"] = self.activations
+            for name in ("activations", "encoder_activations") if isinstance(outputs, dict) else ():
+                if found := getattr(self, name):
+                    outputs[name] = found
             return outputs
         except IPUError:
             if not any(decoder.num_captures for decoder in self.decoders):
@@ -184,10 +194,11 @@ class Generator:
                 f"this is compiled for `max_length={known.max_length}`: shorten the prompt, generate fewer tokens, or "
                 "make another `generation_model`"
             )
+        self._encoder_points.refuse_idle()
         self._is_under_way = True
         shares = values_of_groups(self._values, batch_size=batch_size, num_beams=num_beams, in_flight=self.in_flight)
         for decoder, values in zip(self.decoders, shares, strict=True):
-            decoder.begin(values)
+            decoder.begin(values, max_length=max_length)
 
     def keep(self, activations: dict[str, torch.Tensor]) -> None:
         """Keep what a step read at points."""
@@ -234,6 +245,8 @@ class Generator:
         tokens, mask = given.get("input_ids", given.get(EMBEDS)), given.get("attention_mask")
         encoder: Any = self.model.plain_class().get_encoder(self.model)
         takes_mask = "attention_mask" in inspect.signature(encoder.forward).parameters
+        length = missing = 0
+        # Not as of speech, whose mask is of other parts.
         if tokens is not None and takes_mask and (mask is None or mask.shape == tokens.shape[:2]):
             length = tokens.shape[1]
             if self._source_length is None or length > self._source_length:
@@ -243,10 +256,14 @@ class Generator:
             if missing and mask is None:
                 given["attention_mask"] = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
             given = {name: _lengthened(value, missing) for name, value in given.items()}
-            outputs, rows = self._run(given, encodes=True)
-        else:  # as of speech, whose mask is of other parts
-            outputs, rows = self._run(given, encodes=True)
+        rows = len(next(iter(given.values())))
+        given |= self._encoder_points.inputs(rows=rows, length=length, missing=missing)
+        outputs, activations = without_activations(self._run(given, encodes=True)[0])
+        if not length:
             self._source_length = length = outputs[0].shape[1]
+        self._encoder_points.take(
+            activations, rows=rows, all_rows=len(outputs[0]), length=length, width=length + missing
+        )
 
         def part_of(leaf: torch.Tensor) -> torch.Tensor:
             if leaf.dim() == 4:  # attentions
@@ -260,7 +277,15 @@ class Generator:
         """Run the whole model without a cache, as upstream does beside its decode loops, and give its logits.
 
         The decoder's tokens are filled up to a power of two: there is one graph for many numbers of them.
+
+        Raises:
+            GenerationModeError: there are points, whose steps such a run has no part in.
         """
+        if points_of(self.model) is not None:
+            raise GenerationModeError(
+                f"`{type(self.model).__name__}` runs as a whole before its first step, to detect a language, and "
+                "points are of its encoder and of steps: say the `language`, or generate without points"
+            )
         given: dict[str, Any] = {name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)}
         num_tokens = given["decoder_input_ids"].shape[1]
         width = _power_of_two(num_tokens)
@@ -271,12 +296,15 @@ class Generator:
         logits: torch.Tensor = outputs.logits[:rows, :num_tokens]
         return logits
 
+    def _encoder(self) -> Any:
+        return part(self.model, EncoderView, rewrites_with(self.model, self._encoder_points.points))
+
     def _run(self, inputs: dict[str, Any], *, encodes: bool) -> tuple[Any, int]:
         """Run a part of the model in an executor for inputs of this kind; of what it gives the first rows are meant."""
         rows = len(next(iter(inputs.values())))
         kind = (encodes, *((name, getattr(value, "shape", ())[1:]) for name, value in inputs.items()))
         if kind not in self.executors:
-            model, names = (part(self.model, EncoderView), None) if encodes else (self.model, ["logits"])
+            model, names = (self._encoder(), None) if encodes else (self.model, ["logits"])
             self.executors[kind] = Executor(model, self.config, self.engine, outputs=names), rows
         executor, all_rows = self.executors[kind]
         # A call that generates several times has fewer sequences left towards its end.
@@ -338,8 +366,9 @@ def generation_model(
             a step.
 
     Raises:
-        PointError: a point that the model does not have; when capturing, one that never runs.
-        GenerationModeError: points of a model with an encoder, or activations of several tokens a call.
+        PointError: a point that the model does not have, an intervention from a step on in an encoder; when capturing,
+            a point that never runs.
+        GenerationModeError: activations of several tokens a call.
         EngineNotAvailableError: the engine is not usable here.
         TypeError: `model` is not pipelined, or is none of transformers, or a number is none.
         ValueError: `weights` or `cache_dtype` is something else, or `tokens_per_call` or `in_flight` is less than 1.

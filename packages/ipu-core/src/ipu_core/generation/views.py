@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..model.mixin import Origin, PipelineMixin, view
+from ..rewrites import Rewrite
 from ..upstream import CACHE
 from .cache import Slots
 from .positions import Positions
@@ -66,12 +67,13 @@ class EncoderView(_ViewBase):
         return encoder(**inputs)
 
 
-def part(model: PipelineMixin, kind: type[Any]) -> Any:
-    """Return a view of a pipelined model of one of the classes above."""
+def part(model: PipelineMixin, kind: type[Any], rewrites: tuple[Rewrite, ...]) -> Any:
+    """Return a view of a pipelined model of one of the classes above, with rewrites in the place of its own."""
     model.follow()
     made = view(model, _class(kind, type(model)))  # type: ignore[arg-type]
-    for name in ("_ipu_config", "_family", "_rewrites"):
+    for name in ("_ipu_config", "_family"):
         setattr(made, name, getattr(model, name))
+    made._rewrites = rewrites
     made._origin = model._origin and Origin(model._origin.model)
     return made
 

@@ -7,7 +7,7 @@ import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +16,7 @@ from .._torch import pytree
 from ..capture.activations import Observed
 from ..config.execution_config import ExecutionConfig
 from ..errors import EditError, PointError, shown
+from ..rewrites import Rewrite
 from ..rewrites.source_edits import bound, edited, edits_of
 from ..validation import refuse_other_types
 from .interventions import Intervention, intervention_of
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from ..model.mixin import PipelineMixin
 
 VALUES = "interventions"  # the argument of a call that has the values of interventions, by point
-FIRST_STEP = "first_step"  # the argument that says which step of a generation the first token is of
+STEPS = "steps"  # the argument that says which step of a generation each token is of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +76,18 @@ class Points:
         """Whether an intervention begins with a step."""
         return any(intervention.from_step is not None for intervention in self.interventions.values())
 
+    def at(self, places: Iterable[Place]) -> Points | None:
+        """Return what is read and written at some of the places alone; None where there are none of these."""
+        kept = tuple(places)
+        names = {place.name for place in kept}
+        changes = {name: change for name, change in self.interventions.items() if name in names}
+        reads = tuple(name for name in self.reads if name in names)
+        return replace(self, places=kept, reads=reads, interventions=changes) if kept else None
+
+    def where_idle_is_allowed(self) -> Points:
+        """Return the same for a run that need not come by every point: another one did."""
+        return replace(self, may_be_idle=frozenset(place.name for place in self.places))
+
     def __call__(self, model: torch.nn.Module, config: ExecutionConfig) -> contextlib.AbstractContextManager[None]:
         """Put taps into a model; its forward then gives activations beside what it returns."""
         return _tapped(model, self)
@@ -118,6 +131,12 @@ def refuse_other_values(values: Any, wanted: Sequence[str]) -> None:
 def points_of(model: PipelineMixin) -> Points | None:
     """Return what is read and written of a model that `with_points` made, None for another."""
     return next((rewrite for rewrite in model.own_rewrites if isinstance(rewrite, Points)), None)
+
+
+def rewrites_with(model: PipelineMixin, points: Points | None) -> tuple[Rewrite, ...]:
+    """Return the rewrites of a model, with other points in the place of its own."""
+    others = (rewrite for rewrite in model.own_rewrites if not isinstance(rewrite, Points))
+    return (*others, *([] if points is None else [points]))
 
 
 def check_values(model: PipelineMixin, batch: Mapping[str, Any]) -> None:
@@ -180,10 +199,10 @@ def _observing(forward: Callable[..., Any], taps: Taps) -> Callable[..., Any]:
 
     @functools.wraps(forward)
     def observing(model: torch.nn.Module, *args: Any, **kwargs: Any) -> Observed:
-        values, first_step = kwargs.pop(VALUES, None) or {}, kwargs.pop(FIRST_STEP, None)
+        values, steps = kwargs.pop(VALUES, None) or {}, kwargs.pop(STEPS, None)
         tensors = (leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor))
         rows = max((len(tensor) for tensor in tensors if tensor.dim() > 1), default=1)
-        with taps.in_force(rows, values, first_step) as found:
+        with taps.in_force(rows, values, steps) as found:
             outputs = forward(*args, **kwargs)
         return Observed(outputs, found.activations())
 
@@ -196,7 +215,7 @@ def _with_more(forward: Callable[..., Any]) -> inspect.Signature:
     """Return the signature of a method whose forward takes values of interventions as well."""
     given = inspect.signature(forward)
     itself = inspect.Parameter("_model", inspect.Parameter.POSITIONAL_ONLY)
-    more = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in (VALUES, FIRST_STEP)]
+    more = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in (VALUES, STEPS)]
     own = list(given.parameters.values())
     rest = [parameter for parameter in own if parameter.kind is inspect.Parameter.VAR_KEYWORD]
     own = [parameter for parameter in own if parameter not in rest]

@@ -53,15 +53,13 @@ class Taps:
         self._untold = [Untold()] if interventions else []
 
     @contextlib.contextmanager
-    def in_force(
-        self, rows: int, values: Mapping[str, torch.Tensor], first_step: torch.Tensor | None
-    ) -> Iterator[Found]:
+    def in_force(self, rows: int, values: Mapping[str, torch.Tensor], steps: torch.Tensor | None) -> Iterator[Found]:
         """Let points be read and written inside the block, and fill what is yielded with those that are read.
 
         Raises:
             PointError: at the end of the block, a point that never ran.
         """
-        found = Found(self._reads, self._interventions, rows, values, first_step)
+        found = Found(self._reads, self._interventions, rows, values, steps)
         token = _IN_FORCE.set((self, found))
         try:
             yield found
@@ -91,10 +89,10 @@ class Found:
         interventions: Mapping[str, Intervention],
         rows: int,
         values: Mapping[str, torch.Tensor],
-        first_step: torch.Tensor | None,
+        steps: torch.Tensor | None,
     ) -> None:
         self._reads, self._interventions = reads, interventions
-        self._rows, self._values, self._first_step = rows, values, first_step
+        self._rows, self._values, self._steps = rows, values, steps
         self._ran: set[str] = set()
         self._versions: dict[str, int] = {}
         self._activations: dict[str, torch.Tensor] = {}
@@ -145,18 +143,25 @@ class Found:
         _refuse_another(place, before, after)
         if intervention.from_step is None:
             return after
-        return torch.where(self._steps(place, before) >= intervention.from_step, after, before)
+        return torch.where(self._steps_of(place, before) >= intervention.from_step, after, before)
 
-    def _steps(self, place: Place, tensor: torch.Tensor) -> torch.Tensor:
+    def _steps_of(self, place: Place, tensor: torch.Tensor) -> torch.Tensor:
         """Return the step of each token, in a shape that broadcasts to the tensor."""
-        if self._first_step is None:
+        if self._steps is None:
             raise PointError(
                 f"the intervention at `{place.name}` begins with a step, which only generation has: leave `from_step` "
                 "out, or give it to `generation_model`"
             )
-        axis = place.axis("pos", "q_pos") or 1
-        steps = torch.arange(tensor.shape[axis], device=tensor.device) + self._first_step
-        return steps.view(-1, *[1] * (tensor.dim() - axis - 1))
+        axis = place.axis("pos", "q_pos")
+        is_of_rows = axis is not None or len(tensor) == self._rows
+        axis = 1 if axis is None else axis
+        if not is_of_rows or tensor.dim() <= axis or tensor.shape[axis] != len(self._steps):
+            raise PointError(
+                f"the intervention at `{place.name}` begins with a step, and its tensor {list(tensor.shape)} is not of "
+                f"the {len(self._steps)} tokens of {self._rows} rows that a step has: leave `from_step` out, or choose "
+                "another point"
+            )
+        return self._steps.view(-1, *[1] * (tensor.dim() - axis - 1))
 
     def refuse_idle(self, places: Sequence[Place]) -> None:
         """Refuse points that never ran, and those whose tensor was changed behind them.
