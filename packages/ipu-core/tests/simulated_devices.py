@@ -6,8 +6,10 @@ Like real devices they refuse operations on tensors of two devices, and autograd
 
 import collections
 import contextlib
+import weakref
 
 import torch
+from ipu_core._torch import storage_key
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -27,6 +29,10 @@ class SimulatedTensor(torch.Tensor):
 
     __torch_function__ = torch._C._disabled_torch_function_impl
 
+    def untyped_storage(self):
+        """Return its memory, which views share as on a real device."""
+        return self.held.untyped_storage()
+
     @classmethod
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
         return _run(function, args, kwargs or {})
@@ -38,6 +44,9 @@ class Simulation(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.copies = collections.Counter()
+        self._watched = {}  # what the copies on devices are watched of: memory on the CPU -> name
+        self.held = collections.defaultdict(set)  # device -> names of those that are there
+        self.seen = collections.defaultdict(list)  # device -> what was there whenever a copy came
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -45,7 +54,22 @@ class Simulation(TorchDispatchMode):
             self.copies[str(args[0].device), str(kwargs["device"])] += 1
         elif function is COPIES[1] and args[0].device != args[1].device:
             self.copies[str(args[1].device), str(args[0].device)] += 1
-        return _run(function, args, kwargs)
+        result = _run(function, args, kwargs)
+        if function is COPIES[0]:
+            self._count(args[0], result)
+        return result
+
+    def watch(self, model):
+        """See from now on which of a model's parameters, which are on the CPU, devices have copies of."""
+        self._watched = {storage_key(p.untyped_storage()): name for name, p in model.named_parameters()}
+
+    def _count(self, source, copy):
+        name, device = self._watched.get(storage_key(source.untyped_storage())), str(copy.device)
+        if name is not None and isinstance(copy, SimulatedTensor):
+            assert name not in self.held[device], f"{name} is on {device} already"
+            self.held[device].add(name)
+            self.seen[device].append(frozenset(self.held[device]))
+            weakref.finalize(copy.untyped_storage(), self.held[device].discard, name)
 
 
 def _run(function, args, kwargs):

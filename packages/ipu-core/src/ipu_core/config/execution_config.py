@@ -47,6 +47,7 @@ class ExecutionConfig:
     device_memory: str | int | None = None
     cost_source: str = ESTIMATED
     optimizer_state_offchip: bool = False
+    parameters_offchip: bool = False
     replicated_tensor_sharding: bool = False
 
     @property

@@ -83,6 +83,30 @@ def held_by_ipus(
     return total
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReadParameter:
+    """A parameter that a segment reads, whole: `number` is the same wherever it is read."""
+
+    number: int
+    num_bytes: int
+    trains: bool
+
+
+def read_parameters(
+    captured: Capture, segments: Sequence[Segment], model: torch.nn.Module
+) -> tuple[frozenset[ReadParameter], ...]:
+    """Return the parameters each segment reads; a tied or a split one belongs to every segment that reads of it."""
+    home = {name: i for i, segment in enumerate(segments) for name in segment.nodes}
+    parameters = {id(p) for p in model.parameters()}
+    found: list[set[ReadParameter]] = [set() for _ in segments]
+    for number, (tensor, users) in enumerate(_readers(captured, model)):
+        if id(tensor) in parameters:
+            read = ReadParameter(number=number, num_bytes=tensor.nbytes, trains=tensor.requires_grad)
+            for user in users:
+                found[home[user.name]].add(read)
+    return tuple(map(frozenset, found))
+
+
 def trainable_values(captured: Capture, model: torch.nn.Module) -> set[str]:
     """Return the values of a graph that are parameters with gradients."""
     return {
