@@ -72,6 +72,11 @@ class ExecutionConfig:
             return None
         return memory_limit(self.device_memory)
 
+    @property
+    def streams_parameters(self) -> bool:
+        """Whether an IPU has copies of parameters for a while, and not the parameters: this machine is the host."""
+        return self.parameters_offchip and self.device_memory != HOST
+
     def attribute(self, name: str) -> str:
         """Name the `IPUConfig` attribute that option `name` was read from, for messages."""
         return f"inference_{name}" if self.inference and OPTIONS[name].managed else name

@@ -47,9 +47,9 @@ def cut(
 ) -> tuple[Segment, ...]:
     """Cut a captured graph into the stages that a placement, entry path -> IPU, gives.
 
-    An entry without an IPU begins no stage: it stays in the one that is running. One of `stage_starts` begins a stage on
-    whatever IPU it is. With `also_at` a stage is cut further,
-    where one of those entries is entered. Values named in `also_sent` are among what segments send.
+    An entry without an IPU begins no stage: it stays in the one that is running. One of `stage_starts` begins one on
+    whatever IPU it is. With `also_at` a stage is cut further, where one of those entries is entered. Values named in
+    `also_sent` are among what segments send.
     """
     parts = _parts(captured, ipu_of, frozenset(stage_starts), frozenset(also_at))
     part_of = {node.name: i for i, part in enumerate(parts) for node in part.nodes}

@@ -57,14 +57,22 @@ def held_parameters(
     return tuple(held)
 
 
-def copies(captured: Capture, segments: Sequence[Segment], model: torch.nn.Module) -> tuple[Copies, ...]:
-    """Return the tensors that several segments read, as the runs of a shared layer read their weights."""
+def copies(
+    captured: Capture, segments: Sequence[Segment], model: torch.nn.Module, *, of_parameters: bool = True
+) -> tuple[Copies, ...]:
+    """Return the tensors that several segments read, as the runs of a shared layer read their weights.
+
+    Without `of_parameters` they are the buffers alone: parameters that live on the host are nowhere else.
+    """
     home = {name: i for i, segment in enumerate(segments) for name in segment.nodes}
     found = []
     for tensor, users in _readers(captured, model):
         readers = frozenset(home[user.name] for user in users)
         if len(readers) > 1 and not all(_is_row_slice(user) for user in users):
-            trains = tensor.requires_grad and isinstance(tensor, torch.nn.Parameter)
+            is_parameter = isinstance(tensor, torch.nn.Parameter)
+            if is_parameter and not of_parameters:
+                continue
+            trains = tensor.requires_grad and is_parameter
             copy = HeldParameters(copied_bytes=tensor.nbytes, copied_trainable_bytes=tensor.nbytes if trains else 0)
             found.append(Copies(home=min(readers), readers=readers, copy=copy))
     return tuple(found)
