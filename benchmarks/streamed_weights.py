@@ -39,11 +39,8 @@ def main() -> None:
         to_pipelined(model, IPUConfig(layers_per_ipu=[-1], stages_per_ipu=options.layers, parameters_offchip=offchip))
         for model, offchip in zip(models, (False, True), strict=True)
     ]
-    rows = {
-        "planned peak, MiB": compared(
-            [plan(side, batch, optimizer=torch.optim.SGD).memory[0].peak / 2**20 for side in sides]
-        )
-    }
+    plans = [plan(side, batch, optimizer=torch.optim.SGD) for side in sides]
+    rows = {"planned peak, MiB": compared([made.memory[0].peak / 2**20 for made in plans])}
     if torch.cuda.is_available():
         rows |= measured(sides, batch, options.runs)
     else:

@@ -62,8 +62,8 @@ class Simulation(TorchDispatchMode):
         elif function is COPIES[1] and args[0].device != args[1].device:
             self.copies[str(args[1].device), str(args[0].device)] += 1
         result = _run(function, args, kwargs)
-        if function is COPIES[0]:
-            self._see_copy(args[0], result)
+        if function is COPIES[1]:
+            self._see_copy(args[1], args[0])
         return result
 
     def watch(self, model):

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parameters that live on the host: a device has copies of those of the stage it runs, and of its next stage.
 
-On CUDA devices copies are made from pinned memory on a stream of their own, beside the computation; the host waits for
-a stage to be done before it drops its copies, so that their memory is free for the next ones.
+On CUDA devices copies are made from pinned memory on a stream of their own, beside the computation, into the memory of the
+copies before: it belongs to the stream of the computation, which the other one waits for.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,20 +38,17 @@ class ParameterCopies:
     def hold(self, now: Iterable[torch.Tensor], ahead: Iterable[torch.Tensor]) -> None:
         """Have copies of some parameters, on the way have those of others, and drop all else."""
         now, ahead = list(now), list(ahead)
-        kept = {id(parameter) for parameter in (*now, *ahead)}
-        if self._copies.keys() - kept:
-            self._finish()
-            self._keep(kept)
+        self._keep({id(parameter) for parameter in (*now, *ahead)})
         self._copy(now)
         if self._beside is not None:
             torch.cuda.current_stream(self._device).wait_stream(self._beside)
         self._copy(ahead)
 
     def drop(self) -> None:
-        """Drop all copies, once nobody reads or writes them."""
-        if self._copies:
-            self._finish()
-            self._keep(frozenset())
+        """Drop all copies. Those under way are done by then: the host may change parameters from now on."""
+        if self._beside is not None:
+            self._beside.synchronize()
+        self._keep(frozenset())
 
     def of(self, parameter: torch.Tensor) -> torch.Tensor:
         """Return the copy of a parameter that is held, through which its gradient goes back to the host."""
@@ -74,24 +71,24 @@ class ParameterCopies:
         return copy.as_strided(reference.shape, reference.stride, reference.offset)
 
     def _copy(self, parameters: Iterable[torch.Tensor]) -> None:
-        with torch.no_grad(), torch.cuda.stream(self._beside) if self._beside else contextlib.nullcontext():
-            for parameter in parameters:
-                if id(parameter) not in self._copies:
-                    made = parameter.detach().to(self._device, non_blocking=self._beside is not None)
-                    self._copies[id(parameter)] = made
-                    self._of_storage[storage_key(made.untyped_storage())] = id(parameter)
-                    if self._beside is not None:
-                        # Should an output of a stage be a view of it, that may outlive it.
-                        made.record_stream(torch.cuda.current_stream(self._device))
+        missing = {id(parameter): parameter.detach() for parameter in parameters if id(parameter) not in self._copies}
+        made = {key: torch.empty_like(parameter, device=self._device) for key, parameter in missing.items()}
+        with self._beside_the_computation():
+            for key, copy in made.items():
+                copy.copy_(missing[key], non_blocking=self._beside is not None)
+        self._copies |= made
+        self._of_storage |= {storage_key(copy.untyped_storage()): key for key, copy in made.items()}
 
-    def _keep(self, kept: Iterable[int]) -> None:
-        self._copies = {key: self._copies[key] for key in self._copies.keys() & set(kept)}
+    def _beside_the_computation(self) -> contextlib.AbstractContextManager[Any]:
+        if self._beside is None:
+            return contextlib.nullcontext()
+        # What had the memory of the copies before may be read still.
+        self._beside.wait_stream(torch.cuda.current_stream(self._device))
+        return torch.cuda.stream(self._beside)
+
+    def _keep(self, kept: Collection[int]) -> None:
+        self._copies = {key: copy for key, copy in self._copies.items() if key in kept}
         self._of_storage = {s: key for s, key in self._of_storage.items() if key in self._copies}
-
-    def _finish(self) -> None:
-        if self._beside is not None:
-            torch.cuda.current_stream(self._device).synchronize()
-            self._beside.synchronize()
 
 
 @dataclass(frozen=True)
