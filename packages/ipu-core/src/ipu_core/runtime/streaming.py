@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parameters that live on the host: a device has copies of those of the stage it runs, and of its next stage.
 
-On CUDA devices copies are made from pinned memory on a stream of their own, beside the computation, into the memory of the
-copies before: it belongs to the stream of the computation, which the other one waits for.
+On CUDA devices copies are made from pinned memory on a stream of their own, beside the computation. They take the
+memory of the copies before: it belongs to the stream of the computation, which the other one waits for.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ class StreamedParameters:
     ) -> None:
         self._homes = {graph.stage: graph.device or CPU for graph in stage_graphs}
         self._names: dict[int, dict[str, None]] = {}
-        self._copies = {} if copies is None else copies
+        self._copies: dict[torch.device, ParameterCopies] = {} if copies is None else copies
         sources = captured.sources if captured is not None else {}
         parameters = {name: source.name for name, source in sources.items() if source.kind == "parameter"}
         for graph in stage_graphs:
