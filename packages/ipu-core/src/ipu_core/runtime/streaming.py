@@ -33,6 +33,7 @@ class ParameterCopies:
         self._device = device
         self._copies: dict[int, torch.Tensor] = {}
         self._of_storage: dict[int, int] = {}
+        self._now = frozenset[int]()
         self._beside = torch.cuda.Stream(device) if device.type == CUDA else None
 
     def hold(self, now: Iterable[torch.Tensor], ahead: Iterable[torch.Tensor]) -> None:
@@ -40,6 +41,7 @@ class ParameterCopies:
         now, ahead = list(now), list(ahead)
         self._keep({id(parameter) for parameter in (*now, *ahead)})
         self._copy(now)
+        self._now = frozenset(map(id, now))
         if self._beside is not None:
             torch.cuda.current_stream(self._device).wait_stream(self._beside)
         self._copy(ahead)
@@ -59,9 +61,9 @@ class ParameterCopies:
         return copy.detach()
 
     def reference(self, tensor: torch.Tensor) -> _Reference | None:
-        """Return how to find a tensor again that is a view of a copy; None for any other."""
+        """Return how to find a tensor again that is a view of what the running stage reads; None for any other."""
         key = self._of_storage.get(storage_key(tensor.untyped_storage()))
-        if key is None or tensor.dtype != self._copies[key].dtype or tensor.is_conj() or tensor.is_neg():
+        if key not in self._now or tensor.dtype != self._copies[key].dtype or tensor.is_conj() or tensor.is_neg():
             return None
         return _Reference(self, key, tensor.shape, tensor.stride(), int(tensor.storage_offset()))
 
