@@ -63,7 +63,13 @@ class ParameterCopies:
     def reference(self, tensor: torch.Tensor) -> _Reference | None:
         """Return how to find a tensor again that is a view of what the running stage reads; None for any other."""
         key = self._of_storage.get(storage_key(tensor.untyped_storage()))
-        if key not in self._now or tensor.dtype != self._copies[key].dtype or tensor.is_conj() or tensor.is_neg():
+        if (
+            key is None
+            or key not in self._now
+            or tensor.dtype != self._copies[key].dtype
+            or tensor.is_conj()
+            or tensor.is_neg()
+        ):
             return None
         return _Reference(self, key, tensor.shape, tensor.stride(), int(tensor.storage_offset()))
 
