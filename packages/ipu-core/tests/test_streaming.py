@@ -228,9 +228,11 @@ def test_weights_that_are_quantized_are_not_streamed(simulation):
     sizes = {"n_embd": 8, "n_layer": 2, "n_head": 2, "vocab_size": 16, "n_positions": 16}
     model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes)).eval()
     options = {"inference_layers_per_ipu": [1, 1], "inference_devices": [DEVICE] * 2, "parameters_offchip": True}
-    generator = generation_model(to_pipelined(model, IPUConfig(**options)), weights="int8", batch_size=1, max_length=8)
+    pipelined = to_pipelined(model, IPUConfig(**options))
     with pytest.raises(IncompatibleIPUConfigError, match="`weights='int8'` are kept on the devices of their stages"):
-        generator.generate(torch.ones(1, 4, dtype=torch.long), max_new_tokens=2)
+        generation_model(pipelined, weights="int8", batch_size=1, max_length=8).generate(
+            torch.ones(1, 4, dtype=torch.long), max_new_tokens=2
+        )
 
 
 class ChangingParameter(Chain):
