@@ -6,8 +6,10 @@ Like real devices they refuse operations on tensors of two devices, and autograd
 
 import collections
 import contextlib
+import weakref
 
 import torch
+from ipu_core._torch import storage_key
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -23,9 +25,15 @@ class SimulatedTensor(torch.Tensor):
         options = {"strides": held.stride(), "dtype": held.dtype, "device": device}
         made = torch.Tensor._make_wrapper_subclass(cls, held.shape, **options)
         made.held = held
+        if Simulation.running is not None:
+            Simulation.running.count(held.untyped_storage(), str(device))
         return made
 
     __torch_function__ = torch._C._disabled_torch_function_impl
+
+    def untyped_storage(self):
+        """Return its memory, which views share as on a real device."""
+        return self.held.untyped_storage()
 
     @classmethod
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
@@ -33,11 +41,19 @@ class SimulatedTensor(torch.Tensor):
 
 
 class Simulation(TorchDispatchMode):
-    """Makes tensors where operations name a simulated device, and counts copies between devices."""
+    """Makes tensors where operations name a simulated device, and counts copies between devices, and bytes on them."""
+
+    running = None
 
     def __init__(self):
         super().__init__()
         self.copies = collections.Counter()
+        self.capacity = None  # bytes a device has
+        self.bytes = collections.Counter()  # device -> bytes that are in use
+        self._known = {}
+        self._watched = {}  # what the copies on devices are watched of: memory on the CPU -> name
+        self.held = collections.defaultdict(set)  # device -> names of those that are there
+        self.seen = collections.defaultdict(list)  # device -> what was there whenever a copy came
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -45,7 +61,35 @@ class Simulation(TorchDispatchMode):
             self.copies[str(args[0].device), str(kwargs["device"])] += 1
         elif function is COPIES[1] and args[0].device != args[1].device:
             self.copies[str(args[1].device), str(args[0].device)] += 1
-        return _run(function, args, kwargs)
+        result = _run(function, args, kwargs)
+        if function is COPIES[1]:
+            self._see_copy(args[1], args[0])
+        return result
+
+    def watch(self, model):
+        """See from now on which of a model's parameters, which are on the CPU, devices have copies of."""
+        self._watched = {storage_key(p.untyped_storage()): name for name, p in model.named_parameters()}
+
+    def count(self, storage, device):
+        """Count memory on a device until nobody refers to it; run out of it as a device does."""
+        key = storage_key(storage)
+        if key not in self._known:
+            self._known[key] = weakref.finalize(storage, self._free, key, device, storage.nbytes())
+            self.bytes[device] += storage.nbytes()
+            if self.capacity is not None and self.bytes[device] > self.capacity:
+                raise torch.OutOfMemoryError(f"{self.bytes[device]} bytes on {device}, which has {self.capacity}")
+
+    def _free(self, key, device, size):
+        del self._known[key]
+        self.bytes[device] -= size
+
+    def _see_copy(self, source, copy):
+        name, device = self._watched.get(storage_key(source.untyped_storage())), str(copy.device)
+        if name is not None and isinstance(copy, SimulatedTensor):
+            assert name not in self.held[device], f"{name} is on {device} already"
+            self.held[device].add(name)
+            self.seen[device].append(frozenset(self.held[device]))
+            weakref.finalize(copy.untyped_storage(), self.held[device].discard, name)
 
 
 def _run(function, args, kwargs):
@@ -79,6 +123,7 @@ def simulating(monkeypatch):
     monkeypatch.setattr("ipu_core.runtime.devices.devices_there", lambda: there)
     monkeypatch.setattr("ipu_core.runtime.device_placement._move", move_simulated)
     with Simulation() as made:
+        monkeypatch.setattr(Simulation, "running", made)
         yield made
 
 

@@ -15,6 +15,7 @@ MICRO_BATCHES = range(1, 13)
 # (schedule, IPUs, stages an IPU): whatever gives 1 to 6 stages.
 MATRIX = [(name, ipus, 1) for name in SCHEDULES for ipus in range(1, 7)]
 MATRIX += [("interleaved", ipus, rounds) for rounds in (2, 3) for ipus in range(2, 7) if ipus * rounds <= 6]
+MATRIX += [("1f1b", 1, 3)]
 SOME = [("sequential", 3, 1), ("gpipe", 6, 1), ("1f1b", 2, 1), ("1f1b", 4, 1), ("interleaved", 2, 3)]
 
 
@@ -93,3 +94,14 @@ def test_layers_go_round_the_ipus_when_an_ipu_holds_several_stages(no_plugins):
     model = to_pipelined(make(Chain, num_layers=6), IPUConfig(layers_per_ipu=[4, 2], stages_per_ipu=2))
     made = plan(model, batch())
     assert [(stage.ipu, stage.num_layers) for stage in made.stages] == [(0, 2), (1, 1), (0, 2), (1, 1)]
+
+
+def test_one_ipu_has_as_many_stages_in_a_row(no_plugins):
+    for options, expected in [
+        ({"layers_per_ipu": [6]}, [(0, 2), (0, 2), (0, 2)]),
+        ({"layers_per_ipu": [6, 0]}, [(0, 2), (0, 2), (0, 2), (1, 0)]),
+        ({"layers_per_ipu": [2]}, [(0, 1), (0, 1)]),
+    ]:
+        model = make(Chain, num_layers=sum(options["layers_per_ipu"]))
+        made = plan(to_pipelined(model, IPUConfig(**options, stages_per_ipu=3)), batch())
+        assert [(stage.ipu, stage.num_layers) for stage in made.stages] == expected, options

@@ -32,6 +32,7 @@ OBSERVED = {
     "devices": "test_devices.py::test_tensors_live_with_their_stage_and_only_what_crosses_is_copied",
     "device_memory": "test_memory.py::test_what_does_not_fit_is_refused_before_anything_runs",
     "cost_source": "test_auto_partition.py::test_measured_times_move_a_split_that_estimates_undervalue",
+    "parameters_offchip": "test_streaming.py::test_training_equals_the_plain_model_with_two_stages_on_the_device",
     "optimizer_state_offchip": "test_memory.py::test_the_state_of_an_ipu_may_be_elsewhere",
     "replicated_tensor_sharding": "test_memory.py::test_the_state_of_an_ipu_may_be_elsewhere",
     "compile": "test_compile.py::test_equal_layers_are_compiled_once",

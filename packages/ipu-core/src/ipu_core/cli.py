@@ -126,6 +126,8 @@ def _describe_model(command: argparse.ArgumentParser) -> None:
     add("--replicas", metavar="N", type=int, help="replication factor")
     add("--schedule", metavar="NAME", help="sequential, gpipe, 1f1b or interleaved")
     add("--recompute", action="store_true", help="keep activations between layers only, and compute the rest again")
+    add("--stages-per-ipu", metavar="N", type=int, help="stages each IPU's layers are cut into")
+    add("--parameters-offchip", action="store_true", help="keep parameters on the host: two stages' at most on an IPU")
     add("--batch", metavar="ROWS", type=int, default=1, help="rows of a micro-batch (default 1)")
     add("--length", metavar="TOKENS", type=int, default=128, help="tokens of a row (default 128)")
 
@@ -362,6 +364,9 @@ def _ipu_config(options: argparse.Namespace) -> IPUConfig:
         "replication_factor": options.replicas,
         "schedule": options.schedule,
         "recompute_checkpoint_every_layer": options.recompute or None,
+        "stages_per_ipu": options.stages_per_ipu,
+        "inference_stages_per_ipu": options.stages_per_ipu,
+        "parameters_offchip": options.parameters_offchip or None,
         "device_memory": int(options.ipu) if options.ipu and options.ipu.isdigit() else options.ipu,
         "cost_source": "measured" if options.measure else None,
     }

@@ -73,7 +73,8 @@ class Executor:
     Threads may each make and call executors, of one model too; one executor is called by one of them after the other.
 
     With the option `devices` a call moves every parameter and buffer to the device of its stage, where it stays, the
-    same object, until `release`; outputs come back to the device of the batch.
+    same object, until `release`; outputs come back to the device of the batch. With `parameters_offchip` parameters are
+    on the host, and devices have copies of them for a while.
 
     Several executors of one model can share one `captured` graph, made for their micro-batch. An optimizer that
     somebody else steps, `stepped_by`, is counted in the plan's memory, and not called.

@@ -31,7 +31,7 @@ from .partition.cut import cut
 from .partition.entry import Entry, Layout
 from .partition.layout import layout
 from .partition.lowered import Lowered
-from .partition.placement import make_plan, place
+from .partition.placement import make_plan, place, stage_starts
 from .partition.stage_graph import split
 from .runtime.device_placement import on_one_device
 from .runtime.devices import named_devices, placed
@@ -82,10 +82,15 @@ def lower(
         placement = place(model_layout, config, model, layers)
     terms = None if config.inference else _terms(captured, loss)
     starts = [term.value for term in terms.terms] if terms is not None and terms.are_apart else []
-    stages = cut(captured, placement, also_sent=starts)
+    firsts = stage_starts(model_layout, config, layers)
+    stages = cut(captured, placement, stage_starts=firsts, also_sent=starts)
     is_cut_further = config.recompute_checkpoint_every_layer or config.compile
     starts_of_layers = _layer_starts(model_layout)
-    pieces = cut(captured, placement, also_at=starts_of_layers, also_sent=starts) if is_cut_further else stages
+    pieces = (
+        cut(captured, placement, stage_starts=firsts, also_at=starts_of_layers, also_sent=starts)
+        if is_cut_further
+        else stages
+    )
     return Lowered(
         captured=captured,
         stages=stages,
@@ -197,6 +202,7 @@ CUTS: dict[str, Any] = {
     "output_mode": "all",
     "output_return_period": None,
     "cost_source": ESTIMATED,
+    "parameters_offchip": False,
 }
 
 

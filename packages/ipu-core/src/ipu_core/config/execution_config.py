@@ -47,6 +47,7 @@ class ExecutionConfig:
     device_memory: str | int | None = None
     cost_source: str = ESTIMATED
     optimizer_state_offchip: bool = False
+    parameters_offchip: bool = False
     replicated_tensor_sharding: bool = False
 
     @property
@@ -70,6 +71,11 @@ class ExecutionConfig:
         if self.device_memory is None or self.device_memory == HOST:
             return None
         return memory_limit(self.device_memory)
+
+    @property
+    def streams_parameters(self) -> bool:
+        """Whether an IPU has copies of parameters for a while, and not the parameters: this machine is the host."""
+        return self.parameters_offchip and self.device_memory != HOST
 
     def attribute(self, name: str) -> str:
         """Name the `IPUConfig` attribute that option `name` was read from, for messages."""

@@ -279,6 +279,7 @@ class IPUConfig(BaseConfig):
             device_memory=self.device_memory,
             cost_source=self.cost_source,
             optimizer_state_offchip=not inference and self.optimizer_state_offchip,
+            parameters_offchip=self.parameters_offchip,
             replicated_tensor_sharding=not inference and self.replicated_tensor_sharding,
         )
 

@@ -85,6 +85,16 @@ def rounds(layers_per_ipu: Sequence[int], num_rounds: int) -> list[int]:
     ]
 
 
+def round_starts(layers_per_ipu: Sequence[int], num_rounds: int) -> frozenset[int]:
+    """Return the layers with which a round over the IPUs begins.
+
+    >>> sorted(round_starts([4, 2], 2))
+    [0, 3]
+    """
+    ends = [sum(count * part // num_rounds for count in layers_per_ipu) for part in range(num_rounds)]
+    return frozenset(ends)
+
+
 def encoder_decoder_cut(layers_per_ipu: Sequence[int], *, num_encoder_layers: int, name: str = "layers_per_ipu") -> int:
     """Return the number of leading IPUs that hold exactly the encoder, where both sides are powers of two.
 

@@ -284,6 +284,12 @@ OPTIONS: dict[str, Option] = {
             meaning="keep the optimiser state in streaming memory; plans count it so",
         ),
         Option(
+            name="parameters_offchip",
+            default=False,
+            kind=_BOOL,
+            meaning="keep parameters on the host; a device has copies for the stage it runs, and for its next one",
+        ),
+        Option(
             name="replicated_tensor_sharding",
             default=False,
             kind=_BOOL,

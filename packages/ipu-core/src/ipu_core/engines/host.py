@@ -17,6 +17,7 @@ from ..partition.parameters import trainable_values
 from ..runtime.device_placement import DevicePlacement
 from ..runtime.devices import refuse_missing_devices
 from ..runtime.interpreter import Interpreter
+from ..runtime.streaming import NOTHING_STREAMED, StreamedParameters, refuse_parameters_elsewhere
 from ..runtime.weights import Weights
 from .engine import Engine
 
@@ -51,8 +52,10 @@ class HostProgram(Interpreter):
             code = compiled(captured, lowered.stage_graphs, trainable_values(captured, model), cache)
             lowered = replace(lowered, stage_graphs=code)
         weights = Weights(captured, model)
-        super().__init__(captured, lowered.stage_graphs, weights, recomputed=lowered.recomputed(config, loss))
-        self._device_placement = DevicePlacement(weights, lowered.stage_graphs)
+        streamed = StreamedParameters(lowered.stage_graphs, captured) if config.parameters_offchip else NOTHING_STREAMED
+        recomputed = lowered.recomputed(config, loss)
+        super().__init__(captured, lowered.stage_graphs, weights, recomputed=recomputed, streamed=streamed)
+        self._device_placement = DevicePlacement(weights, lowered.stage_graphs, streamed)
 
     def move_to_stages(self, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Move the model's tensors, and what an optimizer keeps of them, to the devices of their stages."""
@@ -65,6 +68,7 @@ class HostProgram(Interpreter):
 
 def _check(model: torch.nn.Module, config: ExecutionConfig) -> None:
     refuse_missing_devices(config)
+    refuse_parameters_elsewhere(model, config)
     if config.compile:
         refuse_other_processors(model, config)
 

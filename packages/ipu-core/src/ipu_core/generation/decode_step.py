@@ -28,6 +28,7 @@ from ..lowering import lower
 from ..partition.stage_graph import StageGraph
 from ..runtime.device_placement import DevicePlacement, homes
 from ..runtime.replay import Replay
+from ..runtime.streaming import NOTHING_STREAMED, ParameterCopies, StreamedParameters
 from ..runtime.weights import Tensors, Weights
 from ..upstream import CACHE
 from .cache import StaticKV
@@ -78,6 +79,7 @@ class Parts:
         cache: where graphs and executables are kept.
         compilers: processes that compile.
         guards: what the graphs take for constant of the model.
+        copies: of parameters that live on the host, on each device.
         programs: those made so far.
         quantizations: how weights are quantized, as far as it is known.
     """
@@ -93,6 +95,7 @@ class Parts:
     cache: ExecutableCache
     compilers: Compilers
     guards: Guards
+    copies: dict[torch.device, ParameterCopies] = field(default_factory=dict)
     programs: dict[Kind, Program] = field(default_factory=dict)
     quantizations: dict[str, Quantization | None] = field(default_factory=dict)
 
@@ -156,13 +159,16 @@ class Program:
             stage_graphs = lowered
         self.lowered = replace(self.lowered, stage_graphs=stage_graphs)
         self._cache, self._kernels = parts.cache, parts.kernels
+        self._streamed = (
+            StreamedParameters(stage_graphs, captured, parts.copies) if config.parameters_offchip else NOTHING_STREAMED
+        )
         self.bounds = index_bounds(captured)
         self.moves = dict(moves)
 
     @functools.cached_property
     def device_placement(self) -> DevicePlacement:
         """Where the tensors it reads have to be."""
-        return DevicePlacement(self._weights, self.lowered.stage_graphs)
+        return DevicePlacement(self._weights, self.lowered.stage_graphs, self._streamed)
 
     def replay(self) -> Replay:
         """Return it as a line of calls, with tensors of its own."""
@@ -171,7 +177,7 @@ class Program:
         if self._compilation is not None:
             self.lowered = replace(self.lowered, stage_graphs=self._compilation.finish())
             self._compilation = None
-        return Replay(self.lowered.captured, self.lowered.stage_graphs, self._weights)
+        return Replay(self.lowered.captured, self.lowered.stage_graphs, self._weights, self._streamed)
 
     def place(self, cache: StaticKV) -> None:
         """Move what is cached to the devices of the stages that write it."""

@@ -31,8 +31,9 @@ from ..kernels.quantize_pass import Quantizer
 from ..partition.lowered import Lowered
 from ..points.request import STEPS, rewrites_with
 from ..runtime.device_placement import without_values
-from ..runtime.devices import CPU
+from ..runtime.devices import CPU, named_devices
 from ..runtime.replay import result_of
+from ..runtime.streaming import refuse_parameters_elsewhere
 from ..upstream import CACHE
 from .cache import Attention, StaticKV, attentions_of
 from .decode_step import POSITION, ROUNDED, BoundProgram, Kind, Move, Parts, Program, copy_tokens, count_up, show_place
@@ -89,7 +90,8 @@ class Decoder:
         rounds_cache: whether keys and values are kept as integers of 8 bits.
 
     Raises:
-        IncompatibleIPUConfigError: several device iterations or replicas.
+        IncompatibleIPUConfigError: several device iterations or replicas; parameters on the host that are quantized, or
+            that run elsewhere.
     """
 
     def __init__(
@@ -107,6 +109,12 @@ class Decoder:
                 f"`inference_replication_factor={config.replication_factor}`: generation takes one batch at a time: "
                 "set both to 1"
             )
+        if weights is not None and config.parameters_offchip and any(d != CPU for d in named_devices(config) or ()):
+            raise IncompatibleIPUConfigError(
+                f"`weights={weights!r}` are kept on the devices of their stages, and `parameters_offchip=True` keeps "
+                "parameters on the host: leave one of them out"
+            )
+        refuse_parameters_elsewhere(model, config)
         self.sizes = sizes
         self._model, self._config = model, config
         self._rounds_cache = rounds_cache

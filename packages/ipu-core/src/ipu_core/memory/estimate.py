@@ -16,8 +16,15 @@ from ..errors import MemoryLimitError
 from ..partition.cost import num_bytes
 from ..partition.cut import Segment
 from ..partition.lowered import Lowered
-from ..partition.parameters import copies, held_by_ipus, held_parameters, trainable_values
-from ..partition.plan import Plan
+from ..partition.parameters import (
+    HeldParameters,
+    copies,
+    held_by_ipus,
+    held_parameters,
+    read_parameters,
+    trainable_values,
+)
+from ..partition.plan import HostMemory, Plan
 from ..report.plan_svg import MIB, largest_text
 from .activations import dry_run
 from .in_flight import MemoryModel, in_flight, update_order
@@ -51,26 +58,35 @@ def with_memory(
     )
     ipus = [stage.ipu for stage in made.stages]
     received = _received_from_other_ipus(captured, lowered.stages)
-    replica = in_flight(run, update_order(config, ipus, config.gradient_accumulation_steps), ipus, received)
+    order = list(update_order(config, ipus, config.gradient_accumulation_steps))
+    replica = in_flight(run, order, ipus, received)
     process = in_flight(run, update_order(config, ipus, config.micro_batches_per_update), ipus, received)
     memory_model = MemoryModel.of(config, model, optimizer)
     held = held_parameters(captured, lowered.stages, model)
-    of_ipus = held_by_ipus(held, copies(captured, lowered.stages, model), ipus, config.ipus_per_replica)
-    memory = tuple(memory_model.memory(ipu, holding, replica) for ipu, holding in enumerate(of_ipus))
+    shared = copies(captured, lowered.stages, model, of_parameters=not config.streams_parameters)
+    of_ipus = held_by_ipus(held, shared, ipus, config.ipus_per_replica)
+    reads = read_parameters(captured, lowered.stages, model)
+    memory = memory_model.memory_of_ipus(of_ipus, replica, order, ipus, reads)
     # A process needs no copies.
     gradients = sum(memory_model.gradients(holding) for holding in held)
     parameters = sum(holding.parameter_bytes + holding.buffer_bytes for holding in held)
-    always = parameters + round(gradients * memory_model.optimizer.state)
+    state = round(gradients * memory_model.optimizer.state)
     largest, largest_bytes = _largest_module(lowered, model, memory_model)
     return replace(
         made,
         memory=memory,
-        process_peak_bytes=always + max(process.process_peak, gradients + memory_model.workspace),
+        host=_on_host(held, gradients, state) if config.streams_parameters else None,
+        process_peak_bytes=parameters + state + max(process.process_peak, gradients + memory_model.workspace),
         device=None if config.device_memory is None else str(config.device_memory),
         limit_bytes=None if config.device_memory is None else memory_limit(config.device_memory),
         largest_module=largest,
         largest_bytes=largest_bytes,
     )
+
+
+def _on_host(held: Sequence[HeldParameters], gradients: int, state: int) -> HostMemory:
+    parameters = sum(holding.parameter_bytes for holding in held)
+    return HostMemory(parameters=parameters, gradients=gradients, optimizer=state)
 
 
 def refuse_what_does_not_fit(made: Plan, config: ExecutionConfig) -> None:

@@ -11,8 +11,9 @@ import torch
 
 from ..config.device_memory import HOST
 from ..config.execution_config import ExecutionConfig
-from ..partition.parameters import HeldParameters
+from ..partition.parameters import HeldParameters, ReadParameter
 from ..partition.plan import Memory
+from ..partition.residency import held_stages
 from ..schedule import FORWARD, Action, make_schedule, simulate
 from .activations import DryRun, OptimizerCost
 
@@ -24,11 +25,13 @@ class InFlight:
     Attributes:
         activations: of each IPU, when its forward passes have left the most for its backward passes.
         peak: of each IPU, at any moment, gradients included.
+        without_gradients: the same where the gradients of parameters leave the IPU in the pass that makes them.
         process_peak: of all IPUs together, where one process runs them all.
     """
 
     activations: Mapping[int, int]
     peak: Mapping[int, int]
+    without_gradients: Mapping[int, int]
     process_peak: int
 
 
@@ -47,6 +50,7 @@ def in_flight(
     gradients: Counter[int] = Counter()
     activations: Counter[int] = Counter()
     peak: Counter[int] = Counter()
+    without_gradients: Counter[int] = Counter()
     process = process_peak = 0
     copies: Counter[int] = Counter()
     is_inference = all(action.kind == FORWARD for action in run.first)
@@ -59,6 +63,7 @@ def in_flight(
         for ipu in {here, *usage.peak}:
             most = live[ipu] + copies[ipu] + usage.peak[ipu]
             peak[ipu] = max(peak[ipu], most)
+            without_gradients[ipu] = max(without_gradients[ipu], most - gradients[ipu])
             if action.kind == FORWARD:
                 activations[ipu] = max(activations[ipu], most - gradients[ipu])
         process_peak = max(process_peak, process + usage.process_peak)
@@ -71,7 +76,36 @@ def in_flight(
             gradients.update(left)
         if action.kind != FORWARD or is_inference:
             copies[here] -= received
-    return InFlight(activations=activations, peak=peak, process_peak=process_peak)
+    return InFlight(activations=activations, peak=peak, without_gradients=without_gradients, process_peak=process_peak)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resident:
+    """The most bytes an IPU has for a while of what lives on the host: parameters, and gradients of a pass."""
+
+    parameters: int = 0
+    gradients: int = 0
+
+
+def resident(
+    order: Iterable[Action], stage_ipus: Sequence[int], reads: Sequence[frozenset[ReadParameter]]
+) -> list[Resident]:
+    """Return what each IPU has for a while.
+
+    Args:
+        order: every pass, by the time it runs.
+        stage_ipus: the IPU of each stage.
+        reads: the parameters each stage reads.
+    """
+    found = [Resident() for _ in range(1 + max(stage_ipus, default=-1))]
+    for stages in set(held_stages([action.stage for action in order], dict(enumerate(stage_ipus)))):
+        before = found[stage_ipus[stages[0]]]
+        together = frozenset[ReadParameter]().union(*(reads[stage] for stage in stages))
+        found[stage_ipus[stages[0]]] = Resident(
+            parameters=max(before.parameters, sum(parameter.num_bytes for parameter in together)),
+            gradients=max(before.gradients, sum(p.num_bytes for p in reads[stages[0]] if p.trains)),
+        )
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +134,32 @@ class MemoryModel:
         largest = max((p.nbytes for p in model.parameters() if p.requires_grad), default=0)
         return cls(config=config, optimizer=cost, workspace=round(largest * cost.workspace))
 
-    def memory(self, ipu: int, held: HeldParameters, flying: InFlight) -> Memory:
-        """Return the memory of one IPU."""
+    def memory_of_ipus(
+        self,
+        held: Sequence[HeldParameters],
+        flying: InFlight,
+        order: Iterable[Action],
+        stage_ipus: Sequence[int],
+        reads: Sequence[frozenset[ReadParameter]],
+    ) -> tuple[Memory, ...]:
+        """Return the memory of each IPU; order, stages and what they read are as for `resident`."""
+        if not self.config.streams_parameters:
+            return tuple(self._memory(ipu, holding, flying) for ipu, holding in enumerate(held))
+        there = dict(enumerate(resident(order, stage_ipus, reads)))
+        return tuple(self._streamed(ipu, h, flying, there.get(ipu, Resident())) for ipu, h in enumerate(held))
+
+    def _streamed(self, ipu: int, held: HeldParameters, flying: InFlight, there: Resident) -> Memory:
+        always = there.parameters + held.buffer_bytes + held.copied_bytes
+        return Memory(
+            ipu=ipu,
+            parameters=always,
+            gradients=0 if self.config.inference else there.gradients,
+            optimizer=0,
+            activations=flying.activations.get(ipu, 0),
+            peak=always + flying.without_gradients.get(ipu, 0),
+        )
+
+    def _memory(self, ipu: int, held: HeldParameters, flying: InFlight) -> Memory:
         own = self.gradients(held)
         # The gradient of a copy is there until it is added to that of what it is a copy of.
         of_copies = 0 if self.config.inference else held.copied_trainable_bytes
@@ -144,6 +202,6 @@ def _state_on_the_device(state: float, config: ExecutionConfig) -> int:
     """Return the bytes of optimizer state an IPU keeps: streaming memory and sharding are IPUs' own."""
     if config.device_memory == HOST:
         return round(state)
-    if config.optimizer_state_offchip:
+    if config.optimizer_state_offchip or config.parameters_offchip:
         return 0
     return round(state / config.replication_factor) if config.replicated_tensor_sharding else round(state)

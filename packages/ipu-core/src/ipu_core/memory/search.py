@@ -20,7 +20,16 @@ from ..config.execution_config import ExecutionConfig
 from ..partition.cost import num_bytes
 from ..partition.cut import Segment, cut
 from ..partition.lowered import recomputed
-from ..partition.parameters import Copies, HeldParameters, copies, held_by_ipus, held_parameters, trainable_values
+from ..partition.parameters import (
+    Copies,
+    HeldParameters,
+    ReadParameter,
+    copies,
+    held_by_ipus,
+    held_parameters,
+    read_parameters,
+    trainable_values,
+)
 from ..partition.plan import Memory
 from ..partition.stage_graph import split
 from ..schedule import BACKWARD, FORWARD, Action, make_schedule, simulate
@@ -37,6 +46,7 @@ class PlacementMemory:
         paths: the module of each visit.
         held: what each visit holds.
         copies: what several visits read.
+        reads: the parameters each visit reads.
         run: what the passes of each visit do.
         sizes: bytes of the values of the graph.
         memory_model: how that becomes memory.
@@ -46,6 +56,7 @@ class PlacementMemory:
     paths: tuple[str, ...]
     held: tuple[HeldParameters, ...]
     copies: tuple[Copies, ...]
+    reads: tuple[frozenset[ReadParameter], ...]
     run: DryRun
     sizes: Mapping[str, int]
     memory_model: MemoryModel
@@ -59,12 +70,13 @@ class PlacementMemory:
         first = _composed(self.run.first, stages, ipus)
         # Inference has one kind of micro-batch.
         following = first if self.run.following is self.run.first else _composed(self.run.following, stages, ipus)
-        order = update_order(config, stage_ipus, _enough_micro_batches(config, len(stages)))
+        order = list(update_order(config, stage_ipus, _enough_micro_batches(config, len(stages))))
         flying = in_flight(
             DryRun(first=first, following=following), order, stage_ipus, [self._received(s, ipus) for s in stages]
         )
         held = held_by_ipus(self.held, self.copies, ipus, config.ipus_per_replica)
-        return tuple(self.memory_model.memory(ipu, holding, flying) for ipu, holding in enumerate(held))
+        reads = [frozenset[ReadParameter]().union(*(self.reads[visit] for visit in stage)) for stage in stages]
+        return self.memory_model.memory_of_ipus(held, flying, order, stage_ipus, reads)
 
     def _received(self, stage: Sequence[int], ipus: Sequence[int]) -> int:
         made_here = {
@@ -111,7 +123,8 @@ def placement_memory(
         visits=visits,
         paths=tuple(paths[visit.ipu] for visit in entered),
         held=held_parameters(captured, visits, model),
-        copies=copies(captured, visits, model),
+        copies=copies(captured, visits, model, of_parameters=not config.streams_parameters),
+        reads=read_parameters(captured, visits, model),
         run=run,
         sizes={node.name: num_bytes(node.meta.get("val")) for node in captured.graph.nodes},
         memory_model=MemoryModel.of(config, model, optimizer),

@@ -41,15 +41,17 @@ def cut(
     captured: Capture,
     ipu_of: Mapping[str, int | None],
     *,
+    stage_starts: Collection[str] = (),
     also_at: Collection[str] = (),
     also_sent: Collection[str] = (),
 ) -> tuple[Segment, ...]:
     """Cut a captured graph into the stages that a placement, entry path -> IPU, gives.
 
-    An entry without an IPU begins no stage: it stays in the one that is running. With `also_at` a stage is cut further,
-    where one of those entries is entered. Values named in `also_sent` are among what segments send.
+    An entry without an IPU begins no stage: it stays in the one that is running. One of `stage_starts` begins one on
+    whatever IPU it is. With `also_at` a stage is cut further, where one of those entries is entered. Values named in
+    `also_sent` are among what segments send.
     """
-    parts = _parts(captured, ipu_of, frozenset(also_at))
+    parts = _parts(captured, ipu_of, frozenset(stage_starts), frozenset(also_at))
     part_of = {node.name: i for i, part in enumerate(parts) for node in part.nodes}
     results = {name for name in captured.outputs if isinstance(name, str)}.union(
         marked_values(captured.graph), also_sent
@@ -90,7 +92,9 @@ class _Part:
     nodes: list[torch.fx.Node] = field(default_factory=list)
 
 
-def _parts(captured: Capture, ipu_of: Mapping[str, int | None], also_at: frozenset[str]) -> list[_Part]:
+def _parts(
+    captured: Capture, ipu_of: Mapping[str, int | None], stage_starts: frozenset[str], also_at: frozenset[str]
+) -> list[_Part]:
     operations = [node for node in captured.graph.nodes if node.op == "call_function"]
     entered = (ipu_of[entry] for node in operations if (entry := node_entry(node, ipu_of)) is not None)
     parts = [_Part(0, next((ipu for ipu in entered if ipu is not None), 0))]
@@ -98,9 +102,10 @@ def _parts(captured: Capture, ipu_of: Mapping[str, int | None], also_at: frozens
     for node in operations:
         entry = node_entry(node, ipu_of)
         ipu = ipu_of[entry] if entry is not None else None
-        if ipu is not None and ipu != parts[-1].ipu:
+        is_entered = entry is not None and entry != current and bool(parts[-1].nodes)
+        if ipu is not None and (ipu != parts[-1].ipu or (is_entered and entry in stage_starts)):
             parts.append(_Part(parts[-1].stage + 1, ipu))
-        elif entry is not None and entry != current and entry in also_at and parts[-1].nodes:
+        elif is_entered and entry in also_at:
             parts.append(_Part(parts[-1].stage, parts[-1].ipu))
         if entry is not None:
             current = entry

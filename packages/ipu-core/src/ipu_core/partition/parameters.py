@@ -57,14 +57,22 @@ def held_parameters(
     return tuple(held)
 
 
-def copies(captured: Capture, segments: Sequence[Segment], model: torch.nn.Module) -> tuple[Copies, ...]:
-    """Return the tensors that several segments read, as the runs of a shared layer read their weights."""
+def copies(
+    captured: Capture, segments: Sequence[Segment], model: torch.nn.Module, *, of_parameters: bool = True
+) -> tuple[Copies, ...]:
+    """Return the tensors that several segments read, as the runs of a shared layer read their weights.
+
+    Without `of_parameters` they are the buffers alone: parameters that live on the host are nowhere else.
+    """
     home = {name: i for i, segment in enumerate(segments) for name in segment.nodes}
     found = []
     for tensor, users in _readers(captured, model):
         readers = frozenset(home[user.name] for user in users)
         if len(readers) > 1 and not all(_is_row_slice(user) for user in users):
-            trains = tensor.requires_grad and isinstance(tensor, torch.nn.Parameter)
+            is_parameter = isinstance(tensor, torch.nn.Parameter)
+            if is_parameter and not of_parameters:
+                continue
+            trains = tensor.requires_grad and is_parameter
             copy = HeldParameters(copied_bytes=tensor.nbytes, copied_trainable_bytes=tensor.nbytes if trains else 0)
             found.append(Copies(home=min(readers), readers=readers, copy=copy))
     return tuple(found)
@@ -81,6 +89,30 @@ def held_by_ipus(
         for ipu in {ipus[reader] for reader in tensor.readers} - {ipus[tensor.home]}:
             total[ipu] += tensor.copy
     return total
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadParameter:
+    """A parameter that a segment reads, whole: `number` is the same wherever it is read."""
+
+    number: int
+    num_bytes: int
+    trains: bool
+
+
+def read_parameters(
+    captured: Capture, segments: Sequence[Segment], model: torch.nn.Module
+) -> tuple[frozenset[ReadParameter], ...]:
+    """Return the parameters each segment reads; a tied or a split one belongs to every segment that reads of it."""
+    home = {name: i for i, segment in enumerate(segments) for name in segment.nodes}
+    parameters = {id(p) for p in model.parameters()}
+    found: list[set[ReadParameter]] = [set() for _ in segments]
+    for number, (tensor, users) in enumerate(_readers(captured, model)):
+        if id(tensor) in parameters:
+            read = ReadParameter(number=number, num_bytes=tensor.nbytes, trains=tensor.requires_grad)
+            for user in users:
+                found[home[user.name]].add(read)
+    return tuple(map(frozenset, found))
 
 
 def trainable_values(captured: Capture, model: torch.nn.Module) -> set[str]:

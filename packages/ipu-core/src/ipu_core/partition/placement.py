@@ -9,7 +9,7 @@ import torch
 
 from ..capture.capture import Capture
 from ..config.execution_config import ExecutionConfig
-from ..config.layers_per_ipu import rounds
+from ..config.layers_per_ipu import round_starts, rounds
 from .cost import Cost, node_cost, num_bytes
 from .cut import Segment
 from .entry import Layout
@@ -74,6 +74,15 @@ def place(
         placed[entry.path] = None if is_spread else ipu
         homes.update({p: ipu for p in parameters if p not in homes and not is_spread})
     return placed
+
+
+def stage_starts(model_layout: Layout, config: ExecutionConfig, layers_per_ipu: Sequence[int]) -> frozenset[str]:
+    """Return the layers that begin a stage on whatever IPU: where `stages_per_ipu` goes round once more."""
+    if config.stages_per_ipu == 1:
+        return frozenset()
+    layers = [entry.path for entry in model_layout.entries if entry.repeated]
+    firsts = round_starts(layers_per_ipu, config.stages_per_ipu) - {0}
+    return frozenset(path for i, path in enumerate(layers) if i in firsts)
 
 
 def _stages(

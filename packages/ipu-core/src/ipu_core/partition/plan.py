@@ -46,7 +46,9 @@ class Memory:
     Attributes:
         ipu: which one.
         parameters: of its parameters and buffers, and of its copies of those that another IPU holds and it reads too.
-        gradients: of its parameters' gradients, once all are there, and of its copies'.
+            Where parameters are off chip, of copies of those of the two stages that take the most.
+        gradients: of its parameters' gradients, once all are there, and of its copies'. Where parameters are off chip,
+            of those of one backward pass.
         optimizer: of the optimizer's state.
         activations: when its forward passes have left the most for its backward passes, under the schedule.
         peak: at any moment. Gradients come while activations go, so it is less than the sum of the others.
@@ -61,11 +63,27 @@ class Memory:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HostMemory:
+    """Bytes that the host keeps of a replica whose parameters are off chip.
+
+    Attributes:
+        parameters: of all parameters.
+        gradients: of their gradients, once all are there.
+        optimizer: of the optimizer's state.
+    """
+
+    parameters: int
+    gradients: int
+    optimizer: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """Which modules sit on which IPU, how a combined batch is cut, what memory it takes; `print(plan)` is a table.
 
     Attributes:
         memory: what each IPU of a replica holds.
+        host: what the host keeps, where parameters are off chip.
         process_peak_bytes: the most one process holds that runs every stage, as the host engine does.
         device: what `limit_bytes` is the memory of: "bow", "gc200", "host" (this machine), or a number of bytes.
         limit_bytes: the memory an IPU, or this machine, has; None when there is no limit to keep.
@@ -83,6 +101,7 @@ class Plan:
     ipus_per_replica: int
     stages: tuple[Stage, ...]
     memory: tuple[Memory, ...] = ()
+    host: HostMemory | None = None
     process_peak_bytes: int = 0
     device: str | None = None
     limit_bytes: int | None = None
@@ -111,7 +130,8 @@ class Plan:
         values = json.loads(text)
         stages = tuple(Stage(**{**stage, "modules": tuple(stage["modules"])}) for stage in values.pop("stages"))
         memory = tuple(Memory(**held) for held in values.pop("memory"))
-        return cls(**values, stages=stages, memory=memory)
+        host = values.pop("host", None)
+        return cls(**values, stages=stages, memory=memory, host=None if host is None else HostMemory(**host))
 
     @property
     def layers_per_ipu(self) -> tuple[int, ...]:

@@ -34,7 +34,7 @@ def plan_text(plan: Plan) -> str:
         kind = "forward passes" if plan.for_inference else "forward and backward passes"
         parts.append(f"times: measured on this machine, of {kind}")
     if plan.memory:
-        parts += ["", *_table(_memory_rows(plan)), *_verdict(plan)]
+        parts += ["", *_table(_memory_rows(plan)), *_on_host(plan), *_verdict(plan)]
     else:
         parts += ["", "memory: not worked out, the model returns no loss for this batch"]
     return "\n".join(parts)
@@ -153,6 +153,18 @@ def _memory_rows(plan: Plan) -> list[tuple[str, ...]]:
         row = (str(memory.ipu), *(f"{size / MIB:.1f}" for size in parts))
         rows.append(row if plan.limit_bytes is None else (*row, f"{memory.peak / plan.limit_bytes:.0%}"))
     return rows
+
+
+def _on_host(plan: Plan) -> list[str]:
+    if plan.host is None:
+        return []
+    parts = [
+        ("parameters", plan.host.parameters),
+        ("gradients", plan.host.gradients),
+        ("optimizer", plan.host.optimizer),
+    ]
+    kept = ", ".join(f"{name} {size / MIB:.1f} MiB" for name, size in parts if size)
+    return [f"on the host: {kept}; an IPU has copies of the parameters of two of its stages at most"]
 
 
 def _verdict(plan: Plan) -> list[str]:

@@ -14,6 +14,7 @@ from ..batch import input_leaves
 from ..capture.capture import CAPTURING
 from ..partition.stage_graph import StageGraph
 from .devices import CPU
+from .streaming import NOTHING_STREAMED, StreamedParameters
 from .weights import Tensors
 
 
@@ -25,11 +26,18 @@ class DevicePlacement:
     Args:
         weights: the model's tensors.
         stage_graphs: its stages, on their devices.
+        streamed: parameters that live on the host, whatever the devices of their stages.
     """
 
-    def __init__(self, weights: Tensors, stage_graphs: Sequence[StageGraph]) -> None:
+    def __init__(
+        self,
+        weights: Tensors,
+        stage_graphs: Sequence[StageGraph],
+        streamed: StreamedParameters = NOTHING_STREAMED,
+    ) -> None:
         self._weights = weights
-        self._homes = homes(stage_graphs)
+        self._streamed = streamed
+        self._homes = homes(stage_graphs) | dict.fromkeys(streamed.names, CPU)
         self._moved: dict[int, tuple[torch.Tensor, torch.device, torch.device]] = {}
 
     def move_to_stages(self, optimizer: torch.optim.Optimizer | None = None) -> None:
@@ -49,6 +57,7 @@ class DevicePlacement:
             _move(tensor, device)
         if optimizer is not None and away:
             move_state(optimizer)
+        self._streamed.pin(self._weights)
 
     def release(self) -> None:
         """Move back what is still where `move_to_stages` moved it."""
@@ -56,6 +65,7 @@ class DevicePlacement:
             if tensor.device == device:
                 _move(tensor, before)
         self._moved.clear()
+        self._streamed.unpin(self._weights)
 
 
 def move_state(optimizer: torch.optim.Optimizer) -> None:

@@ -19,6 +19,7 @@ from ..capture.capture import Capture
 from ..partition.stage_graph import StageGraph
 from ..schedule import BACKWARD, FORWARD, Action
 from .program import ActionHook, Trained, no_hook
+from .streaming import NOTHING_STREAMED, StreamedParameters
 from .transfers import Values
 from .weights import Tensors
 
@@ -32,6 +33,7 @@ class Interpreter:
         weights: the model's tensors, or others in their place.
         recomputed: stage graphs of which only what crosses to others is kept, and which run again for their backward
             pass.
+        streamed: parameters that live on the host, of which devices have copies for a while.
     """
 
     def __init__(
@@ -41,11 +43,13 @@ class Interpreter:
         weights: Tensors,
         *,
         recomputed: Iterable[StageGraph] = (),
+        streamed: StreamedParameters = NOTHING_STREAMED,
     ) -> None:
         self.captured = captured
         self.weights = weights
         self.stage_graphs = tuple(stage_graphs)
         self.recomputed = frozenset(recomputed)
+        self.streamed = streamed
         self.last_reader = {name: i for i, stage_graph in enumerate(self.stage_graphs) for name in stage_graph.inputs}
         # Which values of a recomputed stage graph carry gradients is known once it has run.
         self.carriers: dict[StageGraph, frozenset[str]] = {}
@@ -56,10 +60,11 @@ class Interpreter:
 
     def infer(self, batch: Mapping[str, Any], *, on_action: ActionHook = no_hook) -> list[Any]:
         """Run one micro-batch without gradients and give the leaves of its output; each stage enters `on_action`."""
-        with torch.no_grad():
+        stages = [stage_graph.stage for stage_graph in self.stage_graphs]
+        with torch.no_grad(), contextlib.closing(self.streamed.turns(stages, self.weights)) as turns:
             values = self.initial_values(batch)
             kept = {name for name in self.captured.outputs if isinstance(name, str)}
-            for i, stage_graph in enumerate(self.stage_graphs):
+            for (i, stage_graph), _ in zip(enumerate(self.stage_graphs), turns, strict=False):
                 with on_action(Action(stage_graph.stage, FORWARD, 0)):
                     values.update(values.run(stage_graph))
                 values.forget(n for n in stage_graph.inputs if self.last_reader[n] == i and n not in kept)
@@ -75,8 +80,20 @@ class Interpreter:
     ) -> Iterator[Trained]:
         """Run micro-batches forward and backward, as `StageProgram.train` says."""
         self._forget_carriers_if_something_was_frozen()
+        actions = list(order)
+        turns = self.streamed.turns([action.stage for action in actions], self.weights)
+        with contextlib.closing(turns):
+            yield from self._train(batches, zip(actions, turns, strict=False), starts, on_action)
+
+    def _train(
+        self,
+        batches: Sequence[Mapping[str, Any]],
+        turns: Iterable[tuple[Action, None]],
+        starts: Sequence[Mapping[str, float]],
+        on_action: ActionHook,
+    ) -> Iterator[Trained]:
         passes: dict[int, _Pass] = {}
-        for action in order:
+        for action, _ in turns:
             if action.micro_batch not in passes:
                 values = self.initial_values(batches[action.micro_batch])
                 passes[action.micro_batch] = _Pass(self, values, starts[action.micro_batch])
@@ -109,7 +126,7 @@ class Interpreter:
         for value, source in self.captured.sources.items():
             if source.kind == "constant":
                 values[value] = self.captured.constants[source.name]
-        return Values(values, self._changing)
+        return Values(values, self._changing, self.streamed)
 
     def outputs(self, values: Mapping[str, Any]) -> list[Any]:
         """Return the leaves of the output."""

@@ -8,6 +8,7 @@ ones.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -18,6 +19,7 @@ from ..batch import input_leaves
 from ..capture.capture import Capture
 from ..compile.executable import Executable, Spec
 from ..partition.stage_graph import StageGraph
+from .streaming import NOTHING_STREAMED, StreamedParameters
 from .transfers import Call, moved, stage_call
 from .weights import Tensors
 
@@ -37,10 +39,19 @@ class Replay:
         captured: the captured model.
         stage_graphs: its stage graphs, in run order.
         weights: the model's tensors.
+        streamed: parameters that live on the host, of which devices have copies for a while.
     """
 
-    def __init__(self, captured: Capture, stage_graphs: Sequence[StageGraph], weights: Tensors) -> None:
+    def __init__(
+        self,
+        captured: Capture,
+        stage_graphs: Sequence[StageGraph],
+        weights: Tensors,
+        streamed: StreamedParameters = NOTHING_STREAMED,
+    ) -> None:
         self._captured = captured
+        self._streamed = streamed
+        self._parameters: dict[str, torch.Tensor] = {}  # those that are streamed
         self._stage_graphs = tuple(stage_graphs)
         self._weights = weights
         names = [*captured.sources, *(name for stage_graph in stage_graphs for name in stage_graph.outputs)]
@@ -60,7 +71,9 @@ class Replay:
                 fixed[name] = self._captured.constants[source.name]
             elif source.kind == "input":
                 self._values[self._number[name]] = leaves[source.name]
-        fixed |= {n: t.detach() for n, t in self._weights.read(self._read).items()}
+        read = self._weights.read(self._read)
+        self._parameters = {name: read.pop(name) for name in self._streamed.names}
+        fixed |= {n: t.detach() for n, t in read.items()}
         self._calls = [self._call(i, stage_graph, fixed) for i, stage_graph in enumerate(self._stage_graphs)]
         self._is_checked = False
 
@@ -70,13 +83,22 @@ class Replay:
 
     def by_stage(self) -> Generator[None, None, list[Any]]:
         """Run it with a stop before each stage but the first, and return the leaves of the output."""
+        stages = [stage_graph.stage for stage_graph in self._stage_graphs]
+        with contextlib.closing(self._streamed.turns(stages, self._weights)) as turns:
+            return (yield from self._turn_by_turn(turns))
+
+    def _turn_by_turn(self, turns: Iterator[None]) -> Generator[None, None, list[Any]]:
         values = self._values
         stage = self._stage_graphs[0].stage if self._stage_graphs else 0
         for stage_graph, call in zip(self._stage_graphs, self._calls, strict=True):
             if stage_graph.stage != stage:
                 stage = stage_graph.stage
                 yield
+            next(turns)  # what others, who had their turn at the stop, may have dropped is there again
             given = call.fixed.copy()
+            for position, parameter in call.streamed:
+                assert stage_graph.device is not None
+                given[position] = self._streamed.of(parameter, stage_graph.device)
             for position, number in call.changing:
                 given[position] = values[number]
             if stage_graph.device is not None:
@@ -95,10 +117,12 @@ class Replay:
         weights = [fixed.get(name) for name in stage_graph.inputs]
         if stage_graph.device is not None:
             weights = [moved(v, stage_graph.device) if isinstance(v, torch.Tensor) else v for v in weights]
-        changing = [name for name in stage_graph.inputs if name not in fixed]
+        streamed = self._streamed.names
+        changing = [name for name in stage_graph.inputs if name not in fixed and name not in streamed]
         return _Call(
             code=stage_call(stage_graph, is_fixed=True),
             fixed=weights,
+            streamed=[(i, self._parameters[name]) for i, name in enumerate(stage_graph.inputs) if name in streamed],
             changing=[(i, self._number[name]) for i, name in enumerate(stage_graph.inputs) if name in changing],
             outputs=[self._number[name] for name in stage_graph.outputs],
             forgotten=[self._number[n] for n in changing if self._last[n] == index and n not in kept],
@@ -117,7 +141,8 @@ class _Call:
 
     Attributes:
         code: the stage graph.
-        fixed: its inputs, None where they change between runs.
+        fixed: its inputs, None where they change between runs, or live elsewhere.
+        streamed: positions of those that live on the host, and they.
         changing: positions of those that do, and their numbers.
         outputs: numbers of what it gives.
         forgotten: numbers of what nobody reads after it.
@@ -125,6 +150,7 @@ class _Call:
 
     code: Call
     fixed: list[Any]
+    streamed: list[tuple[int, torch.Tensor]]
     changing: list[tuple[int, int]]
     outputs: list[int]
     forgotten: list[int]

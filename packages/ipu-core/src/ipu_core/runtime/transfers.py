@@ -10,6 +10,7 @@ import torch
 
 from ..compile.executable import Executable
 from ..partition.stage_graph import StageGraph
+from .streaming import NOTHING_STREAMED, StreamedParameters
 
 Call = Callable[[list[Any]], Sequence[Any]]
 
@@ -37,17 +38,22 @@ class Values(dict[str, Any]):
     Args:
         values: what a micro-batch starts with.
         changing: names of those that a run changes in place; each reader gets a fresh copy of them.
+        streamed: has copies of parameters that live on the host.
     """
 
-    def __init__(self, values: dict[str, Any], changing: Collection[str]) -> None:
+    def __init__(
+        self, values: dict[str, Any], changing: Collection[str], streamed: StreamedParameters = NOTHING_STREAMED
+    ) -> None:
         super().__init__(values)
         self._changing = changing
+        self._streamed = streamed
         self._copies: dict[str, dict[torch.device, torch.Tensor]] = {}
 
     def run(self, stage_graph: StageGraph) -> dict[str, Any]:
         """Run a stage graph on its device, and give its outputs by name."""
         entered = [self._on(name, stage_graph.device) for name in stage_graph.inputs]
-        results = stage_call(stage_graph)(entered)
+        with self._streamed.found_again():
+            results = stage_call(stage_graph)(entered)
         for name, value in zip(stage_graph.inputs, entered, strict=True):
             if name in stage_graph.changes and value is not self[name]:
                 with torch.no_grad():
@@ -64,6 +70,8 @@ class Values(dict[str, Any]):
         value = self[name]
         if device is None or not isinstance(value, torch.Tensor) or value.device == device:
             return value
+        if name in self._streamed.names:
+            return self._streamed.of(value, device)
         if name in self._changing:
             return moved(value, device)
         copies = self._copies.setdefault(name, {})
