@@ -62,9 +62,7 @@ UNCACHED = {
 }
 # These are asked to refuse to generate.
 NOT_GENERATED = {
-    **dict.fromkeys(
-        ("prophetnet", "xlm-prophetnet"), "its logits change when others follow, plain and pipelined"
-    ),
+    **dict.fromkeys(("prophetnet", "xlm-prophetnet"), "its logits change when others follow, plain and pipelined"),
     "xlnet": "its `generate` hands the forward permutations of all tokens",
 }
 # Recurrences are unrolled, so that their graphs grow with the length.

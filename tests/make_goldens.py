@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write what transformers 4.57.6 gives for the model types it was the last to have: the files `tests/golden/*.safetensors`.
+"""Write `tests/golden/*.safetensors`: what transformers 4.57.6 gives for the model types it was the last to have.
 
 In an environment with transformers 4.57.6 and torch 2.13::
 

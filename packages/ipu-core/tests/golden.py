@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Golden files of models that transformers no longer has, written by `tests/make_goldens.py`: loaded, run and compared."""
+"""Golden files of models that transformers no longer has, of `tests/make_goldens.py`: loaded, run and compared."""
 
 import json
 
@@ -18,10 +18,12 @@ class Golden:
     def __init__(self, path):
         with safe_open(path, "pt") as file:
             self.about = file.metadata()
-            self.tensors = {key: file.get_tensor(key) for key in file.keys()}
+            self.tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no mapping
 
     def part(self, prefix):
-        return {key.removeprefix(f"{prefix}."): value for key, value in self.tensors.items() if key.startswith(f"{prefix}.")}
+        return {
+            key.removeprefix(f"{prefix}."): value for key, value in self.tensors.items() if key.startswith(f"{prefix}.")
+        }
 
     def checkpoint(self, folder):
         """Write the checkpoint as the former release did."""
@@ -31,7 +33,9 @@ class Golden:
 
     def model(self, folder, auto):
         """Load the checkpoint with an auto class: every tensor is used, and none is missing."""
-        model, info = auto.from_pretrained(self.checkpoint(folder), output_loading_info=True, attn_implementation="eager")
+        model, info = auto.from_pretrained(
+            self.checkpoint(folder), output_loading_info=True, attn_implementation="eager"
+        )
         assert type(model).__name__ == self.about["class"]
         assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
         return model.eval()
@@ -55,7 +59,9 @@ def assert_close(outputs, expected):
         found = outputs
         for step in path.split("."):
             found = found[int(step) if step.isdigit() else step]
-        torch.testing.assert_close(found, tensor, atol=TOLERANCE, rtol=TOLERANCE, msg=lambda text, path=path: f"{path}: {text}")
+        torch.testing.assert_close(
+            found, tensor, atol=TOLERANCE, rtol=TOLERANCE, msg=lambda text, path=path: f"{path}: {text}"
+        )
 
 
 def auto_of(class_name):

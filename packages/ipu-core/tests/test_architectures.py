@@ -115,7 +115,9 @@ print(type(AutoModel.from_config(AutoConfig.for_model("mine", **TINY))).__name__
 
 def test_a_finder_waits_for_its_module_alone(monkeypatch):
     calls = []
-    monkeypatch.setattr(sys, "meta_path", [registration._AfterImport("colorsys", lambda: calls.append(1)), *sys.meta_path])
+    monkeypatch.setattr(
+        sys, "meta_path", [registration._AfterImport("colorsys", lambda: calls.append(1)), *sys.meta_path]
+    )
     monkeypatch.delitem(sys.modules, "colorsys", raising=False)
     monkeypatch.delitem(sys.modules, "sched", raising=False)
     import sched

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """GroupBERT: BERT with convolutions and two feed-forward modules a layer, both cheap because they work in groups.
 
-`architectures` registers it with transformers, as "groupbert". Embeddings, self-attention, pooler and heads are those of
-BERT, and so is the tokenizer.
+`architectures` registers it with transformers, as "groupbert". Embeddings, self-attention, pooler, heads and tokenizer
+are those of BERT.
 
 Shapes: B rows, L tokens a row, D `hidden_size`, I `intermediate_size`.
 

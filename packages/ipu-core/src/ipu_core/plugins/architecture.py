@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Architecture`: a model type that transformers does not know, declared as strings so that declaring imports nothing."""
+"""`Architecture`: a model type that transformers does not know, as strings, so that declaring it imports nothing."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ class Architecture:
             _refuse_other_target(self.model_type, target)
         if (self.models or self.tokenizer) and self.config.partition(":")[0].partition(".")[0] == UPSTREAM:
             raise ValueError(
-                f"`{self.config}` of `{self.model_type}` is a configuration of transformers, which has its models: leave "
-                "`models` and `tokenizer` out"
+                f"`{self.config}` of `{self.model_type}` is a configuration of transformers, which has its models: "
+                "leave `models` and `tokenizer` out"
             )
         for auto in self.models:
             if not auto.startswith("AutoModel"):

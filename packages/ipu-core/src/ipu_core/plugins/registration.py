@@ -48,8 +48,7 @@ def _register_all(architectures: tuple[Architecture, ...]) -> None:
 def _register(architecture: Architecture) -> None:
     import transformers
 
-    known = transformers.CONFIG_MAPPING
-    there = known[architecture.model_type] if architecture.model_type in known else None
+    there = _known(architecture.model_type)
     if there is not None and _is_upstreams(there):
         return
     config = load(architecture.config)
@@ -59,8 +58,17 @@ def _register(architecture: Architecture) -> None:
             *(architecture.model_type, there.__module__, there.__qualname__, architecture.config),
         )
         return
-    known.register(architecture.model_type, config, exist_ok=True)
+    transformers.CONFIG_MAPPING.register(architecture.model_type, config, exist_ok=True)
     _register_classes(architecture, config)
+
+
+def _known(model_type: str) -> Any:
+    import transformers
+
+    try:
+        return transformers.CONFIG_MAPPING[model_type]  # its `get` finds nothing that it has not loaded yet
+    except KeyError:
+        return None
 
 
 def _register_classes(architecture: Architecture, config: Any) -> None:

@@ -40,6 +40,8 @@ from .mega_attention import MegaGatedAttention, MegaNorm, MegaState, dropout_of
 from .mega_config import MegaConfig
 
 Tensor = torch.Tensor
+# Options of the output, which wrappers of `forward` read, and of losses.
+UNREAD = ("output_attentions", "output_hidden_states", "return_dict", "num_items_in_batch")
 
 
 class MegaEmbeddings(nn.Module):
@@ -169,10 +171,12 @@ class MegaModel(MegaPreTrainedModel):
     ) -> Any:
         """Return hidden states [B, L, D] and the pooled row [B, D].
 
-        A decoder with `use_cache` gives a state for each layer, too, as the cache; with it, it takes one token more, and
-        a mask of all tokens.
+        A decoder with `use_cache` gives a state for each layer, too, as the cache; with it, it takes one token more,
+        and a mask of all tokens.
         """
         states = kwargs.pop(CACHE, None)
+        if unknown := sorted(name for name, value in kwargs.items() if name not in UNREAD and value is not None):
+            raise ValueError(f"Mega would not read {', '.join(f'`{name}`' for name in unknown)}: leave them out")
         is_cached = bool(self.config.use_cache if use_cache is None else use_cache) and self.config.is_decoder
         hidden_states = self.embedding_layer(input_ids, token_type_ids, inputs_embeds)
         self._refuse(states, hidden_states.shape[1], attention_mask, is_cached)
@@ -205,7 +209,8 @@ class MegaModel(MegaPreTrainedModel):
         if not is_cached or length != 1 or len(states) != len(self.layers):
             raise ValueError(
                 f"`{CACHE}` has {len(states)} states for {len(self.layers)} layers, rows have {length} tokens, and "
-                f"`use_cache` is {is_cached}: a decoder goes on from a state for each layer, by one token, with `use_cache`"
+                f"`use_cache` is {is_cached}: a decoder goes on from a state for each layer, by one token, with "
+                "`use_cache`"
             )
 
 
@@ -272,9 +277,7 @@ class MegaForCausalLM(Head, MegaWithHead):
     ) -> Any:
         """Score the token after each, [B, L, V]; labels are the tokens themselves, -100 where one counts nothing."""
         use_cache = False if labels is not None else use_cache
-        encoded = self.encode(
-            input_ids, attention_mask, token_type_ids, inputs_embeds, use_cache=use_cache, **kwargs
-        )
+        encoded = self.encode(input_ids, attention_mask, token_type_ids, inputs_embeds, use_cache=use_cache, **kwargs)
         logits = self.lm_head(self.inner(encoded.last_hidden_state))
         return CausalLMOutputWithCrossAttentions(
             loss=None if labels is None else token_loss(logits[:, :-1], labels[:, 1:]),

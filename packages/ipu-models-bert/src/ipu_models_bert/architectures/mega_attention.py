@@ -24,7 +24,7 @@ EPSILON = 1e-5
 
 
 class MegaState(NamedTuple):
-    """What a layer goes on from: keys [B, K, S] and values [B, K, I] of the chunk, None where one begins, and averages."""
+    """What goes on: keys [B, K, S] and values [B, K, I] of a chunk, None where one begins, and averages."""
 
     key: Tensor | None
     value: Tensor | None
@@ -215,8 +215,8 @@ class MegaGatedAttention(nn.Module):
             num_keys = key.shape[1] * key.shape[2]
             if token_mask.shape[1] < num_keys:
                 raise ValueError(
-                    f"`attention_mask` has {token_mask.shape[1]} tokens, and attention sees {num_keys}: give the mask of "
-                    "the tokens before, too"
+                    f"`attention_mask` has {token_mask.shape[1]} tokens, and attention sees {num_keys}: give the mask "
+                    "of the tokens before, too"
                 )
             mask = self._chunks(token_mask[:, -num_keys:].unsqueeze(-1)).squeeze(-1).bool()  # [B, C, K]
         weights = self._weights(query, key, mask)

@@ -141,7 +141,9 @@ class MegaConfig(transformers.PreTrainedConfig):
 
     def _refuse_sizes(self) -> None:
         if self.use_chunking and self.chunk_size < 1:
-            raise ValueError(f"`use_chunking` has chunks of `chunk_size={self.chunk_size}` tokens: give a positive number")
+            raise ValueError(
+                f"`use_chunking` has chunks of `chunk_size={self.chunk_size}` tokens: give a positive number"
+            )
         if self.truncation is not None and self.truncation < 1:
             raise ValueError(f"`truncation={self.truncation}` leaves no token: give a positive number, or None")
         if self.relative_positional_bias == "rotary" and self.shared_representation_size % 2:
@@ -151,16 +153,16 @@ class MegaConfig(transformers.PreTrainedConfig):
             )
         if self.chunk_size > self.max_positions and self.relative_positional_bias == "simple":
             raise ValueError(
-                f"`chunk_size={self.chunk_size}` is more than the simple bias has, `max_positions={self.max_positions}`: "
-                "change one of them"
+                f"`chunk_size={self.chunk_size}` is more than the simple bias has, `max_positions="
+                f"{self.max_positions}`: change one of them"
             )
 
     def _refuse_unread(self) -> None:
         for name, (other, value) in READ_ONLY_WITH.items():
             if getattr(self, other) != value and getattr(self, name) != getattr(type(self), name):
                 raise ValueError(
-                    f"`{name}={getattr(self, name)}` has no effect with `{other}={getattr(self, other)}`: leave it out, "
-                    f"or give `{other}={value}`"
+                    f"`{name}={getattr(self, name)}` has no effect with `{other}={getattr(self, other)}`: leave it "
+                    f"out, or give `{other}={value}`"
                 )
         if self.chunk_size != -1 and not self.use_chunking and self.relative_positional_bias == "rotary":
             raise ValueError(

@@ -81,7 +81,7 @@ class NezhaConfig(transformers.BertConfig):
 
 
 def distance_encodings(max_distance: int, width: int, like: torch.Tensor) -> torch.Tensor:
-    """Return the encodings of the distances from `-max_distance` to `max_distance`, [R, width], sine and cosine by turns."""
+    """Return encodings of `-max_distance` to `max_distance`, [R, width], sines and cosines by turns."""
     positions = torch.arange(2 * max_distance + 1, dtype=torch.float32, device=like.device)
     frequencies = torch.exp(
         torch.arange(0, width, 2, dtype=torch.float32, device=like.device) * (-math.log(10000.0) / width)
@@ -130,8 +130,8 @@ class NezhaEmbeddings(nn.Module):
             raise ValueError("NEZHA knows distances and no positions: leave `position_ids` out")
         if length > self.max_length:
             raise ValueError(
-                f"rows have {length} tokens, and `max_position_embeddings` is {self.max_length}: give shorter rows, or a "
-                "configuration with more"
+                f"rows have {length} tokens, and `max_position_embeddings` is {self.max_length}: give shorter rows, "
+                "or a configuration with more"
             )
 
 
