@@ -139,7 +139,7 @@ def package(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def catalogue(session: nox.Session) -> None:
-    """Compare a tenth of the architectures no plugin declares, by turns; `-- --all` all 83, names a choice."""
+    """Compare a tenth of the architectures no plugin declares, by turns; `-- --all` all 86, names a choice."""
     python = shared(session)
     session.run(python, "catalogue/run.py", *(session.posargs or ["--turn", str(TODAY)]), env=ONE_THREAD)
 

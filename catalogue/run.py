@@ -30,6 +30,7 @@ from typing import Any
 import torch
 import transformers
 from ipu_core import IPUConfig, generation_model, to_pipelined
+from ipu_core._transformers import class_with_head
 from ipu_core.batch import micro_batches
 from ipu_core.capture.capture import without_cache
 from ipu_core.engines.registry import usable_engine
@@ -42,12 +43,8 @@ from ipu_core.samples import sample_batch
 from ipu_core.testing import with_loss
 from ipu_core.upstream import CACHE
 from torch.utils import _pytree as pytree
-from transformers.models.auto import modeling_auto
 
 TINY: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "tiny.json").read_text())
-# Names that transformers has no more, of architectures it has.
-ALIASES = {"code_llama": "llama"}
-SKIPPED = dict.fromkeys(("mega", "nezha", "xlm-prophetnet"), "transformers 5 removed it")
 NOTES = {
     "mra": "its attention needs a CUDA kernel: on the CPU it gives zeros, plain and pipelined",
     **dict.fromkeys(
@@ -65,7 +62,7 @@ UNCACHED = {
 }
 # These are asked to refuse to generate.
 NOT_GENERATED = {
-    "prophetnet": "its logits change when others follow, plain and pipelined",
+    **dict.fromkeys(("prophetnet", "xlm-prophetnet"), "its logits change when others follow, plain and pipelined"),
     "xlnet": "its `generate` hands the forward permutations of all tokens",
 }
 # Recurrences are unrolled, so that their graphs grow with the length.
@@ -85,11 +82,7 @@ MODES: dict[str, dict[str, Any]] = {
 }
 # Of the largest value that is compared.
 TOLERANCE = 1e-5
-HEADS = (
-    ("MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES", transformers.AutoModelForSeq2SeqLM),
-    ("MODEL_FOR_MASKED_LM_MAPPING_NAMES", transformers.AutoModelForMaskedLM),
-    ("MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", transformers.AutoModelForCausalLM),
-)
+HEADS = (transformers.AutoModelForSeq2SeqLM, transformers.AutoModelForMaskedLM, transformers.AutoModelForCausalLM)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,14 +131,14 @@ HEADER = (
 
 def models_of(model_type: str) -> Iterator[tuple[Any, bool]]:
     """Make the base model of a type, with a loss, and its head where transformers has one; say which has a head."""
-    name = ALIASES.get(model_type, model_type)
-    config = transformers.AutoConfig.for_model(name, **TINY[model_type])
+    installed()  # registers the architectures that transformers does not have
+    config = transformers.AutoConfig.for_model(model_type, **TINY[model_type])
     if config.is_encoder_decoder and getattr(config, "decoder_start_token_id", None) is None:
         config.decoder_start_token_id = 0
     torch.manual_seed(0)
     yield with_loss(transformers.AutoModel.from_config(config)), False
-    for mapping, auto in HEADS:
-        if name in getattr(modeling_auto, mapping):
+    for auto in HEADS:
+        if class_with_head(auto, config) is not None:
             torch.manual_seed(0)
             yield auto.from_config(config), True
             return
@@ -356,13 +349,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--turn", type=int, help=f"one of {TURNS} shares of the default, which take turns")
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args(arguments)
-    unknown = [name for name in options.types if name not in {**TINY, **SKIPPED}]
+    unknown = [name for name in options.types if name not in TINY]
     for name in unknown:
         near = difflib.get_close_matches(name, TINY)
         print(f"no model type `{name}` in the catalogue{f': is it {near}?' if near else ''}", file=sys.stderr)
     if unknown:
         return 2
-    types = [name for name in options.types or _types(options.all, options.turn) if name not in SKIPPED]
+    types = options.types or _types(options.all, options.turn)
     if options.turn is not None and not options.types:
         print(f"turn {options.turn}, share {options.turn % TURNS + 1} of {TURNS}: {', '.join(types)}", flush=True)
     started = time.perf_counter()
@@ -380,15 +373,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _types(is_all: bool, turn: int | None) -> list[str]:
     declared = {family.model_type for plugin in installed().plugins for family in plugin.families}
-    types = [name for name in TINY if is_all or ALIASES.get(name, name) not in declared]
+    known = transformers.CONFIG_MAPPING
+    types = [name for name in TINY if is_all or not {name, known[name].model_type} & declared]
     return types if turn is None else types[turn % TURNS :: TURNS]
 
 
 def _summary(rows: Sequence[Row], chosen: Sequence[str], seconds: float) -> None:
     print()
-    for name, reason in {**SKIPPED, **NOTES}.items():
+    for name, reason in NOTES.items():
         if not chosen or name in chosen:
-            print(f"{'skipped' if name in SKIPPED else 'note'}: {name}: {reason}")
+            print(f"note: {name}: {reason}")
     for name, reason in {**UNCACHED, **NOT_GENERATED}.items():
         if not chosen or name in chosen:
             how = "does not generate" if name in NOT_GENERATED else "generates without caches"

@@ -27,7 +27,14 @@ ALLOWED = {
 # What the author of a model declares in its class for upstream, as each of upstream's own models does.
 DECLARED = {
     "_can_record_outputs": "which modules give hidden states and attentions",
+    "_init_weights": "how a module's weights begin",
+    "_keys_to_ignore_on_load_unexpected": "which tensors of former checkpoints are of no use",
     "_no_split_modules": "which modules stay on one device",
+    "_supports_attention_backend": "whether attention is a function that may be another",
+    "_supports_flash_attn": "whether that kernel computes its attention",
+    "_supports_flex_attn": "whether that kernel computes its attention",
+    "_supports_sdpa": "whether that kernel computes its attention",
+    "_tied_weights_keys": "which weights are one",
 }
 # Members of our own classes that have the name of a member of a class of upstream they have nothing to do with.
 OURS = {"_values": "of `Snapshot` and `StaticKV`; tensors have one too"}

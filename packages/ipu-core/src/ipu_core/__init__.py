@@ -33,12 +33,15 @@ if TYPE_CHECKING:
     from .partition.plan import Plan, Stage
     from .pipelines.pipeline import pipeline
     from .planner import plan
+    from .plugins.architecture import Architecture
     from .plugins.family import Family, pipelined_in
     from .plugins.hookspecs import hookimpl
     from .plugins.package import families_in, pipelined_classes
     from .plugins.point import Point
+    from .plugins.registration import register_architectures
 
 _HOMES = {
+    "Architecture": "plugins.architecture",
     "ExecutionConfig": "config.execution_config",
     "Executor": "executor",
     "Family": "plugins.family",
@@ -59,12 +62,14 @@ _HOMES = {
     "pipelined_classes": "plugins.package",
     "pipelined_in": "plugins.family",
     "plan": "planner",
+    "register_architectures": "plugins.registration",
     "split_encoder_decoder_ipu_config": "config.ipu_config",
     "to_pipelined": "model.pipelined",
     "training_model": "executor",
 }
 
 __all__ = [
+    "Architecture",
     "ExecutionConfig",
     "Executor",
     "Family",
@@ -85,6 +90,7 @@ __all__ = [
     "pipelined_classes",
     "pipelined_in",
     "plan",
+    "register_architectures",
     "split_encoder_decoder_ipu_config",
     "to_pipelined",
     "training_model",

@@ -420,13 +420,8 @@ def _random_model(options: argparse.Namespace, *, device: str) -> PipelineMixin:
 
 
 def _registered(model_type: str | None) -> Family | None:
-    """Return the family of a model type; of an architecture of its own the module is imported, which registers it."""
-    import transformers
-
-    family = installed().family(model_type) if model_type else None
-    if family is not None and family.models and model_type not in transformers.CONFIG_MAPPING:
-        load(next(iter(family.targets.values())))
-    return family
+    """Return the family of a model type; plugins' own architectures are registered."""
+    return installed().family(model_type) if model_type else None
 
 
 def _model_class(name: str, family: Family | None) -> type[Any]:

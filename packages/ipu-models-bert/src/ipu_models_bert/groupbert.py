@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """GroupBERT: BERT with convolutions and two feed-forward modules a layer, both cheap because they work in groups.
 
-Importing this module registers the architecture with transformers: `AutoConfig`, `AutoModel` and the `AutoModelFor...`
-of its heads know the model type "groupbert", and `AutoTokenizer` gives it BERT's tokenizer. Embeddings, self-attention,
-pooler and heads are those of BERT.
+`architectures` registers it with transformers, as "groupbert". Embeddings, self-attention, pooler, heads and tokenizer
+are those of BERT.
 
 Shapes: B rows, L tokens a row, D `hidden_size`, I `intermediate_size`.
 
@@ -245,17 +244,3 @@ class GroupBertForTokenClassification(GroupBertHead, transformers.BertForTokenCl
 
 class GroupBertForQuestionAnswering(GroupBertHead, transformers.BertForQuestionAnswering):
     """GroupBERT that finds the span of an answer."""
-
-
-transformers.AutoConfig.register(GroupBertConfig.model_type, GroupBertConfig, exist_ok=True)
-transformers.AutoTokenizer.register(GroupBertConfig, transformers.BertTokenizer, exist_ok=True)
-for _auto, _model in (
-    (transformers.AutoModel, GroupBertModel),
-    (transformers.AutoModelForPreTraining, GroupBertForPreTraining),
-    (transformers.AutoModelForMaskedLM, GroupBertForMaskedLM),
-    (transformers.AutoModelForSequenceClassification, GroupBertForSequenceClassification),
-    (transformers.AutoModelForMultipleChoice, GroupBertForMultipleChoice),
-    (transformers.AutoModelForTokenClassification, GroupBertForTokenClassification),
-    (transformers.AutoModelForQuestionAnswering, GroupBertForQuestionAnswering),
-):
-    _auto.register(GroupBertConfig, _model, exist_ok=True)

@@ -3,8 +3,12 @@
 
 from __future__ import annotations
 
-from ipu_core import pipelined_classes
+from ipu_core import pipelined_classes, register_architectures
 from ipu_core.plugins.package import keep_former_modules
+
+from .architectures import ARCHITECTURES
+
+register_architectures(*ARCHITECTURES)
 
 __getattr__, __dir__ = pipelined_classes(__name__)
 

@@ -2,6 +2,11 @@
 """Written by `ipu stub ipu_models_seq2seq`."""
 
 from ipu_core import PipelineMixin
+from ipu_models_seq2seq.architectures.xlm_prophetnet import (
+    XLMProphetNetForCausalLM,
+    XLMProphetNetForConditionalGeneration,
+    XLMProphetNetModel,
+)
 from transformers import (
     BartForCausalLM,
     BartForConditionalGeneration,
@@ -260,3 +265,12 @@ class PipelinedT5ForTokenClassification(PipelineMixin, T5ForTokenClassification)
 
 class PipelinedT5Model(PipelineMixin, T5Model):
     """`T5Model` of the family `t5`, pipelined."""
+
+class PipelinedXLMProphetNetForCausalLM(PipelineMixin, XLMProphetNetForCausalLM):
+    """`XLMProphetNetForCausalLM` of the family `xlm-prophetnet`, pipelined."""
+
+class PipelinedXLMProphetNetForConditionalGeneration(PipelineMixin, XLMProphetNetForConditionalGeneration):
+    """`XLMProphetNetForConditionalGeneration` of the family `xlm-prophetnet`, pipelined."""
+
+class PipelinedXLMProphetNetModel(PipelineMixin, XLMProphetNetModel):
+    """`XLMProphetNetModel` of the family `xlm-prophetnet`, pipelined."""

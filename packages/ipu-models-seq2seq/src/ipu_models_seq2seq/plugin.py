@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from ipu_core import Family, families_in, hookimpl
+from ipu_core import Architecture, Family, families_in, hookimpl
+
+from .architectures import ARCHITECTURES
 
 FAMILIES = families_in("ipu_models_seq2seq")
 
@@ -12,3 +14,9 @@ FAMILIES = families_in("ipu_models_seq2seq")
 def ipu_model_families() -> tuple[Family, ...]:
     """Declare the families of this package."""
     return FAMILIES
+
+
+@hookimpl
+def ipu_architectures() -> tuple[Architecture, ...]:
+    """Declare the architectures that transformers does not have."""
+    return ARCHITECTURES

@@ -18,6 +18,7 @@ from collections.abc import Iterable
 
 import pluggy
 
+from .architecture import Architecture
 from .family import Family
 
 GROUP = "ipu_core.plugins"
@@ -55,4 +56,28 @@ def ipu_model_families() -> Iterable[Family]:  # type: ignore[empty-body]
         @hookimpl
         def ipu_model_families():
             return FAMILIES
+    """
+
+
+@hookspec
+def ipu_architectures() -> Iterable[Architecture]:  # type: ignore[empty-body]
+    """Return the architectures this plugin brings to transformers; a plugin of families alone leaves the hook out.
+
+    Called once a process, when the plugin is loaded. They are registered with transformers' auto classes then, or as
+    soon as transformers is imported; a type that transformers has itself stays transformers'. A model of such a type
+    needs no family: its layers are discovered.
+
+    ::
+
+        from ipu_core import Architecture, hookimpl
+
+        @hookimpl
+        def ipu_architectures():
+            return (
+                Architecture(
+                    model_type="mine",
+                    config="my_package.mine:MyConfig",
+                    models={"AutoModel": "my_package.mine:MyModel"},
+                ),
+            )
     """

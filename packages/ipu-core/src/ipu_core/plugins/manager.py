@@ -9,6 +9,7 @@ import os
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import pluggy
 from packaging.requirements import InvalidRequirement, Requirement
@@ -16,9 +17,11 @@ from packaging.requirements import InvalidRequirement, Requirement
 from ..errors import BrokenPluginError
 from ..upstream import CORE
 from . import hookspecs
+from .architecture import Architecture
 from .family import Family
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 OK, DISABLED, INCOMPATIBLE, BROKEN = "ok", "disabled", "incompatible", "broken"
 
@@ -31,6 +34,7 @@ class Plugin:
     version: str
     state: str
     families: tuple[Family, ...] = ()
+    architectures: tuple[Architecture, ...] = ()
     reason: str = ""
     traceback: str = ""
 
@@ -81,7 +85,7 @@ def _load(point: importlib.metadata.EntryPoint, selection: Selection, *, strict:
     if unmet := next(_unmet_requirements(point), None):
         return Plugin(name=point.name, version=version, state=INCOMPATIBLE, reason=unmet)
     try:
-        families = _call_hook(point)
+        families, architectures = _call_hooks(point)
     except Exception as error:
         if strict:
             raise BrokenPluginError(f"plugin `{point.name}` {version} raised {error!r}: mend or remove it") from error
@@ -89,7 +93,7 @@ def _load(point: importlib.metadata.EntryPoint, selection: Selection, *, strict:
         return Plugin(
             name=point.name, version=version, state=BROKEN, reason=repr(error), traceback=traceback.format_exc()
         )
-    return Plugin(name=point.name, version=version, state=OK, families=families)
+    return Plugin(name=point.name, version=version, state=OK, families=families, architectures=architectures)
 
 
 def _unmet_requirements(point: importlib.metadata.EntryPoint) -> Iterator[str]:
@@ -109,14 +113,18 @@ def _unmet_requirements(point: importlib.metadata.EntryPoint) -> Iterator[str]:
             )
 
 
-def _call_hook(point: importlib.metadata.EntryPoint) -> tuple[Family, ...]:
+def _call_hooks(point: importlib.metadata.EntryPoint) -> tuple[tuple[Family, ...], tuple[Architecture, ...]]:
     # A manager for each plugin: nothing of a plugin that raises is left registered.
     manager = pluggy.PluginManager("ipu_core")
     manager.add_hookspecs(hookspecs)
     manager.register(point.load(), name=point.name)
     manager.check_pending()
-    families = tuple(family for returned in manager.hook.ipu_model_families() for family in returned)
-    for family in families:
-        if not isinstance(family, Family):
-            raise TypeError(f"`ipu_model_families` returned {family!r}, which is not a Family")
-    return families
+    return _returned(manager, "ipu_model_families", Family), _returned(manager, "ipu_architectures", Architecture)
+
+
+def _returned(manager: pluggy.PluginManager, hook: str, kind: type[T]) -> tuple[T, ...]:
+    values = tuple(value for returned in getattr(manager.hook, hook)() for value in returned)
+    for value in values:
+        if not isinstance(value, kind):
+            raise TypeError(f"`{hook}` returned {value!r}, which is not a {kind.__name__}")
+    return values

@@ -11,6 +11,7 @@ from typing import Any
 from ..errors import PluginConflictError
 from .family import Family
 from .manager import Plugin, load_plugins
+from .registration import register_architectures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +82,10 @@ def _conflict(what: str, plugins: tuple[str, ...]) -> PluginConflictError:
 
 @functools.cache
 def installed() -> Registry:
-    """Return the registry of the installed plugins, loaded once a process."""
-    return Registry(load_plugins())
+    """Return the registry of the installed plugins, loaded once a process; their architectures are registered."""
+    registry = Registry(load_plugins())
+    register_architectures(*(each for plugin in registry.plugins for each in plugin.architectures))
+    return registry
 
 
 def claim_of(plain: type[Any]) -> Claim | None:
@@ -104,10 +107,11 @@ def describe(plugins: Iterable[Plugin]) -> str:
     """Return the table `ipu plugins` prints."""
     lines = []
     for plugin in plugins:
-        declares = "" if plugin.families or plugin.state != "ok" else "  declares nothing yet"
+        declares = "" if plugin.families or plugin.architectures or plugin.state != "ok" else "  declares nothing yet"
         reason = f"  {plugin.reason}" if plugin.reason else ""
         lines.append(f"{plugin.name:<12} {plugin.version:<10} {plugin.state}{declares}{reason}")
         for family in plugin.families:
             lines.append(f"  {family.model_type}")
             lines += [f"    {name}  {target}" for name, target in family.targets.items()]
+        lines += [f"  {each.model_type}  {each.config}" for each in plugin.architectures]
     return "\n".join(lines) or "no plugin is installed: install one, such as ipu-models-bert"
