@@ -25,7 +25,7 @@ class SimulatedTensor(torch.Tensor):
         options = {"strides": held.stride(), "dtype": held.dtype, "device": device}
         made = torch.Tensor._make_wrapper_subclass(cls, held.shape, **options)
         made.held = held
-        if Simulation.running is not None:
+        if Simulation.running is not None and torch.device(device).index is not None:  # others have no data
             Simulation.running.count(held.untyped_storage(), str(device))
         return made
 

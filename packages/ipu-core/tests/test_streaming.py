@@ -38,19 +38,19 @@ def simulation(monkeypatch):
         yield made
 
 
-def parameters_of_stages(executor):
-    """Return the names of the parameters that each stage of a compiled executor reads, of a tied one the first."""
-    lowered, found = executor._compiled.lowered, {}
-    names = {id(parameter): name for name, parameter in executor._model.named_parameters()}
+def parameters_of_stages(lowered, model):
+    """Return the names of the parameters that each stage of a lowered model reads, of a tied one the first."""
+    found = {}
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
     for graph in lowered.stage_graphs:
         sources = [lowered.captured.sources[name] for name in graph.inputs if name in lowered.captured.sources]
-        read = [executor._model.get_parameter(s.name) for s in sources if s.kind == "parameter"]
+        read = [model.get_parameter(s.name) for s in sources if s.kind == "parameter"]
         found.setdefault(graph.stage, set()).update(names[id(parameter)] for parameter in read)
     return list(found.values())
 
 
 def assert_two_stages_at_most(simulation, executor, device=DEVICE):
-    stages = parameters_of_stages(executor)
+    stages = parameters_of_stages(executor._compiled.lowered, executor._model)
     pairs = [first | second for first, second in itertools.combinations(stages, 2)]
     assert len(stages) > 2
     for held in simulation.seen[device]:
@@ -88,12 +88,10 @@ def test_training_equals_the_plain_model_with_two_stages_on_the_device(cls, reco
         model.zero_grad()
         executor(**inputs)
         torch.testing.assert_close(gradients(model), expected, atol=1e-14, rtol=0)
-    names = {name for stage in parameters_of_stages(executor) for name in stage}
     if cls is not SHARED:  # whose stages read the same layer
         assert_two_stages_at_most(simulation, executor)
     assert {p.device for p in model.parameters()} == {p.grad.device for p in model.parameters() if p.grad is not None}
     assert {p.device for p in model.parameters()} == {CPU}
-    assert simulation.copies["cpu", DEVICE] >= len(names)
 
 
 @pytest.mark.parametrize("schedule", ["sequential", "gpipe", "interleaved"])
@@ -211,18 +209,11 @@ def test_generation_gives_the_plain_models_tokens_with_two_stages_on_the_device(
     pipelined = to_pipelined(model, IPUConfig(**options, parameters_offchip=True))
     generator = generation_model(pipelined, batch_size=2, max_length=8, in_flight=in_flight)
     assert torch.equal(generator.generate(ids, max_new_tokens=4, do_sample=False), wanted)
-    stages = [{name for name in read if "wte" not in name} for read in parameters_of_layers(model)]
-    pairs = [a | b for a, b in itertools.combinations(stages, 2)]
+    stages = parameters_of_stages(generator.decoders[0].programs[0], pipelined)
+    pairs = [first | second for first, second in itertools.combinations(stages, 2)]
     for held in simulation.seen[DEVICE]:
-        assert any({name for name in held if "wte" not in name} <= pair for pair in pairs), sorted(held)
+        assert any(held <= pair for pair in pairs), f"{sorted(held)} are of more than two stages"
     assert not simulation.held[DEVICE]
-
-
-def parameters_of_layers(model):
-    """Return what the stages of a GPT-2 of one layer on each of three IPUs read."""
-    names = [name for name, _ in model.named_parameters()]
-    layers = [{n for n in names if f".h.{i}." in n} for i in range(3)]
-    return [layers[0] | {n for n in names if "wpe" in n}, layers[1], layers[2] | {n for n in names if "ln_f" in n}]
 
 
 def test_weights_that_are_quantized_are_not_streamed(simulation):
@@ -238,8 +229,7 @@ def test_weights_that_are_quantized_are_not_streamed(simulation):
 
 class ChangingParameter(Chain):
     def forward(self, x, y):
-        with torch.no_grad():
-            self.inner.bias.add_(1.0)
+        self.inner.bias.add_(1.0)
         return super().forward(x, y)
 
 
