@@ -100,6 +100,12 @@ def family_of(model: Any) -> Family | None:
     return installed().family(model_type) if model_type else None
 
 
+def edits_within(model: Any) -> tuple[str, ...]:
+    """Return the source edits of the families of the models within one that no plugin declares."""
+    families = [family_of(module) for module in model.modules() if hasattr(module, "config")]
+    return tuple(dict.fromkeys(edit for within in families if within is not None for edit in within.edits))
+
+
 def describe(plugins: Iterable[Plugin]) -> str:
     """Return the table `ipu plugins` prints."""
     lines = []
