@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import PluginConflictError
-from .family import Family
+from .family import Family, load
 from .manager import Plugin, load_plugins
 
 
@@ -98,6 +98,16 @@ def family_of(model: Any) -> Family | None:
         return claim.family
     model_type = getattr(getattr(model, "config", None), "model_type", None)
     return installed().family(model_type) if model_type else None
+
+
+def registered(model_type: str | None) -> Family | None:
+    """Return the family of a model type; of an architecture of its own the module is imported, which registers it."""
+    import transformers
+
+    family = installed().family(model_type) if model_type else None
+    if family is not None and family.models and model_type not in transformers.CONFIG_MAPPING:
+        load(next(iter(family.targets.values())))
+    return family
 
 
 def edits_within(model: Any) -> tuple[str, ...]:

@@ -65,7 +65,6 @@ class SequenceModel(transformers.PreTrainedModel):
     config_class = SequenceModelConfig
     config: SequenceModelConfig
     base_model_prefix = ""
-    _supports_sdpa = True
 
     def __init__(self, config: SequenceModelConfig) -> None:
         super().__init__(config)
@@ -105,14 +104,6 @@ class SequenceModel(transformers.PreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         """Return the table of tokens of the first input."""
         return next(iter(self.readers.values())).model.get_input_embeddings()
-
-    def _init_weights(self, module: nn.Module) -> None:
-        """Draw the weights of what is ours: the head, and positions, which begin as none."""
-        if isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=self.config.initializer_range)
-            nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.Embedding):
-            nn.init.zeros_(module.weight)
 
 
 def loss_of(

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import transformers
+from ipu_core.plugins.registry import registered
 from torch import nn
 
 ENCODE, EMBED = POSITIONS = ("encode", "embed")
@@ -36,7 +37,7 @@ class Reader(nn.Module):
         self.position_dropout = nn.Dropout(settings["position_dropout"])
         self.positions = None
         if settings["position"] == EMBED:
-            self.positions = nn.Embedding(settings["length"], settings["embedding_size"])
+            self.positions = PositionTable(settings["length"], settings["embedding_size"])
 
     @property
     def features(self) -> int:
@@ -54,8 +55,8 @@ class Reader(nn.Module):
     def _with_positions(self, vectors: torch.Tensor) -> torch.Tensor:
         if self.settings["position"] is None:
             return vectors
-        length = torch.arange(vectors.shape[1], device=vectors.device)
-        table = sinusoids(length, vectors.shape[2]) if self.positions is None else self.positions(length)
+        numbers = torch.arange(vectors.shape[1], device=vectors.device)
+        table = sinusoids(numbers, vectors.shape[2]) if self.positions is None else self.positions()
         return self.position_dropout(vectors + table.to(vectors.dtype))
 
     def _read(self, vectors: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -79,10 +80,24 @@ class Reader(nn.Module):
         return features * (kept * (1 - rate) if self.training else kept)
 
 
+class PositionTable(nn.Module):
+    """A vector a position, [length, width], that is learned; all begin as zeros, so that a pretrained model is itself."""
+
+    def __init__(self, length: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(length, width))
+
+    def forward(self) -> torch.Tensor:
+        """Return the table."""
+        return self.weight
+
+
 def architecture_of(settings: Mapping[str, Any]) -> Any:
     """Return the configuration of the architecture that an input is read with."""
     values = dict(settings["model"])
-    return transformers.AutoConfig.for_model(values.pop("model_type"), **values)
+    model_type = values.pop("model_type")
+    registered(model_type)
+    return transformers.AutoConfig.for_model(model_type, **values)
 
 
 def embedded(model: Any, input_ids: torch.Tensor) -> torch.Tensor:
