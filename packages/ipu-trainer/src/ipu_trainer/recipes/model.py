@@ -91,15 +91,20 @@ class SequenceModel(transformers.PreTrainedModel):
             attention_mask: 1 for a token, 0 for padding, [B, L].
             labels: numbers of labels, and numbers as they are in the table, [B, T].
         """
-        lengths = self.config.lengths
-        parts = zip(input_ids.split(lengths, 1), attention_mask.split(lengths, 1), strict=True)
-        features = [reader(*part) for reader, part in zip(self.readers.values(), parts, strict=True)]
-        fused = self.dropout(features[0] if len(features) == 1 else torch.cat(features, 1))
+        features = self._features(input_ids, attention_mask)
+        fused = self.dropout(features)
         if self.fusion is not None:
             fused = self.dropout(nn.functional.gelu(self.fusion(fused)))
         logits = self.head(fused)
         loss = None if labels is None else loss_of(logits, labels, self.config.targets, self.config.widths)
         return SequenceClassifierOutput(loss=loss, logits=logits)
+
+    def _features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        readers, lengths = list(self.readers.values()), self.config.lengths
+        if len(readers) == 1:
+            return readers[0](input_ids, attention_mask)
+        parts = zip(readers, input_ids.split(lengths, 1), attention_mask.split(lengths, 1), strict=True)
+        return torch.cat([reader(ids, mask) for reader, ids, mask in parts], 1)
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the table of tokens of the first input."""
@@ -111,8 +116,7 @@ def loss_of(
 ) -> torch.Tensor:
     """Return the sum of the losses of targets, of logits, [B, C], and labels, [B, T]."""
     losses = []
-    for number, (target, part) in enumerate(zip(targets, logits.split(list(widths), 1), strict=True)):
-        wanted = labels[:, number]
+    for target, part, wanted in zip(targets, logits.split(list(widths), 1), labels.unbind(1), strict=True):
         if "labels" in target:
             losses.append(nn.functional.cross_entropy(part, wanted.long()))
         else:
