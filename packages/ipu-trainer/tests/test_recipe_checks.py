@@ -3,6 +3,7 @@
 
 import dataclasses
 import inspect
+import re
 
 import pytest
 import transformers
@@ -104,7 +105,7 @@ def test_what_contradicts_itself_is_said_at_once(tmp_path):
         "`num_layers` is no parameter of bert, did you mean `num_hidden_layers`?",
         "`position_embedding_type: relative_key` would have no effect on bert: transformers",
         "the target `a` is there twice",
-        "`eval_size` holds rows out, and `eval_source` has others",
+        "`eval_size` holds out rows, and `eval_source` has others",
         "`txt` is the name of no input, did you mean `text`?",
         "`nowhere.csv` is not there",
         "`bf16=True` has no effect on a pipelined model",
@@ -132,8 +133,6 @@ def test_what_contradicts_itself_is_said_at_once(tmp_path):
 )
 def test_an_architecture_that_cannot_be_is_refused(tmp_path, model_config, message):
     said = {name: v.format(tmp=tmp_path) if name == "model_type" else v for name, v in model_config.items()}
-    import re
-
     found = problems(tmp_path, recipe(tmp_path, model_config=said))
     assert any(re.search(message, line) for line in found), found
 
@@ -161,7 +160,8 @@ def test_a_recipe_that_cannot_run_is_refused(tmp_path, blocks, message):
 
 def test_parameters_that_upstream_no_longer_reads_are_refused_unless_they_are_the_default():
     kept = {name: (default, types) for name, (default, types, _) in UNREAD.items()}
-    assert sum(len(types) for name, (_, types) in kept.items() if name not in ("forced_eos_token_id", "num_labels")) == 23
+    others = ("forced_eos_token_id", "num_labels")
+    assert sum(len(types) for name, (_, types) in kept.items() if name not in others) == 23
     for name, (default, types) in kept.items():
         for model_type in types:
             assert not problems_of(model_type, {name: default}), model_type

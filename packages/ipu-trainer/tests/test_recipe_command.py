@@ -8,7 +8,8 @@ from recipe_files import recipe, write
 
 def test_it_trains_and_says_what_came_of_it(tmp_path, capsys):
     file = write(tmp_path, recipe(tmp_path))
-    assert cli.main(["train", str(file), "--set", "model_config.model_init_config.num_hidden_layers=3", "--set", "ipu_config.layers_per_ipu=[2, 1]"]) == 0
+    changes = ("model_config.model_init_config.num_hidden_layers=3", "ipu_config.layers_per_ipu=[2, 1]")
+    assert cli.main(["train", str(file), "--set", changes[0], "--set", changes[1]]) == 0
     said = capsys.readouterr().out
     assert "input text: bert, " in said and "rows: 16 to train on, 8 held out" in said
     assert "review_label_accuracy: " in said and f"wrote {tmp_path / 'out'}" in said

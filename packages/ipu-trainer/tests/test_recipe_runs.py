@@ -30,7 +30,8 @@ def built(tmp_path, said):
 def checkpoint(tmp_path_factory):
     """A small BERT with a tokenizer of whole words."""
     folder = tmp_path_factory.mktemp("checkpoint")
-    known = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *sorted({word for _, text, *_ in reviews(24) for word in text.split()})]
+    words = {word for _, text, *_ in reviews(24) for word in text.split()}
+    known = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *sorted(words)]
     backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({t: n for n, t in enumerate(known)}, unk_token="[UNK]"))
     backend.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     backend.post_processor = tokenizers.processors.TemplateProcessing(
@@ -49,7 +50,8 @@ def pretrained(checkpoint, **changes):
 
 
 def test_an_architecture_by_name_learns_from_nothing_and_predicts_when_it_is_loaded(tmp_path):
-    said = recipe(tmp_path, rows=64, output_type_info={"target_cat_columns": ["label"], "target_con_columns": ["words"]})
+    targets = {"target_cat_columns": ["label"], "target_con_columns": ["words"]}
+    said = recipe(tmp_path, rows=64, output_type_info=targets)
     made, lines = ran(tmp_path, said, "training.max_steps=40")
     assert made.after["eval_review_label_accuracy"] >= 0.9 > made.after["eval_review_label_chance"]
     assert any(line.startswith("review_label_accuracy: ") for line in lines)
@@ -126,7 +128,8 @@ def test_a_pretrained_model_takes_the_users_vocabulary(tmp_path, checkpoint):
 def test_several_inputs_of_several_files_make_one_model(tmp_path):
     rows = [(number, text, text.split()[0], label) for number, text, label, _ in reviews(24)]
     table = write_table(tmp_path / "two.csv", rows, ("ID", "body", "title", "label"))
-    one = recipe(tmp_path, data={"source": str(table), "columns": {"text": "body"}, "eval_size": 0}, fusion={"hidden_size": 8})
+    data = {"source": str(table), "columns": {"text": "body"}, "eval_size": 0}
+    one = recipe(tmp_path, data=data, fusion={"hidden_size": 8})
     two = {
         "input_info": {"input_name": "title"},
         "input_type_info": {"split_on": None, "min_freq": 1, "max_length": "max"},
@@ -135,7 +138,8 @@ def test_several_inputs_of_several_files_make_one_model(tmp_path):
     files = [write(tmp_path, one), write(tmp_path, two, "two.yaml")]
     made = run(files, ["ipu_config.layers_per_ipu=[2, 2]"], say=lambda line: None)
     assert list(made.trained.model.readers) == ["text", "title"] and made.after == {}
-    assert Trained.load(tmp_path / "out").predict({"text": ["great film"], "title": ["great"]})["label"][0] in ("pos", "neg")
+    (predicted,) = Trained.load(tmp_path / "out").predict({"text": ["great film"], "title": ["great"]})["label"]
+    assert predicted in ("pos", "neg")
 
 
 def test_folders_of_texts_and_a_table_to_evaluate_on(tmp_path):
@@ -151,7 +155,7 @@ def test_folders_of_texts_and_a_table_to_evaluate_on(tmp_path):
 @pytest.mark.parametrize(
     ("blocks", "message"),
     [
-        ({"input_type_info": {"max_length": 600, "min_freq": 1}}, "`bert` cannot read 600 tokens: .*lower `max_length`"),
+        ({"input_type_info": {"max_length": 600, "min_freq": 1}}, "`bert` cannot read 600 tokens: .*lower `max_len"),
         ({"input_type_info": {"min_freq": 1000}}, "no token of 16 training texts is in the vocabulary"),
         (
             {"model_config": {"model_type": "bert", "model_init_config": {**TINY, "vocab_size": 3}}},

@@ -54,9 +54,11 @@ def test_what_is_no_table_is_refused(tmp_path, name, content, message):
         (tmp_path / name).write_bytes(content)
     with pytest.raises(RecipeError, match=message):
         read_table(tmp_path / name)
-    with pytest.raises(RecipeError, match="has no file `\\*.txt`"):
-        (tmp_path / "empty").mkdir(exist_ok=True)
-        read_table(tmp_path / "empty")
+
+
+def test_a_folder_without_texts_is_refused(tmp_path):
+    with pytest.raises(RecipeError, match=r"has no file `\*.txt`"):
+        read_table(tmp_path)
 
 
 def recipe(*, source=None, output_source=None, cat=("kind",), con=(), **data):
@@ -133,7 +135,8 @@ def test_empty_texts_and_missing_labels_are_refused(tmp_path):
 
 
 def test_identifiers_are_there_and_stand_for_one_row(tmp_path, folder):
-    for text, message in (("ID,kind\n1,x\n1,y\n", "more than one row for the same `ID`: 1"), ("ID,kind\n,x\n", "1 rows without")):
+    twice, none = "more than one row for the same `ID`: 1", "1 rows without `ID`"
+    for text, message in (("ID,kind\n1,x\n1,y\n", twice), ("ID,kind\n,x\n", none)):
         (tmp_path / "b.csv").write_text(text)
         _, (found,) = examined(source=str(folder), output_source=str(tmp_path / "b.csv"))
         assert message in found
@@ -142,7 +145,8 @@ def test_identifiers_are_there_and_stand_for_one_row(tmp_path, folder):
     assert "are put together by `ID`, and one has none" in found
 
 
-OUTPUTS = (Output(output_info=OutputInfo(output_name="o"), output_type_info=OutputTypeInfo(target_cat_columns=["k"], target_con_columns=["n"])),)
+COLUMNS_OF_OUTPUT = OutputTypeInfo(target_cat_columns=["k"], target_con_columns=["n"])
+OUTPUTS = (Output(output_info=OutputInfo(output_name="o"), output_type_info=COLUMNS_OF_OUTPUT),)
 VALUES = {"k": ("b", "a", "b"), "n": ("1", "3", "5")}
 
 
@@ -174,5 +178,7 @@ def test_targets_that_cannot_be_learned_are_refused(values, message):
 
 
 def test_a_label_that_no_training_row_has_is_refused():
-    with pytest.raises(RecipeError, match="`k` says 'c' in rows to evaluate on, which no training row says: it is one of 'a', 'b'"):
+    with pytest.raises(
+        RecipeError, match="`k` says 'c' in rows to evaluate on, which no training row says: .* 'a', 'b'"
+    ):
         encoded(targets_of(OUTPUTS, VALUES), {**VALUES, "k": ("a", "b", "c")})

@@ -11,8 +11,9 @@
 Or `ipu train run.yaml`.
 """
 
+from .building import build
 from .model import SequenceModel, SequenceModelConfig
 from .run import Run, check, document_of, run
 from .trained import Trained
 
-__all__ = ["Run", "SequenceModel", "SequenceModelConfig", "Trained", "check", "document_of", "run"]
+__all__ = ["Run", "SequenceModel", "SequenceModelConfig", "Trained", "build", "check", "document_of", "run"]

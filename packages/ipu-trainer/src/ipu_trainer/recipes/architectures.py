@@ -54,7 +54,7 @@ def model_types() -> list[str]:
 def config_class(model_type: str) -> Any:
     """Return the configuration class of a model type, None where there is none."""
     registered(model_type)
-    return transformers.CONFIG_MAPPING[model_type] if model_type in transformers.CONFIG_MAPPING else None
+    return transformers.CONFIG_MAPPING.get(model_type)
 
 
 def parameters(model_type: str) -> dict[str, Any]:

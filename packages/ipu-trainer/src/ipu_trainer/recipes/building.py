@@ -74,7 +74,7 @@ def _encoded(given: Input, texts: Sequence[str]) -> tuple[Encoder, list[list[int
     info, model = given.input_type_info, given.model_config
     vocabulary = vocabulary_of(info, texts, checkpoint=model.model_type if model.pretrained_model else None)
     tokens = [vocabulary.encode(text) for text in texts]
-    around = len(sum(vocabulary.around, []))
+    around = sum(map(len, vocabulary.around))
     length = length_of(info, tokens, around=around, window=model.window_size)
     if length <= around:
         raise RecipeError(f"`{given.name}` has rows of {length} tokens, and its checkpoint puts {around} around a text")

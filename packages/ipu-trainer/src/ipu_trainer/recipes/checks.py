@@ -123,9 +123,9 @@ def _wrong_value(field: Any, hint: Any, value: Any) -> str:
         return f"has no effect: {said['refused']}"
     if not fits(value, hint):
         return f"is {_kind(value)}: give {described(hint, said['choices'])}"
-    if isinstance(value, str) and said["choices"] and value not in said["choices"]:
-        if not (value == "none" and type(None) in typing.get_args(hint)):
-            return f"is not one of {', '.join(said['choices'])}{nearest(value, said['choices'])}"
+    is_none = value == "none" and type(None) in typing.get_args(hint)
+    if isinstance(value, str) and said["choices"] and value not in said["choices"] and not is_none:
+        return f"is not one of {', '.join(said['choices'])}{nearest(value, said['choices'])}"
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         if said["minimum"] is not None and not value >= said["minimum"]:
             return f"is less than {said['minimum']}: give that or more"
@@ -172,7 +172,9 @@ def _kind(value: Any) -> str:
 
 
 def _yaml(value: Any) -> str:
-    return shown(value) if not isinstance(value, (bool, type(None))) else {True: "true", False: "false"}.get(value, "null")
+    if value is None or isinstance(value, bool):
+        return {True: "true", False: "false", None: "null"}[value]
+    return shown(value)
 
 
 def _refuse_unknown(
@@ -212,7 +214,8 @@ def _check_training(given: Mapping[str, Any], problems: Problems) -> None:
         if name not in fields:
             problems.add(("training", name), f"`{name}` is no argument of IPUTrainingArguments{nearest(name, fields)}")
         elif not fits(value, hints[name]):
-            problems.add(("training", name), f"`{name}: {_yaml(value)}` is {_kind(value)}: give {described(hints[name])}")
+            wanted = described(hints[name])
+            problems.add(("training", name), f"`{name}: {_yaml(value)}` is {_kind(value)}: give {wanted}")
         else:
             continue
         wrong = True
@@ -249,14 +252,15 @@ def _check_names(recipe: Recipe, problems: Problems) -> None:
     for number, output in enumerate(recipe.outputs):
         info = output.output_type_info
         if not info.target_cat_columns and not info.target_con_columns:
-            problems.add(("outputs", number), "there is nothing to predict: give `target_cat_columns` or `target_con_columns`")
+            message = "there is nothing to predict: give `target_cat_columns` or `target_con_columns`"
+            problems.add(("outputs", number), message)
     for name in set(recipe.data.columns) - seen:
         problems.add(("data", "columns", name), f"`{name}` is the name of no input{nearest(name, seen)}")
 
 
 def _check_data(data: Data, problems: Problems) -> None:
     if data.eval_source is not None and data.eval_size is not None:
-        problems.add(("data", "eval_size"), "`eval_size` holds rows out, and `eval_source` has others: give one of them")
+        problems.add(("data", "eval_size"), "`eval_size` holds out rows, and `eval_source` has others: give one")
 
 
 def _check_tokens(given: Input, path: Path, problems: Problems) -> None:
@@ -334,5 +338,3 @@ def model_values(given: ModelConfig) -> dict[str, Any]:
             f"{' or '.join(f'`{name}`' for name in widths) or 'it'} in `model_init_config`"
         )
     return dict(given.model_init_config)
-
-

@@ -141,7 +141,8 @@ class _Values:
     def _key(self, node: Any) -> str:
         key = self._loader.construct_object(node) if isinstance(node, yaml.ScalarNode) else None
         if node.tag == "tag:yaml.org,2002:merge" or not isinstance(key, str):
-            raise RecipeError(f"{self._line(node)}: `{getattr(node, 'value', '')!s:.40}` is no key: keys are plain words")
+            said = str(getattr(node, "value", ""))[:40]
+            raise RecipeError(f"{self._line(node)}: `{said}` is no key: keys are plain words")
         return key
 
     def _line(self, node: Any) -> str:

@@ -45,7 +45,8 @@ def _block(name: str) -> Iterator[str]:
         for option in OPTIONS.values():
             yield from _line(option.name, option.default, option.meaning)
             if option.managed:
-                yield from _line(f"inference_{option.name}", None, f"`{option.name}` in evaluation; by default the same")
+                meaning = f"the same in evaluation, by default as `{option.name}`"
+                yield from _line(f"inference_{option.name}", None, meaning)
     elif name == "training":
         yield "training: arguments of IPUTrainingArguments"
         for field in dataclasses.fields(IPUTrainingArguments):

@@ -58,8 +58,8 @@ class SequenceModel(transformers.PreTrainedModel):
         logits = model(input_ids=ids, attention_mask=mask).logits  # [B, C]
 
     It is a model of transformers: `to_pipelined` cuts it at the layers of its architectures, `save_pretrained` writes
-    safetensors. The loss is the sum, over targets, of the mean cross entropy of a label, and of the mean squared error of
-    a number in units of its standard deviation.
+    safetensors. The loss is a sum over targets: of labels the mean cross entropy, of numbers the mean squared error in
+    units of their standard deviation.
     """
 
     config_class = SequenceModelConfig

@@ -23,8 +23,8 @@ AVG, MAX, NONE = POOLS = ("avg", "max", "none")
 class Reader(nn.Module):
     """Reads one input: embedding, positions, the architecture, and a pool of its last hidden state.
 
-    The architecture is called with vectors. One that has an encoder and a decoder reads the same ones in both, as BART's
-    own classification does.
+    The architecture is called with vectors. One that has an encoder and a decoder reads the same ones in both, as
+    BART's own classification does.
 
     Args:
         settings: an entry of `SequenceModelConfig.inputs`.
@@ -81,7 +81,7 @@ class Reader(nn.Module):
 
 
 class PositionTable(nn.Module):
-    """A vector a position, [length, width], that is learned; all begin as zeros, so that a pretrained model is itself."""
+    """A learned vector for each position, [length, width]: zeros at first, so that a pretrained model begins as it is."""
 
     def __init__(self, length: int, width: int) -> None:
         super().__init__()

@@ -41,10 +41,13 @@ def key(
         maximum: the largest one.
         refused: why it cannot be given; such a key is known, and never read.
     """
-    metadata = {"meaning": meaning, "choices": choices, "minimum": minimum, "maximum": maximum, "refused": refused}
-    if isinstance(default, (dict, list)):
-        return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
+    said = {**means(meaning), "choices": choices, "minimum": minimum, "maximum": maximum, "refused": refused}
+    return dataclasses.field(default=default, metadata=said)
+
+
+def means(meaning: str) -> dict[str, Any]:
+    """Return what a field knows about a key without choices or bounds."""
+    return {"meaning": meaning, "choices": (), "minimum": None, "maximum": None, "refused": ""}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,8 +111,9 @@ class ModelConfig:
     model_type: str = key(
         SEQUENCE_DEFAULT, "model type, or a directory with a checkpoint (or the name of a downloaded one)"
     )
-    model_init_config: dict[str, Any] = key(
-        {}, "parameters of the model type, over the directory's; `ipu train --explain TYPE` lists them"
+    model_init_config: dict[str, Any] = dataclasses.field(
+        default_factory=dict,
+        metadata=means("parameters of the model type, over the directory's; `ipu train --explain TYPE` lists them"),
     )
     pretrained_model: bool = key(False, "whether to begin with the weights of the checkpoint")
     freeze_pretrained_model: bool = key(False, "whether these weights stay as they are, the embedding's too")
@@ -130,7 +134,9 @@ class ModelConfig:
         None, "mean or largest value over the tokens, or all of them side by side (none)", choices=POOLS
     )
     masked: bool | None = key(
-        None, "training on masked tokens", refused="targets are of a table: examples/masked_language_modeling.py does it"
+        None,
+        "training on masked tokens",
+        refused="targets are of a table; examples/masked_language_modeling.py does so",
     )
 
 
@@ -147,8 +153,12 @@ class OutputInfo:
 class OutputTypeInfo:
     """`output_type_info`: the columns to predict."""
 
-    target_cat_columns: list[str] = key([], "columns of labels, which are classified")
-    target_con_columns: list[str] = key([], "columns of numbers, which are regressed")
+    target_cat_columns: list[str] = dataclasses.field(
+        default_factory=list, metadata=means("columns of labels, which are classified")
+    )
+    target_con_columns: list[str] = dataclasses.field(
+        default_factory=list, metadata=means("columns of numbers, which are regressed")
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,15 +174,16 @@ class Data:
     """`data`: tables that inputs and outputs share, and what is held out."""
 
     source: str | None = key(
-        None, "table (csv, tsv, parquet, jsonl), or a folder of texts, LABEL/ID.txt, which is one with ID, text and label"
+        None, "table (csv, tsv, parquet, jsonl), or a folder of texts, LABEL/ID.txt: a table of ID, text and label"
     )
-    columns: dict[str, str] = key({}, "column of an input's texts, by its name; by default the column of that name")
+    columns: dict[str, str] = dataclasses.field(
+        default_factory=dict,
+        metadata=means("column of an input's texts, by its name; by default the one of that name, or `text`"),
+    )
     id_column: str = key("ID", "column that says which text and which row belong together")
     eval_source: str | None = key(None, "another `source` to evaluate on")
     eval_size: int | float | None = key(None, "rows to hold out, or a share of them (0.1)", minimum=0.0)
-    unlabelled: str = key(
-        "refuse", "what to do with a text that the table has no row for", choices=("refuse", "drop")
-    )
+    unlabelled: str = key("refuse", "what to do with a text that the table has no row for", choices=("refuse", "drop"))
 
 
 @dataclass(frozen=True, kw_only=True)

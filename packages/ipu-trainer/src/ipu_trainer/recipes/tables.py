@@ -100,7 +100,8 @@ def _folder_table(folder: Path) -> pandas.DataFrame:
     rows = []
     for file in files:
         label = file.parent.relative_to(folder).as_posix()
-        rows.append((file.stem if label == "." else f"{label}/{file.stem}", _read(file), None if label == "." else label))
+        is_labelled = label != "."
+        rows.append((f"{label}/{file.stem}" if is_labelled else file.stem, _read(file), label if is_labelled else None))
     return pandas.DataFrame(rows, columns=list(FOLDER_COLUMNS), dtype=object)
 
 
@@ -171,7 +172,9 @@ class _Tables:
 
     def _table(self, source: str | None, what: str) -> pandas.DataFrame:
         if source is None:
-            raise RecipeError(f"nothing says where {what} are: give `input_source` and `output_source`, or `data.source`")
+            raise RecipeError(
+                f"nothing says where {what} are: give `input_source` and `output_source`, or `data.source`"
+            )
         if source not in self._tables:
             table = read_table(source)
             column = self._data.id_column if not Path(source).is_dir() else FOLDER_COLUMNS[0]
@@ -197,7 +200,8 @@ class _Tables:
         wrong = []
         columns = {**targets, **texts}
         if len(self._tables) > 1 and any(str(table.index[0]) == "row 1" for table in self._tables.values()):
-            raise RecipeError(f"{' and '.join(self._tables)} are put together by `{self._data.id_column}`, and one has none")
+            names = " and ".join(self._tables)
+            raise RecipeError(f"{names} are put together by `{self._data.id_column}`, and one has none")
         ids = next(iter(targets.values())).index
         for what, column in columns.items():
             missing, more = ids.difference(column.index, sort=False), column.index.difference(ids, sort=False)

@@ -135,8 +135,8 @@ def pieces(text: str, split_on: str | None) -> list[str]:
 def basic_english(text: str) -> list[str]:
     """Return words in lower case, and the marks . , ! ? ( ) ' as words of their own; other marks are left out.
 
-    >>> basic_english('It\\'s "here", isn\\'t it?')
-    ['it', "'", 's', 'here', ',', 'isn', "'", 't', 'it', '?']
+    >>> basic_english('He is "here", is he?')
+    ['he', 'is', 'here', ',', 'is', 'he', '?']
     """
     return _BASIC.findall(text.lower().replace("<br />", " "))
 
@@ -219,7 +219,8 @@ def read_vocabulary(file: str) -> dict[str, int]:
         raise RecipeError(f"`vocab_file: {file}` cannot be read: {error}") from error
     if isinstance(said, dict):
         if sorted(map(str, said.values())) != sorted(map(str, range(len(said)))):
-            raise RecipeError(f"`vocab_file: {file}` maps {len(said)} tokens to other numbers than 0 to {len(said) - 1}")
+            last = len(said) - 1
+            raise RecipeError(f"`vocab_file: {file}` maps {len(said)} tokens to other numbers than 0 to {last}")
         said = sorted(said, key=lambda token: int(said[token]))
     if not isinstance(said, list) or not all(isinstance(token, str) for token in said):
         raise RecipeError(f"`vocab_file: {file}` is no list of tokens, nor a mapping of tokens to numbers")
@@ -279,7 +280,9 @@ def _of_checkpoint(checkpoint: str, info: InputTypeInfo) -> Vocabulary:
 def _without_rare(made: Vocabulary, texts: Sequence[str], least: int) -> Vocabulary:
     """Return a vocabulary that reads tokens as unknown that are rarer in some texts."""
     if made.unknown < 0:
-        raise RecipeError(f"`min_freq: {least}` makes rare tokens unknown, and the checkpoint's tokenizer has no such token")
+        raise RecipeError(
+            f"`min_freq: {least}` makes rare tokens unknown, and the checkpoint's tokenizer has no unknown token"
+        )
     counted = collections.Counter(number for text in texts for number in made.encode(text))
     rare = {number for number in made.backend.get_vocab().values() if counted[number] < least}
-    return replace(made, rare=frozenset(rare - {made.unknown, made.pad, *sum(made.around, [])}))
+    return replace(made, rare=frozenset(rare - {made.unknown, made.pad}))
