@@ -25,7 +25,6 @@ from .schema import (
     BLOCKS,
     BPE,
     FREE_BLOCKS,
-    REFUSED_TOKENIZERS,
     Data,
     Fusion,
     Input,
@@ -42,8 +41,11 @@ _NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true o
 
 
 def read_recipe(document: Document, problems: Problems) -> Recipe | None:
-    """Return the recipe that a document is, None where a value is wrong; `problems` takes all that is wrong."""
-    values, before = document.values, len(problems.found)
+    """Return the recipe that a document is, without values that are wrong; `problems` takes all that is.
+
+    None where there is no input or output, or one without what it needs.
+    """
+    values = document.values
     _refuse_unknown(values, TOP, (), problems, more=[key for key in BLOCKS if key not in ("fusion", "data")])
     inputs = [_input(entry, ("inputs", n), problems) for n, entry in _entries(values, "inputs", problems)]
     outputs = [_output(entry, ("outputs", n), problems) for n, entry in _entries(values, "outputs", problems)]
@@ -52,7 +54,7 @@ def read_recipe(document: Document, problems: Problems) -> Recipe | None:
     free = {key: _mapping(values.get(key), (key,), problems) for key in FREE_BLOCKS}
     _check_options(free["ipu_config"], problems)
     _check_training(free["training"], problems)
-    if len(problems.found) > before:
+    if None in (*inputs, *outputs) or not inputs or not outputs:
         return None
     recipe = Recipe(inputs=tuple(inputs), outputs=tuple(outputs), fusion=fusion, data=data, **free)
     _check_names(recipe, problems)
@@ -121,6 +123,8 @@ def _wrong_value(field: Any, hint: Any, value: Any) -> str:
     said = field.metadata
     if said["refused"]:
         return f"has no effect: {said['refused']}"
+    if isinstance(value, str) and value in said["reasons"]:
+        return f"is not offered: {said['reasons'][value]}"
     if not fits(value, hint):
         return f"is {_kind(value)}: give {described(hint, said['choices'])}"
     is_none = value == "none" and type(None) in typing.get_args(hint)
@@ -251,7 +255,7 @@ def _check_names(recipe: Recipe, problems: Problems) -> None:
             problems.add(path, f"the target `{column}` is there twice: leave it in one of the lists")
     for number, output in enumerate(recipe.outputs):
         info = output.output_type_info
-        if not info.target_cat_columns and not info.target_con_columns:
+        if not info.target_cat_columns and not info.target_con_columns and not problems.has(("outputs", number)):
             message = "there is nothing to predict: give `target_cat_columns` or `target_con_columns`"
             problems.add(("outputs", number), message)
     for name in set(recipe.data.columns) - seen:
@@ -270,8 +274,8 @@ def _check_tokens(given: Input, path: Path, problems: Problems) -> None:
     def refuse(key: str, why: str) -> None:
         problems.add((*path, key), f"`{key}: {getattr(info, key)}` has no effect: {why}; leave it out")
 
-    if info.tokenizer in REFUSED_TOKENIZERS:
-        problems.add((*path, "tokenizer"), f"`tokenizer: {info.tokenizer}`: {REFUSED_TOKENIZERS[info.tokenizer]}")
+    if problems.has((*path, "tokenizer")):
+        return
     if info.tokenizer_language is not None and (info.tokenizer is None or info.tokenizer == BPE):
         refuse("tokenizer_language", "only `tokenizer: basic_english` has a language")
     if info.adaptive_tokenizer_max_vocab_size is not None and (info.tokenizer != BPE or info.vocab_file is not None):
@@ -288,6 +292,8 @@ def _check_model(given: ModelConfig, path: Path, problems: Problems) -> None:
 
     if given.freeze_pretrained_model and not given.pretrained_model:
         refuse("freeze_pretrained_model", "has no effect with `pretrained_model: false`, whose weights are to learn")
+    if problems.has((*path, "model_type")) or problems.has((*path, "model_init_config")):
+        return
     if given.pretrained_model and given.model_type in model_types():
         refuse("model_type", "is a type, and `pretrained_model: true` takes a directory with a checkpoint")
         return

@@ -28,15 +28,19 @@ class Problems:
 
     Attributes:
         places: "FILE:LINE" of the paths of a recipe.
-        found: the problems: where, and what.
+        found: the problems: the path of each, and what is wrong.
     """
 
     places: Mapping[Path, str]
-    found: list[tuple[str, str]] = field(default_factory=list)
+    found: list[tuple[Path, str]] = field(default_factory=list)
 
     def add(self, path: Path, message: str) -> None:
         """Add a problem with the value at a path, or with what would hold it where it is missing."""
-        self.found.append((self.place(path), message))
+        self.found.append((path, message))
+
+    def has(self, path: Path) -> bool:
+        """Return whether something is wrong with the value at a path, or within it."""
+        return any(found[: len(path)] == path for found, _ in self.found)
 
     @contextlib.contextmanager
     def at(self, path: Path) -> Iterator[None]:
@@ -56,7 +60,8 @@ class Problems:
 
     def __iter__(self) -> Iterator[str]:
         """Yield a line for each problem, in the order of the files."""
-        for place, message in sorted(dict.fromkeys(self.found), key=lambda each: _order(each[0])):
+        placed = dict.fromkeys((self.place(path), message) for path, message in self.found)
+        for place, message in sorted(placed, key=lambda each: _order(each[0])):
             yield f"{place}: {message}" if place else message
 
     def refuse(self) -> None:

@@ -81,7 +81,7 @@ class Reader(nn.Module):
 
 
 class PositionTable(nn.Module):
-    """A learned vector for each position, [length, width]: zeros at first, so that a pretrained model begins as it is."""
+    """A learned vector for each position, [length, width], zeros at first: a pretrained model begins as it is."""
 
     def __init__(self, length: int, width: int) -> None:
         super().__init__()

@@ -84,6 +84,8 @@ def check(document: Document) -> Checked:
     """
     problems = Problems(places=document.places)
     recipe = read_recipe(document, problems)
+    if recipe is not None and any(problems.has((key,)) for key in ("outputs", "data")):
+        recipe = None  # which tables there are is not known
     rows = None if recipe is None else examples_of(recipe, problems)
     held = None
     if recipe is not None and recipe.data.eval_source is not None:
@@ -145,6 +147,7 @@ def run(files: Sequence[str | Path], assignments: Sequence[str] = (), *, say: Ca
     before = {} if evaluation is None else trainer.evaluate()
     trainer.train()
     after = {} if evaluation is None else trainer.evaluate()
+    built.model.eval()
     for line in _results(before, after):
         say(line)
     _write(checked, trained, trainer)

@@ -7,7 +7,7 @@ The blocks are frozen dataclasses; `ipu train --explain` prints them, and `check
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,7 @@ def key(
     minimum: float | None = None,
     maximum: float | None = None,
     refused: str = "",
+    reasons: Mapping[str, str] | None = None,
 ) -> Any:
     """Declare a key of a block.
 
@@ -40,14 +41,16 @@ def key(
         minimum: the smallest number that it may be.
         maximum: the largest one.
         refused: why it cannot be given; such a key is known, and never read.
+        reasons: texts that it cannot be, and why.
     """
-    said = {**means(meaning), "choices": choices, "minimum": minimum, "maximum": maximum, "refused": refused}
+    bounds = {"choices": choices, "minimum": minimum, "maximum": maximum}
+    said = {**means(meaning), **bounds, "refused": refused, "reasons": reasons or {}}
     return dataclasses.field(default=default, metadata=said)
 
 
 def means(meaning: str) -> dict[str, Any]:
     """Return what a field knows about a key without choices or bounds."""
-    return {"meaning": meaning, "choices": (), "minimum": None, "maximum": None, "refused": ""}
+    return {"meaning": meaning, "choices": (), "minimum": None, "maximum": None, "refused": "", "reasons": {}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +87,8 @@ class InputTypeInfo:
         None,
         "how a piece becomes tokens: null as it is, `basic_english` in lower case with punctuation apart, `bpe` by "
         "pairs learned from the training texts; of a pretrained model its own",
-        choices=(BASIC_ENGLISH, BPE, *REFUSED_TOKENIZERS),
+        choices=(BASIC_ENGLISH, BPE),
+        reasons=REFUSED_TOKENIZERS,
     )
     tokenizer_language: str | None = key(None, "language of `basic_english`, which has one", choices=("en",))
     min_freq: int | None = key(

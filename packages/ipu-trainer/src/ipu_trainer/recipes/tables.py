@@ -215,7 +215,7 @@ class _Tables:
                     logger.warning("%s are left out", say)
         for what, column in columns.items():
             kept = column[column.index.isin(ids)]
-            empty = kept[[value is None or not value.strip() for value in kept]].index
+            empty = kept[[not isinstance(value, str) or not value.strip() for value in kept]].index
             if len(empty):
                 kind = "an empty text" if what in texts else "no label"
                 wrong.append(f"{len(empty)} of {len(ids)} rows have {kind} in `{what}`: {_some(empty)}")
