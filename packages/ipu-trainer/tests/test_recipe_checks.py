@@ -111,7 +111,7 @@ def test_what_contradicts_itself_is_said_at_once(tmp_path):
     ("model_config", "message"),
     [
         ({"model_type": "longfromer"}, "is no model type, did you mean `longformer`?.* and no checkpoint that is here"),
-        ({"model_type": "nobody/nothing"}, "`nobody/nothing` is no model type .*nothing is downloaded"),
+        ({"model_type": "nobody/nothing"}, "`nobody/nothing` is no model type.*nothing is downloaded"),
         ({"model_type": "{tmp}"}, "is a directory without a config.json"),
         ({"model_type": "vit"}, r"`vit` \(ViTModel\) does not read texts"),
         ({"model_type": "bert", "pretrained_model": True}, "is a type, and `pretrained_model: true` takes a directory"),

@@ -131,7 +131,7 @@ def test_empty_texts_and_missing_labels_are_refused(tmp_path):
     problems = Problems(places={})
     said = recipe()
     examples_of(Recipe(inputs=said.inputs, outputs=said.outputs, data=Data(source=str(tmp_path / "a.csv"))), problems)
-    assert list(problems) == ["1 of 3 rows have an empty text in `text`: 2", "1 of 3 rows have no label in `kind`: 3"]
+    assert list(problems) == ["1 of 3 rows have no label in `kind`: 3", "1 of 3 rows have an empty text in `text`: 2"]
 
 
 def test_identifiers_are_there_and_stand_for_one_row(tmp_path, folder):

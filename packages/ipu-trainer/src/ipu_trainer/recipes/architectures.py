@@ -54,7 +54,9 @@ def model_types() -> list[str]:
 def config_class(model_type: str) -> Any:
     """Return the configuration class of a model type, None where there is none."""
     registered(model_type)
-    return transformers.CONFIG_MAPPING.get(model_type)
+    if model_type not in transformers.CONFIG_MAPPING:
+        return None
+    return transformers.CONFIG_MAPPING[model_type]  # a lazy mapping, whose `get` finds nothing
 
 
 def parameters(model_type: str) -> dict[str, Any]:

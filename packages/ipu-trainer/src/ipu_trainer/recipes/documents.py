@@ -20,6 +20,8 @@ from .problems import Path, shown_path
 
 # A recipe has hundreds of values. These are far above, and far below what would fill a memory.
 MOST_BYTES, MOST_VALUES, MOST_LEVELS = 1_000_000, 20_000, 50
+_TAGS = "tag:yaml.org,2002:"
+_PLAIN = ("map", "seq", "str", "int", "float", "bool", "null")
 INPUT_KEYS = ("input_info", "input_type_info", "model_config")
 OUTPUT_KEYS = ("output_info", "output_type_info")
 
@@ -29,7 +31,7 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+    f"{_TAGS}float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
 
 
@@ -124,6 +126,10 @@ class _Values:
     def plain(self, node: Any, path: Path) -> Any:
         """Return the value of a node."""
         self.places[path] = self._line(node)
+        if node.tag.removeprefix(_TAGS) not in _PLAIN:
+            raise RecipeError(
+                f"{self._line(node)}: a value of `{node.tag}` is not plain: quote it, or leave the tag out"
+            )
         if isinstance(node, yaml.SequenceNode):
             return [self.plain(child, (*path, number)) for number, child in enumerate(node.value)]
         if not isinstance(node, yaml.MappingNode):
@@ -139,11 +145,10 @@ class _Values:
         return made
 
     def _key(self, node: Any) -> str:
-        key = self._loader.construct_object(node) if isinstance(node, yaml.ScalarNode) else None
-        if node.tag == "tag:yaml.org,2002:merge" or not isinstance(key, str):
+        if not isinstance(node, yaml.ScalarNode) or node.tag != f"{_TAGS}str":
             said = str(getattr(node, "value", ""))[:40]
             raise RecipeError(f"{self._line(node)}: `{said}` is no key: keys are plain words")
-        return key
+        return str(node.value)
 
     def _line(self, node: Any) -> str:
         return f"{self._name}:{node.start_mark.line + 1}"

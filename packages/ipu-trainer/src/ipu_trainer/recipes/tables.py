@@ -6,6 +6,7 @@ A table is read as it is written: identifiers and labels stay texts, `007` is no
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from .schema import Data, Recipe
 
 logger = logging.getLogger(__name__)
 
-SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl", ".json")
+SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl")
 FOLDER_COLUMNS = ("ID", "text", "label")
 _SHOWN = 5
 
@@ -72,8 +73,7 @@ def read_table(source: str | Path) -> pandas.DataFrame:
         ".csv": lambda: pandas.read_csv(path, dtype=str, keep_default_na=False, na_values=[""]),
         ".tsv": lambda: pandas.read_csv(path, dtype=str, keep_default_na=False, na_values=[""], sep="\t"),
         ".parquet": lambda: pandas.read_parquet(path),
-        ".jsonl": lambda: pandas.read_json(path, lines=True, dtype=False, convert_dates=False),
-        ".json": lambda: pandas.read_json(path, lines=True, dtype=False, convert_dates=False),
+        ".jsonl": lambda: pandas.DataFrame(_json_lines(path), dtype=object),
     }
     if path.suffix not in readers:
         raise RecipeError(f"`{source}` is a `{path.suffix}` file, and tables are {', '.join(SUFFIXES)}")
@@ -84,6 +84,13 @@ def read_table(source: str | Path) -> pandas.DataFrame:
     if not len(table):
         raise RecipeError(f"`{source}` has no rows")
     return table.map(_text).astype(object)
+
+
+def _json_lines(path: Path) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not all(isinstance(row, dict) for row in rows):
+        raise ValueError("a line is no mapping of columns to values")
+    return rows
 
 
 def _text(value: Any) -> str | None:

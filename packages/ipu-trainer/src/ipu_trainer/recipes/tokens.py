@@ -242,7 +242,7 @@ def _of_pairs(info: InputTypeInfo, texts: Sequence[str]) -> Vocabulary:
             show_progress=False,
         )
         # Without a pre-tokenizer an item is one word: pieces, which is what `split_on` is about.
-        backend.train_from_iterable(_pieces(texts, info.split_on), trainer)
+        backend.train_from_iterator(_pieces(texts, info.split_on), trainer)
     pad, unknown = (backend.token_to_id(token) for token in SPECIAL)
     return Vocabulary(kind="bpe", split_on=info.split_on, backend=backend, pad=pad, unknown=unknown)
 
