@@ -90,7 +90,7 @@ def test_what_contradicts_itself_is_said_at_once(tmp_path):
                 "model_init_config": {"num_layers": 2, "position_embedding_type": "relative_key"},
             },
             data={"source": "nowhere.csv"},
-            training={"bf16": True},
+            training={"auto_find_batch_size": True},
         ),
     )
     said = "\n".join(found)
@@ -102,7 +102,7 @@ def test_what_contradicts_itself_is_said_at_once(tmp_path):
         "`num_layers` is no parameter of bert, did you mean `num_hidden_layers`?",
         "`position_embedding_type: relative_key` would have no effect on bert: transformers",
         "`nowhere.csv` is not there",
-        "`bf16=True` has no effect on a pipelined model",
+        "`auto_find_batch_size=True` has no effect on a pipelined model",
     ):
         assert part in said, (part, said)
 

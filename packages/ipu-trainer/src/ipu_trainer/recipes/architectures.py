@@ -117,7 +117,7 @@ def configuration(name: str, values: Mapping[str, Any]) -> Any:
         if base is None:
             return transformers.AutoConfig.for_model(model_type, **given)
         return type(base).from_dict(base.to_dict(), **given)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except Exception as error:  # configurations check themselves, with errors of several libraries
         raise RecipeError(f"{model_type} cannot be configured so: {_line(error)}") from error
 
 
