@@ -130,6 +130,10 @@ def test_a_shorter_text_is_padded_and_a_longer_one_read_from_its_start_or_anywhe
     assert drawn == {tuple(range(start, start + 4)) for start in range(7)}
 
 
+def test_a_text_without_a_token_is_an_unknown_one():
+    assert encoder("from_start").row([]) == ([1, 0, 0, 0], [1, 0, 0, 0])
+
+
 def test_a_checkpoints_tokens_are_around_the_part_that_is_read(checkpoint):
     vocabulary = vocabulary_of(InputTypeInfo(), TEXTS, checkpoint=str(checkpoint))
     ids, mask = Encoder(vocabulary=vocabulary, length=4, strategy="from_start").row([4, 5, 4, 5])

@@ -90,7 +90,7 @@ def check(document: Document) -> Checked:
     held = None
     if recipe is not None and recipe.data.eval_source is not None:
         held = examples_of(recipe, problems, of_evaluation=True)
-    elif recipe is not None and rows is not None:
+    elif recipe is not None and rows is not None and not problems.has(("training",)):
         with problems.at(("data", "eval_size")):
             rows, held = _held_out(rows, recipe)
     problems.refuse()

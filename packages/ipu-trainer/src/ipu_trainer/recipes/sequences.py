@@ -41,6 +41,7 @@ class Encoder:
             draw: where the part of a longer text begins is drawn from it; None for torch's own generator.
         """
         before, after = self.vocabulary.around
+        tokens = tokens or [max(self.vocabulary.unknown, 0)]  # of a text of separators; attention needs something
         room = self.length - len(before) - len(after)
         start = 0
         if len(tokens) > room and self.strategy != FROM_START:
