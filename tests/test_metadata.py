@@ -17,7 +17,7 @@ PACKAGES = sorted((ROOT / "packages").iterdir())
 
 
 # Modules that are not called as the distribution they come with.
-DISTRIBUTIONS = {"PIL": "pillow"}
+DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}
 
 
 def metadata(package: Path) -> dict:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import IPUError, nearest
 from .plugins.family import Family, load
-from .plugins.registry import describe, installed
+from .plugins.registry import describe, installed, registered
 from .plugins.stub import stub_of, stub_path
 from .report.models import models_table
 from .upstream import CORE, upstreams
@@ -28,11 +28,18 @@ if TYPE_CHECKING:
     from .partition.plan import Plan
 
 
+# Commands of other packages: what to install, and what runs.
+ELSEWHERE = {
+    "imagine": ("ipu-diffusers", "ipu_diffusers.imagine:main"),
+    "train": ("ipu-trainer", "ipu_trainer.recipes.command:main"),
+}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command `ipu`; returns its exit status."""
     given = sys.argv[1:] if arguments is None else list(arguments)
-    if given[:1] == ["imagine"]:
-        return _imagine(given[1:])
+    if given and given[0] in ELSEWHERE:
+        return _elsewhere(given[0], given[1:])
     options = _parser().parse_args(given)
     try:
         status: int = options.run(options)
@@ -42,12 +49,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
-def _imagine(arguments: Sequence[str]) -> int:
+def _elsewhere(command: str, arguments: Sequence[str]) -> int:
     """Hand a command on to the package that has it, with arguments of its own."""
-    if find_spec("ipu_diffusers") is None:
-        print("ipu imagine: ipu-diffusers is not installed: `pip install ipu-diffusers`", file=sys.stderr)
+    package, target = ELSEWHERE[command]
+    if find_spec(target.partition(".")[0]) is None:
+        print(f"ipu {command}: {package} is not installed: `pip install {package}`", file=sys.stderr)
         return 2
-    status: int = load("ipu_diffusers.imagine:main")(arguments)
+    status: int = load(target)(arguments)
     return status
 
 
@@ -108,6 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     run.set_defaults(run=_pipeline)
 
     commands.add_parser("imagine", help="make an image of a text, with ipu-diffusers")
+    commands.add_parser("train", help="train what a recipe in YAML describes, with ipu-trainer")
     return parser
 
 
@@ -394,11 +403,11 @@ def _random_model(options: argparse.Namespace, *, device: str) -> PipelineMixin:
     if options.model is not None:
         if not (options.model / "config.json").is_file():
             raise OSError(f"`{options.model}` is not a directory with a config.json")
-        family = _registered(json.loads((options.model / "config.json").read_bytes()).get("model_type"))
+        family = registered(json.loads((options.model / "config.json").read_bytes()).get("model_type"))
         config = transformers.AutoConfig.from_pretrained(options.model, local_files_only=True, **values)
         name = options.class_name or (config.architectures or [""])[0]
     else:
-        family = _registered(options.family)
+        family = registered(options.family)
         if family is None:
             known = [f.model_type for plugin in installed().plugins for f in plugin.families]
             raise ValueError(
@@ -417,11 +426,6 @@ def _random_model(options: argparse.Namespace, *, device: str) -> PipelineMixin:
         model = cls(config)
     pipelined: PipelineMixin = to_pipelined(model, ipu_config)
     return pipelined
-
-
-def _registered(model_type: str | None) -> Family | None:
-    """Return the family of a model type; plugins' own architectures are registered."""
-    return installed().family(model_type) if model_type else None
 
 
 def _model_class(name: str, family: Family | None) -> type[Any]:

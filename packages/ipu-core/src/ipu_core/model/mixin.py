@@ -29,7 +29,7 @@ from ..errors import LayoutError
 from ..partition.layout import count_layers, explain_no_list
 from ..peft import adapted
 from ..plugins.family import Family, load
-from ..plugins.registry import family_of
+from ..plugins.registry import edits_within, family_of
 from ..rewrites import Rewrite
 from ..rewrites.from_config import serialized_vocabulary
 from ..rewrites.masked_lm_head import masked_token_head, refuse_more_labels
@@ -201,7 +201,7 @@ class PipelineMixin(_MixinBase):
             own = (serialized_vocabulary, packed_examples, masked_token_head)
             for rewrite in (*own, *map(load, targets)):
                 changes.enter_context(rewrite(adapted(self), config))
-            changes.enter_context(edited(self, edits_of(self.family.edits if self.family else ())))
+            changes.enter_context(edited(self, edits_of(self.family.edits if self.family else edits_within(self))))
             for rewrite in self._rewrites:  # around what is the model by then
                 changes.enter_context(rewrite(adapted(self), config))
             self._changes = changes.pop_all()

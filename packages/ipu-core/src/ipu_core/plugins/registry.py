@@ -103,6 +103,17 @@ def family_of(model: Any) -> Family | None:
     return installed().family(model_type) if model_type else None
 
 
+def registered(model_type: str | None) -> Family | None:
+    """Return the family of a model type, if a plugin declares it; architectures of plugins are registered by then."""
+    return installed().family(model_type) if model_type else None
+
+
+def edits_within(model: Any) -> tuple[str, ...]:
+    """Return the source edits of the families of the models within one that no plugin declares."""
+    families = [family_of(module) for module in model.modules() if hasattr(module, "config")]
+    return tuple(dict.fromkeys(edit for within in families if within is not None for edit in within.edits))
+
+
 def describe(plugins: Iterable[Plugin]) -> str:
     """Return the table `ipu plugins` prints."""
     lines = []
