@@ -197,6 +197,7 @@ CUTS: dict[str, Any] = {
     "output_mode": "all",
     "output_return_period": None,
     "cost_source": ESTIMATED,
+    "ties_apart": False,
 }
 
 
