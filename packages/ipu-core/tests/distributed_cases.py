@@ -15,6 +15,7 @@ from ipu_core.executor import Executor
 from ipu_core.lowering import capture_model
 from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
 
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Case:
     """A model and how it is run."""
@@ -35,19 +36,19 @@ class Case:
         return f"{self.model}-{tied}-{self.schedule}-{self.ipus}x{self.rounds}-replicas{self.replicas}{more}"
 
     def ipu_config(self, **options: Any) -> IPUConfig:
-        given = dict(
-            layers_per_ipu=[-1],
-            ipus_per_replica=self.ipus,
-            schedule=self.schedule,
-            stages_per_ipu=self.rounds,
-            replication_factor=self.replicas,
-            inference_replication_factor=self.replicas,
-            inference_stages_per_ipu=self.rounds,
-            inference_device_iterations=self.iterations,
-            gradient_accumulation_steps=self.micro_batches,
-            recompute_checkpoint_every_layer=self.recompute,
-            output_mode="all",
-        )
+        given = {
+            "layers_per_ipu": [-1],
+            "ipus_per_replica": self.ipus,
+            "schedule": self.schedule,
+            "stages_per_ipu": self.rounds,
+            "replication_factor": self.replicas,
+            "inference_replication_factor": self.replicas,
+            "inference_stages_per_ipu": self.rounds,
+            "inference_device_iterations": self.iterations,
+            "gradient_accumulation_steps": self.micro_batches,
+            "recompute_checkpoint_every_layer": self.recompute,
+            "output_mode": "all",
+        }
         return IPUConfig(**{**given, **options})
 
 
@@ -60,7 +61,15 @@ def make(case: Case) -> torch.nn.Module:
         return BertForMaskedLM(config).double()
     dropout = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
     config = GPT2Config(
-        n_embd=16, n_head=2, n_layer=4, vocab_size=37, n_positions=16, bos_token_id=1, eos_token_id=1, **dropout, tie_word_embeddings=case.tied
+        n_embd=16,
+        n_head=2,
+        n_layer=4,
+        vocab_size=37,
+        n_positions=16,
+        bos_token_id=1,
+        eos_token_id=1,
+        **dropout,
+        tie_word_embeddings=case.tied,
     )
     return GPT2LMHeadModel(config).double()
 

@@ -7,9 +7,6 @@ One group of processes runs the cases of a test one after the other; each rank g
 import distributed_cases
 import pytest
 from distributed_cases import Case
-from ipu_core import IPUConfig, inference_model, to_pipelined, training_model
-from ipu_core.engines.registry import usable_engine
-from ipu_core.errors import EngineNotAvailableError, IncompatibleIPUConfigError
 from ranks import run_ranks
 
 SHORT = [

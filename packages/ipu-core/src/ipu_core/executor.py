@@ -174,6 +174,12 @@ class Executor:
         if not self._config.inference:
             refuse_nothing_to_train(self._model)
         assert self._engine.check is not None and self._engine.program is not None, "it is usable"
+        if self._engine.has_ranks and self._optimizer is not None and needs_closure(self._optimizer):
+            raise IncompatibleIPUConfigError(
+                f"{type(self._optimizer).__name__} evaluates the loss by itself, of all gradients together, and each "
+                f"rank of the {self._engine.name} engine has those of its own stages: use another optimizer, or the "
+                "host engine"
+            )
         self._engine.check(self._model, self._config)
         cache = ExecutableCache(self._config.executable_cache_dir)
         lowered = lower(
@@ -285,6 +291,16 @@ class Executor:
             combined = _brought_together(combined, batch)
         return self._compiled.lowered.captured.returned(combined)
 
+    def owning_ranks(self) -> dict[int, int]:
+        """Map the identity of each parameter to the rank that has its value; empty where there is one process.
+
+        Raises:
+            NotCompiledError: it was not called yet.
+        """
+        if self._compiled is None:
+            raise NotCompiledError("no rank has anything yet: compile the executor first")
+        return self._compiled.program.owners()
+
     def clip_gradients(self, max_norm: float) -> torch.Tensor:
         """Scale all gradients so that their 2-norm is at most `max_norm`; returns the norm they had.
 
@@ -330,7 +346,7 @@ class Executor:
             elif not needs_closure(self._optimizer):
                 self._optimizer.zero_grad()
                 found, self._update_loss = run()
-                self._optimizer.step()
+                compiled.program.step(self._optimizer)
             else:
                 found, self._update_loss = stepped_with_closure(self._optimizer, run)
             outputs += found

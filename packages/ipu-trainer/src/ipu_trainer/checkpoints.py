@@ -46,7 +46,8 @@ class CompleteCheckpoints(TrainerHooks):
         self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, *args: Any, **options: Any
     ) -> Any:
         """Train, as `transformers.Trainer.train` does, in a directory without leftovers."""
-        clear_leftovers(Path(self.output_directory(trial)))
+        if self.args.should_save:
+            clear_leftovers(Path(self.output_directory(trial)))
         return super().train(resume_from_checkpoint, trial, *args, **options)
 
     def output_directory(self, trial: Any) -> str:

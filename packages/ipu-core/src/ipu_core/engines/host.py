@@ -79,9 +79,17 @@ class HostProgram(Interpreter):
         # By `map`, which keeps nothing of a micro-batch while the next one runs.
         return map(self._without_unread, super().train(batches, order, starts=starts, on_action=on_action))
 
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Step an optimizer of the model's parameters."""
+        optimizer.step()
+
     def gradient_norm(self) -> torch.Tensor:
         """Return the 2-norm of all gradients of the model together."""
         return torch.nn.utils.get_total_norm([p.grad for p in self._model.parameters() if p.grad is not None])
+
+    def owners(self) -> dict[int, int]:
+        """Return nothing: this process has everything."""
+        return {}
 
     def all_spans(self, spans: list[tuple[Action, float, float]]) -> list[tuple[Action, float, float]]:
         """Return what was measured: all stages are in this process."""

@@ -82,8 +82,14 @@ class StageProgram(Protocol):
     def initial_values(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the values a micro-batch starts with: parameters, buffers, constants and its own leaves."""
 
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Step an optimizer of the model's parameters, once their gradients are there."""
+
     def gradient_norm(self) -> torch.Tensor:
         """Return the 2-norm of all gradients of the model together."""
+
+    def owners(self) -> dict[int, int]:
+        """Map the identity of each parameter to the rank whose value of it counts; empty where there is one process."""
 
     def all_spans(self, spans: list[tuple[Action, float, float]]) -> list[tuple[Action, float, float]]:
         """Return what was measured where the stages run, in whichever processes, on one clock."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`DistributedProgram`: a lowered model whose stages are run by the ranks of their IPUs, under a schedule of torch's."""
+"""`DistributedProgram`: a lowered model whose stages are run by the ranks of their IPUs, as torch schedules them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ from .agreement import facts_of_plan, refuse_disagreement
 from .ranks import ranks_for
 from .results import Results
 from .routes import parcels
-from .schedules import SEQUENTIAL, ZERO_BUBBLE, refuse_other_stages, torch_schedule
+from .schedules import SEQUENTIAL, ZERO_BUBBLE, refuse_changing_buffers, refuse_other_stages, torch_schedule
+from .sharded_optimizer import ShardedOptimizer
 from .stage_module import StageModule, Update, draws
 from .timed_stage import TimedStage
 
@@ -61,6 +62,7 @@ class DistributedProgram:
         returned: Returned,
     ) -> None:
         refuse_other_stages(lowered.plan, config)
+        refuse_changing_buffers(lowered, config)
         self._device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self._ranks = ranks_for(config, self._device)
         with self._ranks.watchdog.doing("waits for the plans of the others"):
@@ -76,6 +78,7 @@ class DistributedProgram:
         self._ipus = self._ipus_of_values()
         self._results = Results(lowered, loss, returned, self._ranks)
         self._runners: dict[Any, _Runner] = {}
+        self._sharded: ShardedOptimizer | None = None
         for _, ipus in self._tied().items():  # groups are made by all ranks in one order
             self._ranks.group(ipus)
 
@@ -132,11 +135,26 @@ class DistributedProgram:
             losses = self._results.losses(update, len(batches))
         yield from (Trained(leaves, loss) for leaves, loss in zip(collected, losses, strict=True))
 
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Step the parameters of this rank; with `replicated_tensor_sharding` each replica steps a share of them."""
+        if not self._config.replicated_tensor_sharding or self._ranks.num_replicas == 1:
+            optimizer.step()
+            return
+        if self._sharded is None or self._sharded.optimizer is not optimizer:
+            mine = [t for t, ipus in self._readers().values() if t.requires_grad and self._ranks.ipu in ipus]
+            self._sharded = ShardedOptimizer(optimizer, mine, self._ranks.replicas)
+        with self._ranks.watchdog.doing("waits for the steps of the other replicas"):
+            self._sharded.step()
+
     def gradient_norm(self) -> torch.Tensor:
         """Return the 2-norm of the gradients of all ranks; a tied parameter counts once."""
         owned = [t for t, ipus in self._readers().values() if t.requires_grad and min(ipus) == self._ranks.ipu]
         with self._ranks.watchdog.doing("waits for the norm of the gradients"):
             return gradients.total_norm(owned, self._ranks.pipeline, self._device)
+
+    def owners(self) -> dict[int, int]:
+        """Map the identity of each parameter to the first of the ranks that train it."""
+        return {key: min(self._global(ipus)) for key, (_, ipus) in self._readers().items()}
 
     def all_spans(self, spans: SpanList) -> SpanList:
         """Return what all ranks of the first replica measured, on one clock; all ranks call it alike."""

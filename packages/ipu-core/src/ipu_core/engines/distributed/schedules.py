@@ -18,6 +18,7 @@ from torch.distributed.pipelining import (
 
 from ...config.execution_config import ExecutionConfig
 from ...errors import IncompatibleIPUConfigError
+from ...partition.lowered import Lowered
 from ...partition.plan import Plan
 from ...schedule import looped
 
@@ -77,6 +78,29 @@ def refuse_other_stages(plan: Plan, config: ExecutionConfig) -> None:
             f"the stages of {plan.model} are on IPUs {list(ipus)}, and ranks hand values to the next one alone, so "
             f"that they have to be on {wanted}: give every IPU a layer with `{config.attribute('layers_per_ipu')}`, "
             "place serialized vocabularies on IPUs in that order, or use the host engine"
+        )
+
+
+def refuse_changing_buffers(lowered: Lowered, config: ExecutionConfig) -> None:
+    """Refuse buffers that every micro-batch changes after the one before it, where replicas run side by side.
+
+    Raises:
+        IncompatibleIPUConfigError: naming one.
+    """
+    sources = lowered.captured.sources
+    changed = {name for graph in lowered.stage_graphs for name in graph.changes if sources[name].kind == "buffer"}
+    readers = {name: {graph.ipu for graph in lowered.stage_graphs if name in graph.inputs} for name in changed}
+    shared = [name for name, ipus in readers.items() if len(ipus) > 1]
+    if changed and not config.inference and config.replication_factor > 1:
+        raise IncompatibleIPUConfigError(
+            f"every micro-batch changes `{sources[min(changed)].name}` of {lowered.plan.model}, as running statistics "
+            f"are, and `replication_factor={config.replication_factor}` replicas work side by side: set it to 1, "
+            "freeze the module that has it with `eval()`, or use the host engine"
+        )
+    if shared:
+        raise IncompatibleIPUConfigError(
+            f"stages on IPUs {sorted(readers[shared[0]])} read `{sources[shared[0]].name}` of {lowered.plan.model}, "
+            "which one of them changes, and each rank has its own: put them on one IPU, or use the host engine"
         )
 
 
