@@ -88,7 +88,9 @@ class CompleteCheckpoints(TrainerHooks):
             super().push_checkpoint(folder)
 
     def write_model(self, folder: str | None = None, state_dict: Any = None) -> None:
-        """Write the model aside, and put its files in place."""
+        """Write the model aside, and put its files in place, where this process is the one that writes."""
+        if not self.args.should_save:
+            return
         if self._folder_aside is not None:
             super().write_model(folder, state_dict)
             return

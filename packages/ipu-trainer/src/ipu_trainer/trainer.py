@@ -310,9 +310,12 @@ class IPUTrainer(CompleteCheckpoints, CheckedResume, PackedBatchLoaders):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model, as `transformers.Trainer.save_model` does; all ranks of a distributed run call it."""
-        if self.args.engine == ENGINE and not _internal_call and self._training is not None:
+        is_of_all = self.args.engine == ENGINE and not _internal_call
+        if is_of_all and self._training is not None:
             self.training_executor.release()
         super().save_model(output_dir, _internal_call)
+        if is_of_all:
+            agreed(None)  # whoever reads it next finds it
 
     def write_checkpoint(self, model: Any, trial: Any) -> None:
         """Write a checkpoint: the first rank does, of what all of them bring."""

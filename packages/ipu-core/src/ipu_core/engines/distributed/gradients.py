@@ -48,9 +48,9 @@ def add_up(parameters: Sequence[torch.Tensor], group: dist.ProcessGroup) -> None
 def total_norm(owned: Iterable[torch.Tensor], group: dist.ProcessGroup, device: torch.device) -> torch.Tensor:
     """Return the 2-norm of the gradients of all ranks of a pipeline; each brings those that it alone owns."""
     gradients = [parameter.grad for parameter in owned if parameter.grad is not None]
-    squared = torch.zeros((), device=device)
+    squared = torch.zeros((), device=device, dtype=torch.float64)
     if gradients:
-        squared = torch.nn.utils.get_total_norm(gradients).to(device, torch.float32) ** 2
+        squared = torch.nn.utils.get_total_norm(gradients).to(squared) ** 2
     dist.all_reduce(squared, group=group)
     return squared.sqrt()
 
