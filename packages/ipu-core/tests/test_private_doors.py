@@ -312,6 +312,16 @@ def a_schema():
     assert schema.returns[0].alias_info is not None and _torch.schema_of(print) is None
 
 
+def a_view():
+    tensor = torch.ones(3)
+    assert _torch.is_view(tensor[1:]) and not _torch.is_view(tensor)
+
+
+def the_store_of_the_ranks():
+    with pytest.raises(ValueError, match="init_process_group"):  # this process is alone
+        _torch.default_store()
+
+
 def options_of_the_compiler():
     import torch._inductor.config as config
 
@@ -373,9 +383,11 @@ OF_TORCH = {
     "buffers_of": the_entries,
     "compile_package": a_package,
     "cpp_compiler": the_cpp_compiler,
+    "default_store": the_store_of_the_ranks,
     "forward_hooks_of": a_forward_hook,
     "import_compiler": modules_of_the_compiler,
     "inductor_options": options_of_the_compiler,
+    "is_view": a_view,
     "joint_graph": a_joint_graph,
     "load_package": a_package,
     "modules_of": the_entries,

@@ -44,9 +44,11 @@ __all__ = [
     "buffers_of",
     "compile_package",
     "cpp_compiler",
+    "default_store",
     "forward_hooks_of",
     "import_compiler",
     "inductor_options",
+    "is_view",
     "joint_graph",
     "load_package",
     "modules_of",
@@ -124,6 +126,16 @@ def remove_forward_hook(module: torch.nn.Module, number: int) -> None:
 def own_table(view: torch.nn.Module, name: str) -> None:
     """Copy one of `TABLES` of a module that shares its attributes with another: what is registered stays with it."""
     setattr(view, name, getattr(view, name).copy())
+
+
+def is_view(tensor: torch.Tensor) -> bool:
+    """Return whether a tensor shows the memory of another one, as autograd sees it."""
+    return tensor._is_view()
+
+
+def default_store() -> torch.distributed.Store:
+    """Return the key-value store that the ranks of this run met in."""
+    return torch.distributed.distributed_c10d._get_default_store()
 
 
 def version_of(tensor: torch.Tensor) -> int:

@@ -26,6 +26,8 @@
     ├── CompileError (RuntimeError)               a stage torch cannot compile
     ├── EditError (RuntimeError)                  a source edit that does not fit the installed upstream
     ├── EngineNotAvailableError (RuntimeError)    an engine or a device that is not here
+    ├── RankError (RuntimeError)                  another process of a distributed run ended, or is silent
+    │   └── RankMismatchError                     processes that were started with different things
     ├── NotCompiledError (RuntimeError)           a plan asked of an executor that has none yet
     └── PluginError (RuntimeError)                a plugin that cannot be used
         ├── BrokenPluginError                     it raised while being loaded
@@ -131,6 +133,14 @@ class EditError(IPUError, RuntimeError):
 
 class EngineNotAvailableError(IPUError, RuntimeError):
     """An engine that was named and cannot run here, or a device that is not there."""
+
+
+class RankError(IPUError, RuntimeError):
+    """Another process of a distributed run that ended, or was not heard of in time."""
+
+
+class RankMismatchError(RankError):
+    """Processes of a distributed run that were started with different things."""
 
 
 class NotCompiledError(IPUError, RuntimeError):

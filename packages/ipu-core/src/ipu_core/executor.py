@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -43,7 +43,7 @@ from .planner import ipu_config_of, refuse_cache
 from .points.request import check_values, with_points
 from .report.timeline import Span, Timeline
 from .runtime.optimizer_step import needs_closure, stepped_with_closure
-from .runtime.program import StageProgram
+from .runtime.program import Returned, StageProgram
 from .runtime.transfers import moved
 from .schedule import Action, Schedule
 from .validation import refuse_other_batches, refuse_other_optimizers, refuse_other_outputs, refuse_other_types
@@ -99,13 +99,15 @@ class Executor:
         outputs: Collection[str] | None = None,
         loss: str | None = None,
         captured: Capture | None = None,
+        on_all_ranks: bool = False,
     ) -> None:
         refuse_other_outputs(outputs)
         refuse_other_types({"loss": loss}, str, instead="the name of an output, or None", optional=True)
         self._model = model
         self._captured = captured
-        self._config = config
+        self._config = replace(config, ties_apart=engine.has_ranks)
         self._engine = engine
+        self._on_all_ranks = on_all_ranks
         self._optimizer = optimizer
         self._planned_optimizer = stepped_by if optimizer is None else optimizer
         self._selected = outputs
@@ -148,7 +150,8 @@ class Executor:
         """
         if self._compiled is None or self._compiled.schedule is None or not self._spans:
             raise NotCompiledError("there is no timeline yet: call a training executor first")
-        return Timeline.measured(self._compiled.lowered.plan.model, self._compiled.schedule, self._spans)
+        spans = self._compiled.program.all_spans(self._spans)
+        return Timeline.measured(self._compiled.lowered.plan.model, self._compiled.schedule, spans)
 
     def compile(self, **batch: Any) -> Executor:
         """Capture, plan and split the model for batches like this one, without running it; returns the executor.
@@ -172,6 +175,12 @@ class Executor:
         if not self._config.inference:
             refuse_nothing_to_train(self._model)
         assert self._engine.check is not None and self._engine.program is not None, "it is usable"
+        if self._engine.has_ranks and self._optimizer is not None and needs_closure(self._optimizer):
+            raise IncompatibleIPUConfigError(
+                f"{type(self._optimizer).__name__} evaluates the loss by itself, of all gradients together, and each "
+                f"rank of the {self._engine.name} engine has those of its own stages: use another optimizer, or the "
+                "host engine"
+            )
         self._engine.check(self._model, self._config)
         cache = ExecutableCache(self._config.executable_cache_dir)
         lowered = lower(
@@ -188,14 +197,14 @@ class Executor:
         loss = None if self._config.inference else loss_value(captured, self._loss)
         if self._config.device_memory is not None:
             refuse_what_does_not_fit(self._with_memory(lowered, loss), self._config)
-        schedule = None if self._config.inference else schedule_of(lowered, self._config)
+        schedule = None if self._config.inference else schedule_of(lowered, self._scheduled)
+        returned = Returned(leaves=_selection(captured, loss, self._selected), on_all_ranks=self._on_all_ranks)
         self._compiled = _Compiled(
             spec=BatchSpec.of(batch),
             bounds=index_bounds(captured),
             lowered=lowered,
-            program=self._engine.program(self._model, lowered, self._config, cache, loss),
+            program=self._engine.program(self._model, lowered, self._config, cache, loss, returned),
             guards=Guards(self._model),
-            kept=_selection(captured, loss, self._selected),
             loss=loss,
             schedule=schedule.schedule if schedule else None,
             order=tuple(schedule.in_order()) if schedule else (),
@@ -205,6 +214,11 @@ class Executor:
             torch.manual_seed(self._config.seed)
         seconds = time.perf_counter() - started
         logger.info("compiled %s for the %s engine in %.1f s", captured.model_name, self._engine.name, seconds)
+
+    @property
+    def _scheduled(self) -> ExecutionConfig:
+        """What is scheduled one after another: replicas that are ranks of their own are not."""
+        return replace(self._config, replication_factor=1) if self._engine.has_ranks else self._config
 
     @property
     def terms(self) -> Terms:
@@ -269,7 +283,7 @@ class Executor:
         if self._config.inference:
             if loss_weights is not None:
                 raise BatchError("`loss_weights` is for training, and this executor takes no gradients: leave it out")
-            outputs = [self._compiled.keep(self._compiled.program.infer(b)) for b in micro_batches(batch, self._config)]
+            outputs = list(self._compiled.program.infer_each(list(micro_batches(batch, self._config))))
         else:
             outputs = self._train(self._compiled, batch, loss_weights)
         combined = combine(outputs, self._config)
@@ -278,10 +292,35 @@ class Executor:
             combined = _brought_together(combined, batch)
         return self._compiled.lowered.captured.returned(combined)
 
+    def owning_ranks(self) -> dict[int, int]:
+        """Map the identity of each parameter to the rank that has its value; empty where there is one process.
+
+        Raises:
+            NotCompiledError: it was not called yet.
+        """
+        if self._compiled is None:
+            raise NotCompiledError("no rank has anything yet: compile the executor first")
+        return self._compiled.program.owners()
+
+    def clip_gradients(self, max_norm: float) -> torch.Tensor:
+        """Scale all gradients so that their 2-norm is at most `max_norm`; returns the norm they had.
+
+        Of a distributed run the norm is over all ranks, which all call this.
+
+        Raises:
+            NotCompiledError: it was not called yet.
+        """
+        if self._compiled is None:
+            raise NotCompiledError("there are no gradients yet: call a training executor first")
+        norm = self._compiled.program.gradient_norm()
+        torch.nn.utils.clip_grads_with_norm_(list(self._model.parameters()), max_norm, norm)
+        return norm
+
     def release(self) -> None:
         """Move the model's tensors, and their gradients, back from the devices of its stages to where they were.
 
-        The next call moves them out again. An optimizer's state stays where it is.
+        The next call moves them out again. An optimizer's state stays where it is. Of a distributed run every rank has
+        the whole model afterwards; all call this.
         """
         if self._compiled is not None:
             self._compiled.program.release()
@@ -308,7 +347,7 @@ class Executor:
             elif not needs_closure(self._optimizer):
                 self._optimizer.zero_grad()
                 found, self._update_loss = run()
-                self._optimizer.step()
+                compiled.program.step(self._optimizer)
             else:
                 found, self._update_loss = stepped_with_closure(self._optimizer, run)
             outputs += found
@@ -330,7 +369,7 @@ class Executor:
         for leaves, loss in compiled.program.train(parts, compiled.order, starts=starts, on_action=self._timed):
             losses.append(loss)
             if is_returned(number, self._config):
-                outputs.append(compiled.keep(leaves))
+                outputs.append(leaves)
             if self._config.output_mode == "final":
                 del outputs[: -self._config.replication_factor]
         return outputs, torch.as_tensor(sum(losses))
@@ -357,7 +396,6 @@ class _Compiled:
     lowered: Lowered
     program: StageProgram
     guards: Guards
-    kept: frozenset[int]
     loss: str | None
     schedule: Schedule | None
     order: tuple[Action, ...]
@@ -373,10 +411,6 @@ class _Compiled:
         term = next(term for term in self.lowered.terms.terms if term.factor)
         return {self.loss: weight[term.value] / term.factor}
 
-    def keep(self, leaves: list[Any]) -> list[Any]:
-        """Drop the outputs nobody asked for, so that their memory is free before the next micro-batch."""
-        return [leaf if i in self.kept else None for i, leaf in enumerate(leaves)]
-
 
 def inference_model(
     model: PipelineMixin,
@@ -385,6 +419,7 @@ def inference_model(
     outputs: Collection[str] | None = None,
     activations: Collection[str] | None = None,
     interventions: Mapping[str, Any] | None = None,
+    on_all_ranks: bool = False,
 ) -> Executor:
     """Make an executor that runs a pipelined model without gradients.
 
@@ -395,12 +430,15 @@ def inference_model(
 
     Args:
         model: made by `to_pipelined`.
-        engine: "host" (the default), or another engine `ipu doctor` calls usable.
+        engine: "host" (the default), "distributed" where `torchrun` started a process an IPU, or another engine that
+            `ipu doctor` calls usable.
         outputs: names of the outputs to return, "loss" among them whatever the model calls it; all by default.
         activations: names or patterns of points, such as "blocks.*.attn.hook_z"; what the executor returns then has
             `activations`, a mapping of name to tensor.
         interventions: what is done to points, by name or pattern: a function of the tensor, or what `ipu_core.points`
             offers.
+        on_all_ranks: whether every process of a distributed run returns the outputs; by default the first does, and
+            the others have None in the place of each but the loss and other single numbers.
 
     Raises:
         EngineNotAvailableError: the engine is not usable here.
@@ -409,7 +447,7 @@ def inference_model(
     """
     config = ipu_config_of(model).for_inference()
     made = with_points(model, activations, interventions)
-    return Executor(made, config, usable_engine(engine), outputs=outputs)
+    return Executor(made, config, usable_engine(engine), outputs=outputs, on_all_ranks=on_all_ranks)
 
 
 def training_model(
@@ -421,6 +459,7 @@ def training_model(
     loss: str | None = None,
     activations: Collection[str] | None = None,
     interventions: Mapping[str, Any] | None = None,
+    on_all_ranks: bool = False,
 ) -> Executor:
     """Make an executor that runs a pipelined model forward and backward.
 
@@ -434,12 +473,14 @@ def training_model(
         model: made by `to_pipelined`.
         optimizer: steps after every `gradient_accumulation_steps` x `replication_factor` micro-batches. Without one
             the averaged gradients are left on the parameters.
-        engine: "host" (the default), or another engine `ipu doctor` calls usable.
+        engine: "host" (the default), "distributed" where `torchrun` started a process an IPU, or another engine that
+            `ipu doctor` calls usable.
         outputs: names of the outputs to return, "loss" among them whatever the model calls it; all by default.
         loss: the name of the output to take the gradient of, where it is not called `loss` and the forward cannot mark
             it with `identity_loss`; the outputs of a tuple are called "0", "1", and so on.
         activations: as for `inference_model`; what is read is detached.
         interventions: as for `inference_model`; gradients go through them.
+        on_all_ranks: as for `inference_model`.
 
     Raises:
         EngineNotAvailableError: the engine is not usable here.
@@ -460,7 +501,15 @@ def training_model(
         if not any(id(p) in owned for group in optimizer.param_groups for p in group["params"]):
             raise ValueError("the optimizer has none of the model's parameters: make it from `model.parameters()`")
     made = with_points(model, activations, interventions)
-    return Executor(made, config, usable_engine(engine), optimizer=optimizer, outputs=outputs, loss=loss)
+    return Executor(
+        made,
+        config,
+        usable_engine(engine),
+        optimizer=optimizer,
+        outputs=outputs,
+        loss=loss,
+        on_all_ranks=on_all_ranks,
+    )
 
 
 def _brought_together(leaves: list[Any], batch: Mapping[str, Any]) -> list[Any]:

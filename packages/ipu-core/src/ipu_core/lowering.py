@@ -203,6 +203,7 @@ CUTS: dict[str, Any] = {
     "output_return_period": None,
     "cost_source": ESTIMATED,
     "parameters_offchip": False,
+    "ties_apart": False,
 }
 
 

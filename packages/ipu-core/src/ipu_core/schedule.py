@@ -191,22 +191,22 @@ def make_schedule(name: str, *, stage_ipus: Sequence[int], num_micro_batches: in
     Args:
         name: "sequential": one micro-batch after the other; "gpipe": all forward passes, then all backward passes;
             "1f1b": backward passes as soon as they can run, and no more forward passes in flight than that takes;
-            "interleaved": 1F1B on IPUs that hold several stages each, as `looped` places them.
+            "interleaved": 1F1B on IPUs that hold several stages each, as `looped` places them; "zero_bubble": the
+            same, with the gradients of weights in what would be a bubble, on ranks of the distributed engine.
         stage_ipus: the IPU of each stage; an IPU may hold several.
         num_micro_batches: micro-batches of one update.
 
     Raises:
         ScheduleError: an unknown name, or no stage or micro-batch.
     """
-    if name not in SCHEDULES:
-        raise ScheduleError(
-            f"there is no schedule `{name}`; there are {', '.join(SCHEDULES)}{nearest(name, SCHEDULES)}"
-        )
+    known = (*SCHEDULES, ZERO_BUBBLE)
+    if name not in known:
+        raise ScheduleError(f"there is no schedule `{name}`; there are {', '.join(known)}{nearest(name, known)}")
     if not stage_ipus or num_micro_batches < 1:
         raise ScheduleError(
             f"{len(stage_ipus)} stages and {num_micro_batches} micro-batches are no schedule: give at least 1"
         )
-    make = _interleaved if name == "interleaved" else _list_schedule
+    make = _interleaved if name in ("interleaved", ZERO_BUBBLE) else _list_schedule
     return make(name, tuple(stage_ipus), num_micro_batches)
 
 
@@ -303,6 +303,8 @@ def _1f1b(action: Action, progress: _Progress) -> tuple[float, ...] | None:
 
 _PREFERENCES: Mapping[str, _Preference] = {"sequential": _sequential, "gpipe": _gpipe, "1f1b": _1f1b}
 SCHEDULES = (*_PREFERENCES, "interleaved")
+# In the order of "interleaved"; in which order it takes the two halves of a backward pass is the distributed engine's.
+ZERO_BUBBLE = "zero_bubble"
 
 
 def _list_schedule(name: str, stage_ipus: tuple[int, ...], num_micro_batches: int) -> Schedule:
@@ -329,7 +331,7 @@ def _interleaved(name: str, stage_ipus: tuple[int, ...], num_micro_batches: int)
     rounds = len(stage_ipus) // num_ipus
     if stage_ipus != looped(num_ipus, rounds):
         raise ScheduleError(
-            f"`interleaved` wants stages that go round the IPUs, such as {list(looped(num_ipus, max(rounds, 2)))}, "
+            f"`{name}` wants stages that go round the IPUs, such as {list(looped(num_ipus, max(rounds, 2)))}, "
             f"and they are on {list(stage_ipus)}: set `stages_per_ipu`, or use `1f1b`"
         )
     groups = [range(first, first + num_ipus) for first in range(0, num_micro_batches, num_ipus)]

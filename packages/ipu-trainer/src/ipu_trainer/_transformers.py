@@ -58,6 +58,12 @@ class TrainerHooks(Trainer):
     def _load_scaler(self, checkpoint: str | None) -> None:
         self.load_scaler(checkpoint)
 
+    def _clip_grad_norm(self, model: Any) -> Any:
+        return self.clip_gradients(model)
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        return self.gradient_norm(model, grad_norm)
+
     # Override these.
 
     def output_directory(self, trial: Any) -> str:
@@ -108,16 +114,20 @@ class TrainerHooks(Trainer):
         """Load what scales the loss from a checkpoint."""
         super()._load_scaler(folder)
 
+    def clip_gradients(self, model: Any) -> Any:
+        """Scale the gradients down to `max_grad_norm`; returns the norm they had."""
+        return super()._clip_grad_norm(model)
+
+    def gradient_norm(self, model: Any, clipped: Any = None) -> Any:
+        """Return the norm of the gradients, which clipping them may have given."""
+        return super()._get_grad_norm(model, clipped)
+
     # Call these.
 
     def placed_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Return a batch on the device that the loop trains on."""
         placed: dict[str, Any] = self._prepare_inputs(inputs)
         return placed
-
-    def clip_gradients(self, model: Any) -> None:
-        """Scale the gradients down to `max_grad_norm`."""
-        self._clip_grad_norm(model)
 
     def learning_rate(self) -> float:
         """Return the learning rate of this step."""

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -12,6 +14,7 @@ from ipu_core import IncompatibleIPUConfigError, IPUConfig
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
 from .loss_scale import LARGEST, SMALLEST
+from .rank_state import ENGINE, alone, is_first
 
 _ONE_PROCESS = "there is one process: the engine distributes the model"
 _NO_AUTOCAST = "autocasting does not reach a captured graph: convert the model with"
@@ -97,8 +100,14 @@ class IPUTrainingArguments(TrainingArguments):
         metadata={"help": "Tokens of a row into which several examples are packed, in training and evaluation."},
     )
 
+    engine: str | None = field(
+        default=None,
+        metadata={"help": "The engine to run with: `host`, or `distributed` where torchrun starts a process an IPU."},
+    )
+
     def __post_init__(self) -> None:
-        super().__post_init__()
+        with self._as_one_process():
+            super().__post_init__()
         if self.packed_length is not None and self.train_sampling_strategy != "random":
             raise ValueError(
                 f"`packed_length={self.packed_length}` and `train_sampling_strategy={self.train_sampling_strategy!r}` "
@@ -121,6 +130,28 @@ class IPUTrainingArguments(TrainingArguments):
                 f"`loss_scaling={self.loss_scaling}` is no factor that a gradient can be multiplied with and divided "
                 f"by: give one from {SMALLEST} to {LARGEST}"
             )
+
+    @contextlib.contextmanager
+    def _as_one_process(self) -> Iterator[None]:
+        """Keep upstream from dividing rows among ranks, which take all of them and divide the model."""
+        if self.engine != ENGINE:
+            yield
+            return
+        from ipu_core.engines.distributed.ranks import meet
+
+        meet()
+        with alone():
+            yield
+
+    @property
+    def should_save(self) -> bool:
+        """Whether this process writes files: the first one of a distributed run."""
+        return bool(super().should_save) and is_first()
+
+    @property
+    def should_log(self) -> bool:
+        """Whether this process writes logs: the first one of a distributed run."""
+        return bool(super().should_log) and is_first()
 
     @property
     def train_batch_size(self) -> int:

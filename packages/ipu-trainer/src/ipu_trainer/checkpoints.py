@@ -46,7 +46,8 @@ class CompleteCheckpoints(TrainerHooks):
         self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, *args: Any, **options: Any
     ) -> Any:
         """Train, as `transformers.Trainer.train` does, in a directory without leftovers."""
-        clear_leftovers(Path(self.output_directory(trial)))
+        if self.args.should_save:
+            clear_leftovers(Path(self.output_directory(trial)))
         return super().train(resume_from_checkpoint, trial, *args, **options)
 
     def output_directory(self, trial: Any) -> str:
@@ -87,7 +88,9 @@ class CompleteCheckpoints(TrainerHooks):
             super().push_checkpoint(folder)
 
     def write_model(self, folder: str | None = None, state_dict: Any = None) -> None:
-        """Write the model aside, and put its files in place."""
+        """Write the model aside, and put its files in place, where this process is the one that writes."""
+        if not self.args.should_save:
+            return
         if self._folder_aside is not None:
             super().write_model(folder, state_dict)
             return

@@ -31,9 +31,18 @@ class Evaluator(CalledAsModel):
         model: the model.
         micro_batch_size: rows of a micro-batch.
         prepare: adds to each micro-batch what the loss needs besides; None for nothing.
+        engine: the name of the engine.
     """
 
-    def __init__(self, model: PipelineMixin, *, micro_batch_size: int, prepare: Prepare | None = None) -> None:
+    def __init__(
+        self,
+        model: PipelineMixin,
+        *,
+        micro_batch_size: int,
+        prepare: Prepare | None = None,
+        engine: str | None = None,
+    ) -> None:
+        self._engine = usable_engine(engine)
         self._model = model
         self._prepare = prepare
         self._config = model.ipu_config.for_inference()
@@ -102,7 +111,7 @@ class Evaluator(CalledAsModel):
             if shapes not in self._captures:
                 cache = ExecutableCache(config.executable_cache_dir)
                 self._captures[shapes] = capture_model(self._model, config, rows_of(piece, 0, micro_size), cache)
-            executor = Executor(self._model, config, usable_engine(None), captured=self._captures[shapes])
+            executor = Executor(self._model, config, self._engine, captured=self._captures[shapes], on_all_ranks=True)
             self._executors[key] = executor.compile(**piece)
             self.seconds_compiling += time.perf_counter() - started
         return self._executors[key]

@@ -32,6 +32,7 @@ from .losses import ComputeLoss, FiniteWatch, loss_rewrites, refuse_unused_overr
 from .modelcard import IPUTrainingSummary
 from .optimizers import lamb
 from .packing import PackedBatchLoaders
+from .rank_state import ENGINE, agreed, is_first, refuse_for_ranks, whole_state
 from .resuming import CheckedResume
 
 logger = logging.getLogger(__name__)
@@ -97,6 +98,9 @@ class IPUTrainer(CompleteCheckpoints, CheckedResume, PackedBatchLoaders):
         if not isinstance(ipu_config, IPUConfig):
             raise TypeError(f"`ipu_config` is a {type(ipu_config).__name__}: give an IPUConfig")
         self.ipu_config = args.configure(ipu_config)
+        usable_engine(args.engine)
+        if args.engine == ENGINE:
+            refuse_for_ranks(self.ipu_config, args)
         if self.ipu_config.seed not in (None, args.seed):
             logger.warning(
                 "`seed=%s` of the arguments is used, not `seed=%s` of the IPUConfig", args.seed, self.ipu_config.seed
@@ -127,7 +131,7 @@ class IPUTrainer(CompleteCheckpoints, CheckedResume, PackedBatchLoaders):
             config = dataclasses.replace(
                 self.ipu_config.for_training(), output_mode="all", device_iterations=1, seed=None
             )
-            engine = usable_engine(None)
+            engine = usable_engine(self.args.engine)
             engine = dataclasses.replace(engine, inert=tuple({*engine.inert} - {"auto_loss_scaling"}))
             # The loop wraps it once it trains.
             optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
@@ -140,7 +144,8 @@ class IPUTrainer(CompleteCheckpoints, CheckedResume, PackedBatchLoaders):
         if self._evaluator is None or self._evaluator[0] is not self.model:
             micro_batch_size = self.args.per_device_eval_batch_size
             prepare = None if self._computes_loss else self._with_num_items
-            self._evaluator = self.model, Evaluator(self.model, micro_batch_size=micro_batch_size, prepare=prepare)
+            made = Evaluator(self.model, micro_batch_size=micro_batch_size, prepare=prepare, engine=self.args.engine)
+            self._evaluator = self.model, made
         return self._evaluator[1]
 
     def call_model_init(self, trial: Any = None) -> PipelineMixin:
@@ -286,6 +291,51 @@ class IPUTrainer(CompleteCheckpoints, CheckedResume, PackedBatchLoaders):
             prefix = kwargs.get("metric_key_prefix", "eval")
             output.metrics[f"{prefix}_{COMPILATION_TIME}"] = round(seconds, 4)  # upstream takes it off the run time
         return output
+
+    def is_world_process_zero(self) -> bool:
+        """Return whether this process is the one that writes files."""
+        return bool(super().is_world_process_zero()) and is_first()
+
+    def clip_gradients(self, model: Any) -> Any:
+        """Scale the gradients down to `max_grad_norm`, over all ranks; returns the norm they had."""
+        if self.args.engine != ENGINE:
+            return super().clip_gradients(model)
+        return self.training_executor.clip_gradients(self.args.max_grad_norm)
+
+    def gradient_norm(self, model: Any, clipped: Any = None) -> Any:
+        """Return the norm of all gradients."""
+        if clipped is None and self.args.engine == ENGINE:
+            return self.training_executor.clip_gradients(float("inf"))
+        return super().gradient_norm(model, clipped)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model, as `transformers.Trainer.save_model` does; all ranks of a distributed run call it."""
+        is_of_all = self.args.engine == ENGINE and not _internal_call
+        if is_of_all and self._training is not None:
+            self.training_executor.release()
+        super().save_model(output_dir, _internal_call)
+        if is_of_all:
+            agreed(None)  # whoever reads it next finds it
+
+    def write_checkpoint(self, model: Any, trial: Any) -> None:
+        """Write a checkpoint: the first rank does, of what all of them bring."""
+        if self.args.engine != ENGINE:
+            super().write_checkpoint(model, trial)
+            return
+        whole_state(getattr(self.optimizer, "optimizer", self.optimizer), self.training_executor.owning_ranks())
+        self.training_executor.release()
+        problem = None
+        if is_first():
+            try:
+                super().write_checkpoint(model, trial)
+            except Exception as error:
+                problem = error
+        text, best = agreed((None if problem is None else f"{problem!r}", self.state.best_model_checkpoint))
+        self.state.best_model_checkpoint = best
+        if problem is not None:
+            raise problem
+        if text is not None:
+            raise CheckpointError(f"the first rank could not write the checkpoint: {text}: make room, and resume")
 
     def create_model_card(self, **facts: Any) -> None:
         """Write the model card, `README.md`; `facts` are those of `transformers.Trainer.create_model_card`."""

@@ -49,6 +49,8 @@ class ExecutionConfig:
     optimizer_state_offchip: bool = False
     parameters_offchip: bool = False
     replicated_tensor_sharding: bool = False
+    # What the engine decides, not the configuration: a module with tied parameters is placed like any other.
+    ties_apart: bool = False
 
     @property
     def batch_size_factor(self) -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import nearest
-from ..schedule import SCHEDULES
+from ..schedule import SCHEDULES, ZERO_BUBBLE
 from .device_memory import DEVICES
 from .layers_per_ipu import AUTO
 
@@ -118,7 +118,7 @@ OUTPUT_MODE = "an output mode"
 SCHEDULE = "a schedule"
 COST_SOURCE = "a source of costs"
 DEVICE = "a device or a number of bytes"
-CHOICES = {OUTPUT_MODE: OUTPUT_MODES, SCHEDULE: SCHEDULES, DEVICE: DEVICES, COST_SOURCE: COST_SOURCES}
+CHOICES = {OUTPUT_MODE: OUTPUT_MODES, SCHEDULE: (*SCHEDULES, ZERO_BUBBLE), DEVICE: DEVICES, COST_SOURCE: COST_SOURCES}
 # kind -> (how `update_from_string` reads it, what an attribute accepts)
 KINDS: dict[str, tuple[Callable[[str], Any], Callable[[Any], bool]]] = {
     "an int": (int, _is_int),

@@ -12,10 +12,14 @@ import torch
 from ..compile.disk_cache import ExecutableCache
 from ..config.execution_config import ExecutionConfig
 from ..partition.lowered import Lowered
-from ..runtime.program import StageProgram
+from ..runtime.program import Returned, StageProgram
 
 if TYPE_CHECKING:
     from ..model.mixin import PipelineMixin
+
+    MakeProgram = Callable[
+        [PipelineMixin, Lowered, ExecutionConfig, ExecutableCache, str | None, Returned], StageProgram
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +32,10 @@ class Engine:
         obstacle: why it cannot run here, if it cannot.
         inert: the options of `IPUConfig` it gives no effect to.
         check: refuses, before anything is captured, what the engine cannot run: ``check(model, config)``.
-        program: makes what was lowered ready to run: ``program(model, lowered, config, cache, loss)``, with the value
-            of the graph that a backward pass starts from, None in inference.
+        program: makes what was lowered ready to run: ``program(model, lowered, config, cache, loss, returned)``, with
+            the value of the graph that a backward pass starts from, None in inference, and what the caller reads.
+        has_ranks: whether each IPU is a process of its own: replicas run side by side, and IPUs that read a tied
+            parameter have copies of it.
     """
 
     name: str
@@ -37,9 +43,8 @@ class Engine:
     obstacle: str = ""
     inert: tuple[str, ...] = ()
     check: Callable[[torch.nn.Module, ExecutionConfig], None] | None = None
-    program: Callable[[PipelineMixin, Lowered, ExecutionConfig, ExecutableCache, str | None], StageProgram] | None = (
-        None
-    )
+    program: MakeProgram | None = None
+    has_ranks: bool = False
 
     @property
     def is_usable(self) -> bool:

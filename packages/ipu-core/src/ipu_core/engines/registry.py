@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib.util
 
 from ..errors import EngineNotAvailableError, nearest
+from .distributed.engine import DISTRIBUTED, world_size
 from .engine import Engine
 from .host import HOST
 
@@ -14,25 +15,26 @@ def engines() -> dict[str, Engine]:
     """Return every engine by name."""
     known = (
         HOST,
-        Engine(
-            name="distributed",
-            meaning="one process a stage, with torch.distributed",
-            obstacle="not part of this version of ipu-core",
-        ),
+        DISTRIBUTED,
         Engine(name="poptorch", meaning="Graphcore IPUs, with PopTorch", obstacle=_poptorch_obstacle()),
     )
     return {engine.name: engine for engine in known}
 
 
 def usable_engine(name: str | None) -> Engine:
-    """Return the engine called `name`, the host engine for None.
+    """Return the engine called `name`, the host engine for None in a process that is alone.
 
     Raises:
         TypeError: it is no name.
-        EngineNotAvailableError: there is no such engine, or it cannot run here.
+        EngineNotAvailableError: there is no such engine, or it cannot run here; several processes, and none is named.
     """
     if not isinstance(name, str | None):
         raise TypeError(f"`engine={name!r}` is a {type(name).__name__}: give the name of an engine, or None")
+    if name is None and (ranks := world_size()) > 1:
+        raise EngineNotAvailableError(
+            f'this process is one of {ranks}, and no engine is named: name `engine="distributed"`, with which they '
+            'work together, or `engine="host"`, with which each runs all of the model by itself'
+        )
     known = engines()
     engine = known.get("host" if name is None else name)
     if engine is None:

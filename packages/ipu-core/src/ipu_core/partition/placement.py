@@ -48,8 +48,9 @@ def place(
 
     What a rewrite puts on an IPU is there. Layers, with all their modules, go where `layers_per_ipu` says, in
     `stages_per_ipu` rounds over the IPUs. A module that shares a parameter with one that ran before it goes to the same
-    IPU (a tied head sits with its embedding). Of the others, those before the first layer go to the first IPU, those
-    after the last layer to the last, and those in between to the IPU of the layer before them.
+    IPU (a tied head sits with its embedding), but where each IPU has copies of tied parameters. Of the others, those
+    before the first layer go to the first IPU, those after the last layer to the last, and those in between to the IPU
+    of the layer before them.
     """
     layers = iter(rounds(layers_per_ipu, config.stages_per_ipu))
     remaining, current = model_layout.num_layers, 0
@@ -66,7 +67,7 @@ def place(
             ipu = entry.ipu
         elif entry.continues:
             ipu = current
-        elif shared:
+        elif shared and not config.ties_apart:
             ipu = shared[0]
         else:
             ipu = current if remaining else config.ipus_per_replica - 1

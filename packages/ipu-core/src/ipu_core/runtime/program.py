@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -17,6 +18,23 @@ ActionHook = Callable[[Action], contextlib.AbstractContextManager[None]]
 def no_hook(action: Action) -> contextlib.AbstractContextManager[None]:
     """Let an action pass."""
     return contextlib.nullcontext()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Returned:
+    """What the caller of a program reads of its outputs.
+
+    Attributes:
+        leaves: the indices of output leaves.
+        on_all_ranks: whether every process of a distributed run reads them, or the first alone.
+    """
+
+    leaves: frozenset[int]
+    on_all_ranks: bool = False
+
+    def of(self, leaves: list[Any]) -> list[Any]:
+        """Drop the leaves nobody asked for, so that their memory is free before the next micro-batch."""
+        return [leaf if i in self.leaves else None for i, leaf in enumerate(leaves)]
 
 
 class Trained(NamedTuple):
@@ -35,8 +53,10 @@ class StageProgram(Protocol):
     def release(self) -> None:
         """Move back what `move_to_stages` moved."""
 
-    def infer(self, batch: Mapping[str, Any], *, on_action: ActionHook = no_hook) -> list[Any]:
-        """Run one micro-batch without gradients; return the leaves of its output."""
+    def infer_each(
+        self, batches: Sequence[Mapping[str, Any]], *, on_action: ActionHook = no_hook
+    ) -> Iterator[list[Any]]:
+        """Run micro-batches without gradients; yield the leaves of the output of each one, in their order."""
 
     def train(
         self,
@@ -61,3 +81,15 @@ class StageProgram(Protocol):
 
     def initial_values(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the values a micro-batch starts with: parameters, buffers, constants and its own leaves."""
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Step an optimizer of the model's parameters, once their gradients are there."""
+
+    def gradient_norm(self) -> torch.Tensor:
+        """Return the 2-norm of all gradients of the model together."""
+
+    def owners(self) -> dict[int, int]:
+        """Map the identity of each parameter to the rank whose value of it counts; empty where there is one process."""
+
+    def all_spans(self, spans: list[tuple[Action, float, float]]) -> list[tuple[Action, float, float]]:
+        """Return what was measured where the stages run, in whichever processes, on one clock."""

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The distributed engine: what it refuses before anything is captured, and the program it makes."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+
+from ...compile.disk_cache import ExecutableCache
+from ...compile.stages import refuse_other_processors
+from ...config.execution_config import ExecutionConfig
+from ...config.options import HARDWARE_HINTS
+from ...errors import IncompatibleIPUConfigError
+from ...partition.lowered import Lowered
+from ...runtime.program import Returned, StageProgram
+from ..engine import Engine
+
+if TYPE_CHECKING:
+    from ...model.mixin import PipelineMixin
+
+
+def world_size() -> int:
+    """Return how many processes were started together, whether they have met or not."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_world_size()
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _check(model: torch.nn.Module, config: ExecutionConfig) -> None:
+    # What takes torch.distributed is imported when it is used: a process alone has no need of it.
+    from .agreement import facts_of_process, refuse_disagreement
+    from .ranks import meet, refuse_other_world
+    from .schedules import refuse_other_schedules
+
+    watchdog = meet()
+    with watchdog.doing("waits for what the others were started with"):
+        refuse_disagreement(facts_of_process(model, config))
+    refuse_other_world(config, dist.get_world_size())
+    refuse_other_schedules(config)
+    if config.devices is not None:
+        raise IncompatibleIPUConfigError(
+            f"`{config.attribute('devices')}={list(config.devices)}` names the devices of one process, and each rank "
+            'has one of its own: leave it out, and move the model there, `model.to(f"cuda:{LOCAL_RANK}")`'
+        )
+    if config.parameters_offchip:
+        raise IncompatibleIPUConfigError(
+            "`parameters_offchip=True` streams the parameters of one process, and each rank has those of its own stages "
+            "alone: leave it out, or take more IPUs"
+        )
+    if config.compile:
+        refuse_other_processors(model, config)
+
+
+def _program(
+    model: PipelineMixin,
+    lowered: Lowered,
+    config: ExecutionConfig,
+    cache: ExecutableCache,
+    loss: str | None,
+    returned: Returned,
+) -> StageProgram:
+    from .program import DistributedProgram
+
+    return DistributedProgram(model, lowered, config, cache, loss, returned)
+
+
+DISTRIBUTED = Engine(
+    name="distributed",
+    meaning="a process an IPU, started by torchrun, with torch.distributed",
+    obstacle="" if dist.is_available() else "this torch was built without torch.distributed",
+    inert=("matmul_proportion", *HARDWARE_HINTS),
+    check=_check,
+    program=_program,
+    has_ranks=True,
+)

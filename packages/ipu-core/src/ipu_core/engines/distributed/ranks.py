@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Ranks`: which replica and which IPU this process is, and the process groups it talks in.
+
+Rank `replica * ipus_per_replica + ipu` runs the stages of one IPU. Inference that takes fewer ranks than there are is
+run as often as they allow, each time by ranks of its own, with the same results.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import lru_cache
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from ...config.execution_config import ExecutionConfig
+from ...errors import EngineNotAvailableError, IncompatibleIPUConfigError
+from .watchdog import Watchdog
+
+TIMEOUT = "IPU_RANK_TIMEOUT"
+DEFAULT_TIMEOUT = 300.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranks:
+    """Where this process is among all.
+
+    Attributes:
+        mesh: all ranks, by copy, replica and IPU.
+        device: where the model is.
+        watchdog: what this rank does, as others can read it.
+    """
+
+    mesh: DeviceMesh
+    device: torch.device
+    watchdog: Watchdog
+
+    @property
+    def replica(self) -> int:
+        """The replica that this rank belongs to."""
+        return self.mesh.get_local_rank("replica")
+
+    @property
+    def ipu(self) -> int:
+        """The IPU whose stages this rank runs."""
+        return self.mesh.get_local_rank("ipu")
+
+    @property
+    def num_replicas(self) -> int:
+        """The number of replicas."""
+        return self.mesh["replica"].size()
+
+    @property
+    def pipeline(self) -> dist.ProcessGroup:
+        """The ranks of this replica."""
+        return self.mesh.get_group("ipu")
+
+    @property
+    def replicas(self) -> dist.ProcessGroup:
+        """The ranks that run the same stages in all replicas."""
+        return self.mesh.get_group("replica")
+
+    def rank(self, replica: int, ipu: int) -> int:
+        """Return the rank of an IPU of a replica, of this copy."""
+        return int(self.mesh.mesh[self.mesh.get_local_rank("copy"), replica, ipu])
+
+    def of_copy(self) -> list[int]:
+        """Return the ranks that run together."""
+        return [int(rank) for rank in self.mesh.mesh[self.mesh.get_local_rank("copy")].flatten()]
+
+    def group(self, ipus: Sequence[int]) -> dist.ProcessGroup:
+        """Return the group of some IPUs of this replica; all ranks ask for the same groups in the same order."""
+        return _group_of(self.mesh, tuple(ipus))
+
+    def together(self) -> dist.ProcessGroup:
+        """Return the group of the ranks that run together."""
+        return _group_of_copy(self.mesh)
+
+
+def ranks_for(config: ExecutionConfig, device: torch.device) -> Ranks:
+    """Return where this process is, for one kind of run on devices like `device`; the ranks meet if they have not.
+
+    Raises:
+        EngineNotAvailableError: nobody started several processes.
+        IncompatibleIPUConfigError: there are other ranks than the configuration takes.
+    """
+    watchdog = meet()
+    refuse_other_world(config, dist.get_world_size())
+    shape = (dist.get_world_size() // config.num_ipus, config.replication_factor, config.ipus_per_replica)
+    return Ranks(mesh=_mesh(dist.group.WORLD, device.type, shape), device=device, watchdog=watchdog)
+
+
+def meet(timeout_seconds: float | None = None) -> Watchdog:
+    """Let the ranks that `torchrun` started find one another, unless they have; returns what watches over them.
+
+    Args:
+        timeout_seconds: how long a rank waits for another before all end; by default the environment's
+            `IPU_RANK_TIMEOUT`, or 300.
+
+    Raises:
+        EngineNotAvailableError: nobody started several processes.
+    """
+    if not dist.is_initialized():
+        if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+            raise EngineNotAvailableError(
+                "the engine `distributed` takes a process an IPU, and this process is alone: start it with "
+                "`torchrun --nproc-per-node N script.py`, N being `ipus_per_replica` x `replication_factor`"
+            )
+        seconds = timeout_seconds or float(os.environ.get(TIMEOUT, DEFAULT_TIMEOUT))
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(seconds=seconds))
+    return _watchdog(dist.group.WORLD)
+
+
+def refuse_other_world(config: ExecutionConfig, world_size: int) -> None:
+    """Refuse ranks that are not as many as IPUs; inference may be run several times.
+
+    Raises:
+        IncompatibleIPUConfigError: with the number that would do.
+    """
+    ipus, replicas = config.ipus_per_replica, config.replication_factor
+    if world_size == config.num_ipus or (config.inference and world_size % config.num_ipus == 0):
+        return
+    product = f"`{config.attribute('ipus_per_replica')}={ipus}` x `{config.attribute('replication_factor')}={replicas}`"
+    fitting = f", or `{config.attribute('replication_factor')}={world_size // ipus}`" if world_size % ipus == 0 else ""
+    raise IncompatibleIPUConfigError(
+        f"there are {world_size} ranks, and {product} are {config.num_ipus} IPUs, one a rank: start "
+        f"{config.num_ipus} with `torchrun --nproc-per-node {config.num_ipus}`{fitting}"
+    )
+
+
+@lru_cache(maxsize=1)
+def _watchdog(world: dist.ProcessGroup) -> Watchdog:
+    return Watchdog.started()
+
+
+@lru_cache
+def _mesh(world: dist.ProcessGroup, kind: str, shape: tuple[int, int, int]) -> DeviceMesh:
+    return init_device_mesh(kind, shape, mesh_dim_names=("copy", "replica", "ipu"))
+
+
+@lru_cache
+def _group_of(mesh: DeviceMesh, ipus: tuple[int, ...]) -> dist.ProcessGroup:
+    rows = mesh.mesh.reshape(-1, mesh.mesh.shape[-1])
+    made = [dist.new_group([int(row[ipu]) for ipu in ipus]) for row in rows]
+    return made[mesh.get_local_rank("copy") * mesh["replica"].size() + mesh.get_local_rank("replica")]
+
+
+@lru_cache
+def _group_of_copy(mesh: DeviceMesh) -> dist.ProcessGroup:
+    made = [dist.new_group([int(rank) for rank in copy.flatten()]) for copy in mesh.mesh]
+    return made[mesh.get_local_rank("copy")]

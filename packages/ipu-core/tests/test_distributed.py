@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The distributed engine against the plain model: two and four processes of gloo, every schedule that torch has.
+
+One group of processes runs the cases of a test one after the other; each rank gives the gradients of its own stages.
+"""
+
+import distributed_cases
+import pytest
+from distributed_cases import Case
+from ranks import run_ranks
+
+SHORT = [
+    Case(model="gpt2", schedule="1f1b", tied=True),
+    Case(model="bert", schedule="zero_bubble", tied=True),
+]
+SCHEDULES = ("sequential", "gpipe", "1f1b", "interleaved", "zero_bubble")
+TWO = [
+    Case(model=model, schedule=schedule, tied=tied)
+    for model in ("bert", "gpt2")
+    for schedule in SCHEDULES
+    for tied in (True, False)
+]
+TWO += [Case(model="gpt2", schedule=name, rounds=2) for name in ("gpipe", "interleaved", "zero_bubble")]
+TWO += [Case(model="bert", schedule=name, recompute=True) for name in ("gpipe", "1f1b")]
+FOUR = [Case(model=model, schedule=schedule, ipus=4) for model in ("bert", "gpt2") for schedule in SCHEDULES]
+FOUR += [
+    Case(model=model, schedule=schedule, replicas=2, tied=tied)
+    for model in ("bert", "gpt2")
+    for schedule in SCHEDULES
+    for tied in (True, False)
+]
+
+
+def assert_equal_to_plain(world_size, cases):
+    results = run_ranks(world_size, distributed_cases.run_cases, cases)
+    for case in cases:
+        found = [result.get(str(case), "it did not run") for result in results]
+        errors = [each for each in found if isinstance(each, str)]
+        assert not errors, f"{case}: {errors[0]}"
+        missing = distributed_cases.trained_names(case) - set().union(*found)
+        assert not missing, f"{case}: no rank has the gradients of {sorted(missing)}"
+
+
+@pytest.mark.turns(1)
+def test_two_processes_train_and_infer_as_the_plain_model():
+    assert_equal_to_plain(2, SHORT)
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_two_processes_equal_the_plain_model_under_every_schedule(part):
+    assert_equal_to_plain(2, TWO[part::4])
+
+
+@pytest.mark.parametrize("part", range(5))
+def test_four_processes_equal_the_plain_model_under_every_schedule(part):
+    assert_equal_to_plain(4, FOUR[part::5])

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a trainer does for several ranks: each runs the whole loop on the same rows, the first alone writes.
+
+Upstream's loop is kept from seeing the other processes: it would give each of them rows of its own, and wrap the model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from ipu_core import IncompatibleIPUConfigError, IPUConfig
+from ipu_core._torch import pytree
+from ipu_core.engines.distributed.agreement import refuse_disagreement
+from ipu_core.engines.distributed.engine import world_size
+
+ENGINE = "distributed"
+_NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+
+
+def is_first() -> bool:
+    """Return whether this process is the one that writes files and logs."""
+    return world_size() == 1 or not dist.is_initialized() or dist.get_rank() == 0
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Look like a process that nobody started beside others, inside the block."""
+    hidden = {name: os.environ.pop(name) for name in _NAMES if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+
+
+def whole_state(optimizer: torch.optim.Optimizer, owners: Mapping[int, int]) -> None:
+    """Bring the state of every parameter to the first rank; all ranks call it alike.
+
+    Args:
+        optimizer: of whose parameters each rank has stepped its own.
+        owners: the identity of a parameter, and the rank whose state of it counts.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    me = dist.get_rank()
+    own = {
+        number: pytree.tree_map_only(torch.Tensor, lambda t: t.cpu(), dict(optimizer.state[parameter]))
+        for number, parameter in enumerate(parameters)
+        if owners.get(id(parameter), 0) == me and parameter in optimizer.state
+    }
+    everyone: list[dict[int, Any]] | None = [{} for _ in range(dist.get_world_size())] if me == 0 else None
+    dist.gather_object(own, everyone)
+    for found in everyone or ():
+        for number, state in found.items():
+            device = parameters[number].device
+            # A count of steps stays on the host, as it was.
+            moved = pytree.tree_map_only(torch.Tensor, partial(_placed, device), state)
+            optimizer.state[parameters[number]] = moved
+
+
+def _placed(device: torch.device, value: torch.Tensor) -> torch.Tensor:
+    return value.to(device) if value.ndim else value
+
+
+def refuse_for_ranks(ipu_config: IPUConfig, args: Any) -> None:
+    """Refuse what ranks that each have a part of the gradients cannot do, and ranks with other arguments.
+
+    Raises:
+        IncompatibleIPUConfigError: an option that looks at all gradients in one process.
+        RankMismatchError: an argument that differs between ranks.
+    """
+    if ipu_config.auto_loss_scaling:
+        raise IncompatibleIPUConfigError(
+            "`auto_loss_scaling=True` skips a step by all gradients, and each rank has those of its stages: give "
+            "`loss_scaling`, a factor, or use the host engine"
+        )
+    if ipu_config.replicated_tensor_sharding and ipu_config.replication_factor > 1:
+        raise IncompatibleIPUConfigError(
+            "`replicated_tensor_sharding=True` is for an optimizer that an executor steps, and the trainer's loop "
+            "steps its own: leave it out, or train with `training_model(model, optimizer, engine='distributed')`"
+        )
+    facts = {f"the argument `{name}`": repr(value) for name, value in args.to_dict().items() if name not in _OF_A_RANK}
+    refuse_disagreement(facts)
+
+
+# Arguments that each process may have of its own.
+_OF_A_RANK = ("local_rank", "logging_dir")
+
+
+def agreed(outcome: Any) -> Any:
+    """Return what the first rank brings, on all ranks."""
+    box = [outcome]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
