@@ -33,6 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else list(arguments)
     if given[:1] == ["imagine"]:
         return _imagine(given[1:])
+    if given[:1] == ["run"]:
+        return _run(given[1:])
     options = _parser().parse_args(given)
     try:
         status: int = options.run(options)
@@ -49,6 +51,18 @@ def _imagine(arguments: Sequence[str]) -> int:
         return 2
     status: int = load("ipu_diffusers.imagine:main")(arguments)
     return status
+
+
+def _run(arguments: Sequence[str]) -> int:
+    """Run a script, whose arguments and whose errors are its own."""
+    from .migration.script import refuse_absent, run
+
+    try:
+        refuse_absent(arguments)
+    except OSError as error:
+        print(f"ipu run: {error}", file=sys.stderr)
+        return 2
+    return run(arguments)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -107,6 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--plan", action="store_true", help="print which modules sit on which IPU to standard error")
     run.set_defaults(run=_pipeline)
 
+    commands.add_parser("run", help="run a script written for optimum.graphcore or poptorch, with its arguments")
     commands.add_parser("imagine", help="make an image of a text, with ipu-diffusers")
     return parser
 
