@@ -10,7 +10,6 @@ import diffusers
 import ipu_diffusers
 import numpy as np
 import pytest
-import safetensors.torch
 import tiny_texts
 import torch
 import transformers
@@ -75,8 +74,21 @@ def tensors(rows):
     return [{name: torch.tensor(value) for name, value in row.items()} for row in rows]
 
 
-def trained(model, config, folder, *, trainer=IPUTrainer, arguments=IPUTrainingArguments, evaluate=None, **options):
+def trained(
+    model,
+    config,
+    folder,
+    *,
+    trainer=IPUTrainer,
+    arguments=IPUTrainingArguments,
+    evaluate=None,
+    freeze_feature_encoder=False,
+    **options,
+):
     """Train and evaluate as the scripts do, with today's names; return the trainer and the metrics."""
+    model = type(model).from_pretrained(folder / "model")
+    if options.pop("freeze_feature_encoder", False):
+        model.freeze_feature_encoder()
     names = arguments.__dataclass_fields__
     args = {name: options.pop(name) for name in list(options) if name in names}
     transformers.set_seed(42)
@@ -90,11 +102,9 @@ def assert_same(folder, today, metrics, *names):
     written = json.loads((folder / "eval_results.json").read_text())
     for name in ("eval_loss", *names):
         assert written[name] == pytest.approx(metrics[name], rel=1e-5), name
-    found = safetensors.torch.load_file(folder / "model.safetensors")
-    expected = today.model.state_dict()
-    assert found.keys() <= expected.keys()
-    for name, tensor in found.items():
-        torch.testing.assert_close(tensor, expected[name], atol=1e-6, rtol=1e-5, msg=name)
+    found = today.model.plain_class().from_pretrained(folder).state_dict()
+    for name, tensor in today.model.state_dict().items():
+        torch.testing.assert_close(found[name], tensor, atol=1e-6, rtol=1e-5, msg=name)
 
 
 def sentences(count):
@@ -159,7 +169,7 @@ def test_masked_language_modelling(tmp_path):
         *(model, TWO, tmp_path),
         train_dataset=[dict(row) for row in encoded],
         eval_dataset=[dict(row) for row in encoded],
-        data_collator=DataCollatorForLanguageModelingWithMaxTokensMasked(32, tokenizer),
+        data_collator=DataCollatorForLanguageModelingWithMaxTokensMasked(32, tokenizer, mlm_probability=0.6),
         max_steps=3,
     )
     assert_same(out, today, metrics)
@@ -167,9 +177,6 @@ def test_masked_language_modelling(tmp_path):
 
 def test_causal_language_modelling(tmp_path):
     model = tiny_texts.gpt2()
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
     model.config.update({"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0})
     rows = [row["input_ids"] for row in rows_of(model, 12)]
     folder, data = saved(tmp_path, model, rows)
@@ -227,9 +234,6 @@ def test_token_classification_resumed(tmp_path):
 def test_summarisation_with_generation_in_evaluation(tmp_path):
     model = tiny_texts.t5()
     model.config.dropout_rate = 0.0
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
     rows = [{n: v for n, v in row.items() if n != "decoder_input_ids"} for row in rows_of(model, 8)]
     config = IPUConfig(layers_per_ipu=[2, 2])
     folder, data = saved(tmp_path, model, rows, config)
@@ -265,13 +269,13 @@ def test_speech_recognition(tmp_path):
     folder, data = saved(tmp_path, model, rows, one)
     assert run("run_speech_recognition_ctc.py", folder, data, tmp_path / "out") == 0
 
-    model.freeze_feature_encoder()
     today, metrics = trained(
         *(model, one, tmp_path),
         train_dataset=tensors(rows),
         eval_dataset=tensors(rows[:3]),
         num_train_epochs=1,
         gradient_accumulation_steps=2,
+        freeze_feature_encoder=True,
     )
     assert_same(tmp_path / "out", today, metrics)
 
@@ -286,10 +290,6 @@ def whisper():
     for parameter in model.parameters():
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.3)
-    languages = {"lang_to_id": {"<|en|>": 70}, "task_to_id": {"transcribe": 80, "translate": 81}}
-    says = {"no_timestamps_token_id": 99, "prev_sot_token_id": 61, "is_multilingual": True, "max_length": 32}
-    for name, value in {**tokens, **languages, **says}.items():
-        setattr(model.generation_config, name, value)
     return model
 
 
@@ -300,9 +300,9 @@ def test_transcription_with_whisper(tmp_path):
     assert run("run_whisper.py", folder, data, tmp_path / "tokens.json") == 0
 
     generator = generation_model(to_pipelined(model, IPUConfig(ipus_per_replica=2)), batch_size=1, max_length=24)
-    expected = generator.generate(features, max_length=20, language="en")
+    expected = generator.generate(features, max_length=20)
     assert json.loads((tmp_path / "tokens.json").read_text()) == expected.tolist()
-    assert expected.tolist() == model.generate(features, max_length=20, language="en").tolist()
+    assert expected.tolist() == model.generate(features, max_length=20).tolist()
 
 
 def test_image_classification(tmp_path):

@@ -24,7 +24,7 @@ rows = texts.map(
     ),
     remove_columns=texts.column_names,
 )
-collator = DataCollatorForLanguageModelingWithMaxTokensMasked(32, tokenizer, mlm_probability=0.15)
+collator = DataCollatorForLanguageModelingWithMaxTokensMasked(32, tokenizer, mlm_probability=0.6)
 config = AutoConfig.from_pretrained(folder)
 config.max_num_masked_tokens = collator.max_num_masked_tokens
 trainer = IPUTrainer(

@@ -39,7 +39,7 @@ def trainer():
         AutoModelForTokenClassification.from_pretrained(folder),
         IPUConfig.from_pretrained(folder),
         args,
-        pad_on_batch_axis(2)(collator),
+        pad_on_batch_axis(4)(collator),
         collator,
         rows,
         rows[:5],

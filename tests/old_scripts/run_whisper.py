@@ -19,6 +19,6 @@ pipelined = pipelined.parallelize(
 )
 with open(data) as file:
     features = torch.tensor(json.load(file))
-tokens = pipelined.generate(features, max_length=20, num_beams=1, language="en")
+tokens = pipelined.generate(features, max_length=20, num_beams=1)
 with open(output, "w") as file:
     json.dump(tokens.tolist(), file)

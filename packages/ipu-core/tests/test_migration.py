@@ -7,14 +7,20 @@ import sys
 from unittest.mock import MagicMock, call
 
 import pytest
+import tiny_texts
 import torch
-from ipu_core import IPUConfig as OrdinaryConfig
+import transformers
+from ipu_core import IPUConfig as OrdinaryConfig, PipelineMixin, inference_model
 from ipu_core.cli import main
-from ipu_core.errors import IncompatibleIPUConfigError
+from ipu_core.errors import CacheError, IncompatibleIPUConfigError
 from ipu_core.migration import install
 from ipu_core.migration.arguments import note, translated
 from ipu_core.migration.graphcore import modeling_utils
-from ipu_core.migration.graphcore.data import most_masked, pad_on_batch_axis
+from ipu_core.migration.graphcore.data import (
+    DataCollatorForLanguageModelingWithMaxTokensMasked,
+    most_masked,
+    pad_on_batch_axis,
+)
 from ipu_core.migration.graphcore.ipu_configuration import IPUConfig
 from ipu_core.migration.graphcore.layers import (
     OnehotGather,
@@ -353,3 +359,74 @@ def test_a_release_that_never_was_is_refused():
     check_min_version("0.7.1.dev0")
     with pytest.raises(ImportError, match="needs optimum-graphcore 0.8.0"):
         check_min_version("0.8.0")
+
+
+def test_a_row_with_too_many_masked_tokens_has_some_unmasked():
+    tokenizer = tiny_texts.tokenizer()
+    collator = DataCollatorForLanguageModelingWithMaxTokensMasked(48, tokenizer, mlm_probability=0.9)
+    torch.manual_seed(0)
+    rows = [tokenizer(text, padding="max_length", max_length=16, truncation=True) for text in tiny_texts.TEXTS]
+    whole = collator(rows)
+    plain = torch.tensor([row["input_ids"] for row in rows])
+    assert ((whole["labels"] != -100).sum(dim=1) > 2).any()
+    collator.max_num_masked_tokens = 2
+    batch = collator(rows)
+    is_masked = batch["labels"] != -100
+    assert is_masked.sum(dim=1).max() == 2
+    torch.testing.assert_close(batch["labels"][is_masked], plain[is_masked])
+    torch.testing.assert_close(batch["input_ids"][~is_masked], plain[~is_masked])
+
+
+def test_a_model_has_its_old_methods_and_generates_with_caches_of_the_sizes_it_is_given():
+    model = tiny_texts.gpt2()
+    ids = torch.tensor([[5, 6, 7]])
+    config = IPUConfig(layers_per_ipu=[2, 2])
+    pipelined = modeling_utils.to_pipelined(model, config, force=True)
+    assert isinstance(pipelined, modeling_utils.PipelineMixin) and isinstance(pipelined, PipelineMixin)
+    assert isinstance(pipelined, modeling_utils.IPUGenerationMixin)
+    assert pipelined.parallelize(for_generation=True, use_cache=True, batch_size=1, max_length=8) is pipelined
+    expected = model.generate(ids, max_length=8, do_sample=False)
+    assert pipelined.generate(ids, max_length=8, do_sample=False).tolist() == expected.tolist()
+    assert pipelined.deparallelize() is pipelined
+    with pytest.raises(CacheError):
+        pipelined.generate(torch.cat([ids, ids]), max_length=8)
+    assert type(pipelined).plain_class() is transformers.GPT2LMHeadModel
+
+
+def test_a_class_of_a_scripts_own_runs_in_the_place_of_the_plain_one(monkeypatch):
+    monkeypatch.setattr(modeling_utils, "REGISTERED", {})
+    model = tiny_texts.gpt2()
+
+    @modeling_utils.register()
+    class PipelinedLouder(transformers.GPT2LMHeadModel, modeling_utils.PipelineMixin):
+        def parallelize(self):
+            super().parallelize()
+            self.louder = len(modeling_utils.get_layer_ipu(self.ipu_config, self.transformer.h))
+            return self
+
+        def forward(self, *args, **kwargs):
+            outputs = super().forward(*args, **kwargs)
+            outputs.logits = outputs.logits * self.louder
+            return outputs
+
+    pipelined = modeling_utils.to_pipelined(model, IPUConfig(layers_per_ipu=[2, 2]))
+    batch = {"input_ids": torch.tensor([[5, 6, 7]]), "use_cache": False}
+    torch.testing.assert_close(inference_model(pipelined)(**batch).logits, 4 * model(**batch).logits)
+    assert not hasattr(model, "louder")
+    with pytest.raises(ValueError, match="`Nothing` has no base that is a model"):
+        modeling_utils.register()(type("Nothing", (modeling_utils.PipelineMixin,), {}))
+
+
+def test_a_pipeline_takes_the_old_arguments(caplog):
+    from ipu_core.migration.graphcore.pipelines import IPUFillMaskPipeline, list_tasks, pipeline
+
+    model, tokenizer = tiny_texts.bert("BertForMaskedLM"), tiny_texts.tokenizer()
+    config = IPUConfig(layers_per_ipu=[2, 2])
+    fill = pipeline("fill-mask", model, config, tokenizer, fp16=False, padding="max_length", max_length=32)
+    assert isinstance(fill, IPUFillMaskPipeline)
+    expected = transformers.pipeline("fill-mask", model, tokenizer=tokenizer)("the [MASK] fox")
+    tiny_texts.assert_equal_answers(fill("the [MASK] fox"), expected)
+    assert "`max_length` of `pipeline` has no effect here" in caplog.text
+    assert "fill-mask" in list_tasks()
+    with pytest.raises(TypeError, match="`pipeline_class=int` is none of `FillMaskPipeline`"):
+        pipeline("fill-mask", model, config, tokenizer, pipeline_class=int)

@@ -331,8 +331,10 @@ OTHERS = (
 
 
 def _at_top() -> Iterator[OldName]:
-    exported = ("IPUConfig", "IPUTrainer", "IPUTrainerState", "IPUSeq2SeqTrainer", "IPUTrainingArguments")
-    exported += ("IPUSeq2SeqTrainingArguments", "IPUFillMaskPipeline", "IPUTokenClassificationPipeline", "pipeline")
+    exported = (
+        *("IPUConfig", "IPUTrainer", "IPUTrainerState", "IPUSeq2SeqTrainer", "IPUTrainingArguments"),
+        *("IPUSeq2SeqTrainingArguments", "IPUFillMaskPipeline", "IPUTokenClassificationPipeline", "pipeline"),
+    )
     first = {old.name: old for old in reversed(OTHERS)}
     yield from (replace(first[name], home="") for name in exported)
     for old in MODELS:

@@ -10,6 +10,7 @@ from ipu_core import ExecutionConfig, IPUConfig
 
 from ..popart import AccumulateOuterFragmentSchedule, SubgraphCopyingStrategy
 
+COMPILER = "_Popart"  # the attribute of PopTorch's options that has the compiler's
 # Settings of the compiler, the same for every configuration.
 POPART = {
     "disableGradAccumulationTensorStreams": True,
@@ -64,7 +65,8 @@ def _set_training(poptorch: Any, options: Any, ipu_config: IPUConfig, view: Exec
 
 
 def _set_compiler(options: Any) -> None:
+    compiler = getattr(options, COMPILER)
     for name, value in POPART.items():
-        options._Popart.set(name, value)
-    options._Popart.setPatterns(PATTERNS)
-    options._Popart.setEngineOptions(ENGINE_OPTIONS)
+        compiler.set(name, value)
+    compiler.setPatterns(PATTERNS)
+    compiler.setEngineOptions(ENGINE_OPTIONS)
