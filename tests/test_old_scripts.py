@@ -82,7 +82,6 @@ def trained(
     trainer=IPUTrainer,
     arguments=IPUTrainingArguments,
     evaluate=None,
-    freeze_feature_encoder=False,
     **options,
 ):
     """Train and evaluate as the scripts do, with today's names; return the trainer and the metrics."""

@@ -10,7 +10,7 @@ import pytest
 import tiny_texts
 import torch
 import transformers
-from ipu_core import IPUConfig as OrdinaryConfig, PipelineMixin, inference_model
+from ipu_core import IPUConfig as OrdinaryConfig, PipelineMixin, inference_model, migration
 from ipu_core.cli import main
 from ipu_core.errors import CacheError, IncompatibleIPUConfigError
 from ipu_core.migration import install
@@ -265,6 +265,33 @@ def test_old_names_are_served_where_nothing_else_has_them():
     ):
         with pytest.raises(ImportError, match=message):
             exec(statement)
+
+
+def test_a_module_within_an_old_name_is_one_module(tmp_path, monkeypatch):
+    (tmp_path / "poptorch").mkdir()
+    (tmp_path / "poptorch" / "__init__.py").write_text("from . import optim\n")
+    (tmp_path / "poptorch" / "optim.py").write_text("class SGD: pass\n")
+    monkeypatch.setattr(migration, "__path__", [str(tmp_path)])
+    for name in [name for name in sys.modules if name.startswith("ipu_core.migration.poptorch")]:
+        monkeypatch.delitem(sys.modules, name)
+    install()
+    poptorch, optim = importlib.import_module("poptorch"), importlib.import_module("poptorch.optim")
+    assert optim is poptorch.optim
+    assert (poptorch.__name__, optim.SGD.__module__) == (
+        "ipu_core.migration.poptorch",
+        "ipu_core.migration.poptorch.optim",
+    )
+    for name in [name for name in sys.modules if name.startswith("ipu_core.migration.poptorch")]:
+        del sys.modules[name]
+
+
+def test_an_old_name_without_a_package_is_refused_by_name(monkeypatch):
+    monkeypatch.setattr(migration, "__path__", [])
+    for name in [name for name in sys.modules if name.startswith("ipu_core.migration.poptorch")]:
+        monkeypatch.delitem(sys.modules, name)
+    install()
+    with pytest.raises(ModuleNotFoundError, match="this ipu-core has no `ipu_core.migration.poptorch`"):
+        importlib.import_module("poptorch")
 
 
 def test_what_is_installed_is_used_and_said(tmp_path, monkeypatch, caplog):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`install`: serves `optimum.graphcore`, `poptorch` and `popart` in this process, by a finder that is asked last."""
+"""`install`: serves `optimum.graphcore`, `poptorch` and `popart` in this process, where they are not installed."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def install() -> tuple[str, ...]:
     finder = next((finder for finder in sys.meta_path if isinstance(finder, _OldNames)), None)
     if finder is None:
         finder = _OldNames(tuple(name for name in SERVED if importlib.util.find_spec(name) is None))
-        sys.meta_path.append(finder)
+        sys.meta_path.insert(0, finder)  # first, or a module within an alias is found twice, under each name
         for name in SERVED:
             if name not in finder.served:
                 logger.warning("`%s` is installed: it is used, and not the one of ipu-core", name)
@@ -46,10 +46,10 @@ def install() -> tuple[str, ...]:
 
 
 class _OldNames(MetaPathFinder):
-    """The last finder: it is asked for what is not installed.
+    """Finds modules of old names.
 
     Args:
-        served: the old import names it answers for.
+        served: the import names it answers for, none of which is installed.
     """
 
     def __init__(self, served: tuple[str, ...]) -> None:

@@ -64,7 +64,7 @@ class IPUConfig(ipu_core.IPUConfig):
 
     def __init__(self, **options: Any) -> None:
         kept = {name: options.pop(name, None) or {} for name in PARALLELIZE}
-        vars(self).update(kept)
+        self.__dict__.update(kept)
         super().__init__(**options)
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -60,9 +60,9 @@ class SerializedEmbedding(_Placed):
 
     def to_model(self) -> nn.Embedding:
         """Return the plain embedding."""
-        weight = torch.cat([part.weight.detach() for part in self.split_embeddings])  # type: ignore[misc]
-        is_frozen = not self.split_embeddings[0].weight.requires_grad
-        return nn.Embedding.from_pretrained(weight, freeze=bool(is_frozen), padding_idx=self.padding_idx)
+        weight = torch.cat([part.get_parameter("weight").detach() for part in self.split_embeddings])
+        is_frozen = not self.split_embeddings[0].get_parameter("weight").requires_grad
+        return nn.Embedding.from_pretrained(weight, freeze=is_frozen, padding_idx=self.padding_idx)
 
     def forward(self, indices: torch.Tensor) -> torch.Tensor:
         """Look up indices [...] -> [..., D]."""
@@ -145,7 +145,8 @@ class SplitProjection(_Placed):
 
     def to_model(self) -> nn.Linear:
         """Return the plain layer."""
-        weight = torch.cat([layer.weight.detach() for layer in self.split_linear_layers], dim=1)  # type: ignore[misc]
+        parts = [layer.get_parameter("weight").detach() for layer in self.split_linear_layers]
+        weight = torch.cat(parts, dim=1)
         plain = nn.Linear(weight.shape[1], weight.shape[0], bias=self.bias is not None)
         plain.weight = nn.Parameter(weight)
         if self.bias is not None:

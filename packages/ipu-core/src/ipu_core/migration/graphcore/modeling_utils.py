@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import functools
 import importlib
+import types
 from abc import ABCMeta
 from collections.abc import Callable, Hashable, Sequence, Sized
 from typing import Any, Self
@@ -122,7 +123,8 @@ def _pipelined_as(cls: type[Any], model: torch.nn.Module, ipu_config: Any) -> An
 
 
 def _with_methods(pipelined: Any) -> Any:
-    pipelined.__class__ = with_old_methods(type(pipelined))
+    cls: Any = type(pipelined)
+    pipelined.__class__ = with_old_methods(cls)
     return pipelined
 
 
@@ -132,7 +134,8 @@ def with_old_methods(cls: Hashable) -> type[Any]:
     assert isinstance(cls, type)
     if issubclass(cls, OldMethods):
         return cls
-    made: type[Any] = type(cls)(cls.__name__, (OldMethods, cls), {"__module__": cls.__module__})
+    made = types.new_class(cls.__name__, (OldMethods, cls))
+    made.__module__ = cls.__module__
     return made
 
 
@@ -203,7 +206,7 @@ def split_encoder_decoder_ipu_config(
         ipu_config, num_encoder_layers, num_decoder_layers, for_inference=is_inference
     )
     if is_inference:
-        sides = tuple(side.eval() for side in sides)  # type: ignore[assignment, attr-defined]
+        sides = tuple(side.eval() for side in sides)
     return sides
 
 
