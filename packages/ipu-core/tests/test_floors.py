@@ -44,6 +44,7 @@ FLOORS = [
     "generation",
     "pipelines",
     "testing",
+    "migration",
     "cli",
     "packing",
 ]

@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from .partition.plan import Plan
 
 
-# Commands of other packages: what to install, and what runs.
+# Commands that read their arguments themselves: the package to install, and what runs.
 ELSEWHERE = {
+    "run": (CORE, "ipu_core.migration.script:main"),
     "imagine": ("ipu-diffusers", "ipu_diffusers.imagine:main"),
     "train": ("ipu-trainer", "ipu_trainer.recipes.command:main"),
 }
@@ -115,6 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--plan", action="store_true", help="print which modules sit on which IPU to standard error")
     run.set_defaults(run=_pipeline)
 
+    commands.add_parser("run", help="run a script written for optimum.graphcore or poptorch, with its arguments")
     commands.add_parser("imagine", help="make an image of a text, with ipu-diffusers")
     commands.add_parser("train", help="train what a recipe in YAML describes, with ipu-trainer")
     return parser

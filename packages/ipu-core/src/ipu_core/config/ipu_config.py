@@ -7,7 +7,7 @@ import copy
 import logging
 import os
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Self
 
 from optimum.configuration_utils import BaseConfig
 
@@ -112,13 +112,13 @@ class IPUConfig(BaseConfig):
                 changed[attribute] = self._given[attribute]
         return changed
 
-    def replace(self, **options: Any) -> IPUConfig:
+    def replace(self, **options: Any) -> Self:
         """Return a copy with other values for some options; the fall-backs are worked out again.
 
         >>> IPUConfig(layers_per_ipu=[2, 2]).replace(layers_per_ipu=[1, 1, 1, 1]).ipus_per_replica
         4
         """
-        return IPUConfig(**{**self._given, **options})
+        return type(self)(**{**self._given, **options})
 
     def update_from_string(self, update_str: str) -> None:
         """Set options from text such as ``"layers_per_ipu=[1 2 2 1],seed=0"``, each read as its own type.
@@ -397,4 +397,4 @@ def _give_splits(
 def _side(ipu_config: IPUConfig, changes: dict[str, Any], prefix: str) -> IPUConfig:
     # The other mode's options describe the undivided model: they must not veto this side's lengths.
     options = {name: value for name, value in ipu_config._options().items() if name not in changes}
-    return IPUConfig(**{**options, **changes})
+    return type(ipu_config)(**{**options, **changes})
