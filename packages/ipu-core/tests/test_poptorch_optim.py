@@ -114,9 +114,7 @@ def test_a_loss_scale_is_divided_out_and_groups_have_their_own_attributes():
     parameters = weights()
     groups = [{"params": [parameters[0]], "lr": 0.5}, {"params": [parameters[1]]}]
     found = stepped(poptorch.optim.SGD(groups, lr=0.1, loss_scaling=128.0), parameters)
-    expected = stepped_by_torch(
-        lambda p: torch.optim.SGD([{"params": [p[0]], "lr": 0.5}, {"params": [p[1]]}], lr=0.1)
-    )
+    expected = stepped_by_torch(lambda p: torch.optim.SGD([{"params": [p[0]], "lr": 0.5}, {"params": [p[1]]}], lr=0.1))
     torch.testing.assert_close(found, expected)
 
 

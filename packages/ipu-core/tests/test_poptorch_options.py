@@ -78,9 +78,7 @@ def test_defaults(options):
     training = options.Training
     assert training.gradient_accumulation == 1
     assert training.accumulation_and_replication_reduction_type is poptorch.ReductionType.Mean
-    assert (
-        training.meanAccumulationAndReplicationReductionStrategy is poptorch.MeanReductionStrategy.Post
-    )
+    assert training.meanAccumulationAndReplicationReductionStrategy is poptorch.MeanReductionStrategy.Post
     assert options._Popart.instrumentWithHardwareCycleCounter is False
     assert options._Popart.rearrangeAnchorsOnHost is False
     assert type(options.strategy) is poptorch.PipelinedExecution

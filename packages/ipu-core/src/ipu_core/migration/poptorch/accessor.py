@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -134,6 +135,8 @@ class AsynchronousDataAccessor:
         """End the process."""
         self._stop.set()
         self._free.release()
+        with contextlib.suppress(OSError):  # it may have ended already
+            self._connection.send("stop")
         self._connection.close()
         self._process.join(timeout=5)
         if self._process.is_alive():
@@ -217,6 +220,8 @@ def _read_on(
         connection.send(("end", None))
         if not reading.load_indefinitely:
             connection.recv()
+        if stop.is_set():
+            return
         items = _items(dataset, reading)
 
 

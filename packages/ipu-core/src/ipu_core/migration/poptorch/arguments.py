@@ -101,7 +101,7 @@ def by_keys_of(value: Any, other: Any) -> Any:
     """Return `other` with the keys of its dictionaries in the order they have in `value`."""
     if isinstance(value, dict) and isinstance(other, dict) and value.keys() == other.keys():
         return type(other)({key: by_keys_of(value[key], other[key]) for key in value})
-    if type(value) in (tuple, list) and len(value) == len(other):
+    if type(value) is type(other) and type(value) in (tuple, list) and len(value) == len(other):
         return type(value)(by_keys_of(*pair) for pair in zip(value, other, strict=True))
     return other
 

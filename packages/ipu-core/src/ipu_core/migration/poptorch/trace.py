@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
@@ -84,8 +85,7 @@ _FACTORIES = {
         *("randperm", "range", "tensor", "zeros", "zeros_like"),
     )
 }
-_VALUES = {"item": "item", "__bool__": "is_nonzero", "__int__": "item", "__float__": "item", "tolist": "tolist"}
-_READS = {getattr(torch.Tensor, method): name for method, name in _VALUES.items()}
+_READS = {getattr(torch.Tensor, name) for name in ("item", "tolist", "__bool__", "__int__", "__float__", "__index__")}
 
 
 class OnIPU(TorchFunctionMode):
@@ -96,7 +96,7 @@ class OnIPU(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in _READS and isinstance(args[0], FakeTensor):
             raise createPoptorchError(
-                f"aten::{_READS[func]} is only supported in eager mode, but was intercepted in the model's forward: "
+                "aten::item is only supported in eager mode, but was intercepted in the model's forward: "
                 "a recorded graph has no values to look at; use torch.where, or poptorch.cond"
             )
         if func == torch.Tensor.to and _names_ipu(args, kwargs):
@@ -128,7 +128,7 @@ def _moved(tensor: torch.Tensor, args: Any, kwargs: Any) -> torch.Tensor:
 
 @contextlib.contextmanager
 def tensors_kept(model: torch.nn.Module) -> Iterator[None]:
-    """Refuse, inside the block, a forward that sets a buffer or a parameter anew, or removes one.
+    """Refuse, inside the block, a forward that sets a buffer or a parameter anew, or removes one; put it back.
 
     Raises:
         Error: it does; buffers of batch normalisation may be set.
@@ -141,21 +141,25 @@ def tensors_kept(model: torch.nn.Module) -> Iterator[None]:
         for kind, table in (("Buffer", buffers_of(module)), ("Parameter", parameters_of(module)))
     ]
     yield
-    for prefix, kind, now, before in tables:
+    found = [(prefix, kind, dict(now), before) for prefix, kind, now, before in tables]
+    for _, _, now, before in tables:
+        now.clear()
+        now.update(before)
+    for prefix, kind, after, before in found:
         for name, tensor in before.items():
-            if name not in now:
+            if name not in after:
                 raise createPoptorchError(
                     f"{kind} {prefix}{name} is removed from the model when calling the forward method."
                 )
-            if now[name] is not tensor:
+            if after[name] is not tensor:
                 raise createPoptorchError(
                     f"{kind} {prefix}{name} is reassigned within the model when calling the forward method. This is "
                     f"not supported. Consider using self.{prefix}{name}.copy_(src) instead, or a plain variable."
                 )
 
 
-_PRE_COMPILE: dict[int, Callable[[], None]] = {}
-_POST_COMPILE: dict[int, Callable[[], None]] = {}
+_PRE_COMPILE: OrderedDict[int, Callable[[], None]] = OrderedDict()
+_POST_COMPILE: OrderedDict[int, Callable[[], None]] = OrderedDict()
 
 
 def registerPreCompileHook(hook: Callable[[], None]) -> RemovableHandle:
@@ -176,7 +180,7 @@ def registerPostCompileHook(hook: Callable[[], None]) -> RemovableHandle:
     return _registered(_POST_COMPILE, hook, "Post-compile")
 
 
-def _registered(hooks: dict[int, Callable[[], None]], hook: Callable[[], None], kind: str) -> RemovableHandle:
+def _registered(hooks: OrderedDict[int, Callable[[], None]], hook: Callable[[], None], kind: str) -> RemovableHandle:
     if not callable(hook):
         raise RuntimeError(f"{kind} hook must be callable")
     handle = RemovableHandle(hooks)
