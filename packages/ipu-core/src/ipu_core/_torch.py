@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch._ops import HigherOrderOperator, OpOverload
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx._lazy_graph_module import _LazyGraphModule as LazyGraphModule
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes as without_modes
@@ -36,6 +36,7 @@ __all__ = [
     "TENSOR_TABLES",
     "TO_COPY",
     "UNSAFE_VIEW",
+    "FakeTensor",
     "FakeTensorMode",
     "HigherOrderOperator",
     "LazyGraphModule",
@@ -55,6 +56,7 @@ __all__ = [
     "own_table",
     "parameters_of",
     "partitioned",
+    "pre_hooks_of",
     "pytree",
     "remove_forward_hook",
     "schema_of",
@@ -65,7 +67,7 @@ __all__ = [
 
 # pytree: nested containers as a list of leaves and a structure.
 # TorchDispatchMode: see every operation that runs inside a block.
-# FakeTensorMode: run operations on tensors that have shapes and no data.
+# FakeTensorMode, FakeTensor: run operations on tensors that have shapes and no data; such a tensor.
 # without_modes: leave all dispatch modes, such as that of the tracer, inside a block.
 # OpOverload, HigherOrderOperator: what a node of a captured graph calls.
 # LazyGraphModule: a graph as a module whose code is made at the first call.
@@ -115,6 +117,11 @@ def modules_of(module: torch.nn.Module) -> dict[str, Any]:
 def forward_hooks_of(module: torch.nn.Module) -> dict[int, Any]:
     """Return the table of a module's own forward hooks, by the number of each."""
     return module._forward_hooks
+
+
+def pre_hooks_of(module: torch.nn.Module) -> dict[int, Any]:
+    """Return the table of a module's own forward pre-hooks, by the number of each."""
+    return module._forward_pre_hooks
 
 
 def remove_forward_hook(module: torch.nn.Module, number: int) -> None:

@@ -38,6 +38,7 @@ from .side_effects import in_this_thread, watched
 logger = getLogger(__name__)
 # Held while a model is rewritten or captured: both change what all threads see of a model, and torch's tracer of torch.
 CAPTURING = threading.RLock()
+POSITIONAL = "args"  # what the positional inputs of a model are called together: `args[0]` is the first one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,10 +107,11 @@ class Capture:
         return with_activations(outputs, dict(zip(self.activations, leaves[own:], strict=True)))
 
 
-def capture(model: torch.nn.Module, batch: Mapping[str, Any], *, training: bool) -> Capture:
-    """Capture `model.forward(**batch)` for the shapes of `batch`, a micro-batch, without running it.
+def capture(model: torch.nn.Module, batch: Mapping[str, Any], *, training: bool, args: tuple[Any, ...] = ()) -> Capture:
+    """Capture `model.forward(*args, **batch)` for the shapes of a micro-batch, without running it.
 
-    The model's training flags are put back afterwards, and no random number is drawn.
+    The model's training flags are put back afterwards, and no random number is drawn. What is run later has the
+    positional inputs as one tuple, `batch["args"]`.
 
     Raises:
         CaptureError: the forward looks at values, or does something else one graph cannot hold.
@@ -130,12 +132,12 @@ def capture(model: torch.nn.Module, batch: Mapping[str, Any], *, training: bool)
                 _without_gradients(model),
                 observed(model) as (reads, writes),
             ):
-                shown = pytree.tree_map_only(torch.Tensor, _without_values, inputs)
-                program = torch.export.export(model, (), shown, strict=False)
+                shown = pytree.tree_map_only(torch.Tensor, _without_values, (args, inputs))
+                program = torch.export.export(model, *shown, strict=False)
         except IPUError:
             raise
         except Exception as error:
-            if (cause := export_error(model, inputs)) is not None:
+            if (cause := export_error(model, inputs, args)) is not None:
                 raise cause from None
             raise CaptureError(explained(name, error)) from error
     captured = replace(_read(model, program, training=training), reads=reads, writes=frozenset(writes))
@@ -279,8 +281,8 @@ def _refuse_shapes_of_values(name: str, graph: torch.fx.Graph) -> None:
 
 
 def _input_paths(in_spec: pytree.TreeSpec) -> list[str]:
-    _, batch = pytree.tree_unflatten([object()] * in_spec.num_leaves, in_spec)
-    return list(input_leaves(batch))
+    args, batch = pytree.tree_unflatten([object()] * in_spec.num_leaves, in_spec)
+    return list(input_leaves({POSITIONAL: args, **batch}))
 
 
 @contextlib.contextmanager

@@ -23,18 +23,18 @@ REMEDY = (
 )
 
 
-def export_error(model: torch.nn.Module, inputs: Mapping[str, Any]) -> Exception | None:
+def export_error(model: torch.nn.Module, inputs: Mapping[str, Any], args: tuple[Any, ...] = ()) -> Exception | None:
     """Return what the plain forward raises for `inputs`, None where it takes them, or there are no values to run it on.
 
     Buffers, gradients and random generators are left as they were.
     """
-    tensors = [*model.parameters(), *model.buffers(), *pytree.tree_leaves(dict(inputs))]
+    tensors = [*model.parameters(), *model.buffers(), *pytree.tree_leaves((args, dict(inputs)))]
     if any(isinstance(t, torch.Tensor) and t.is_meta for t in tensors):
         return None
     with _as_it_was(model), torch.random.fork_rng(devices=[]), restored_generators():
         try:
             with torch.set_grad_enabled(model.training):
-                model(**inputs)
+                model(*args, **inputs)
         except Exception as error:
             return error
     return None

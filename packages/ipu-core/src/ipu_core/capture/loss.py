@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -59,17 +60,27 @@ MARK = torch.ops.ipu_core.identity_loss.default
 torch.fx.node.has_side_effect(MARK)  # Or a mark that nothing reads would be cleared away as dead code.
 
 
-def marked_values(graph: torch.fx.Graph) -> tuple[str, ...]:
-    """Return the names of the marked values that no other marked value is computed from."""
+def is_mark(node: torch.fx.Node) -> bool:
+    """Return whether an operation marks its value as the loss."""
+    return node.target is MARK
+
+
+def marked_values(graph: torch.fx.Graph, marks_loss: Callable[[torch.fx.Node], bool] = is_mark) -> tuple[str, ...]:
+    """Return the names of the marked values that no other marked value is computed from.
+
+    Args:
+        graph: the captured graph.
+        marks_loss: which operations mark their value.
+    """
     marks: dict[torch.fx.Node, frozenset[torch.fx.Node]] = {}
     inner: set[torch.fx.Node] = set()
     for node in graph.nodes:
         behind = frozenset[torch.fx.Node]().union(*(marks[source] for source in node.all_input_nodes))
-        if node.target is MARK:
+        if marks_loss(node):
             inner |= behind
             behind |= {node}
         marks[node] = behind
-    return tuple(node.name for node in marks if node.target is MARK and node not in inner)
+    return tuple(node.name for node in marks if marks_loss(node) and node not in inner)
 
 
 def loss_value(captured: Capture, chosen: str | None = None) -> str:

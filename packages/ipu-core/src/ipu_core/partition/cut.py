@@ -2,7 +2,7 @@
 """Where a captured graph is cut: which operation belongs to which segment, and which values cross.
 
 A stage begins where an entry that sits on another IPU is entered, as a PopTorch block does; operations outside every
-entry (masks, losses) stay in the stage that is running.
+entry (masks, losses) stay in the stage that is running. What a forward itself puts on an IPU is there.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from ..capture.blocks import block_ipu
 from ..capture.capture import Capture, node_entry
 from ..capture.loss import marked_values
 
@@ -96,12 +97,11 @@ def _parts(
     captured: Capture, ipu_of: Mapping[str, int | None], stage_starts: frozenset[str], also_at: frozenset[str]
 ) -> list[_Part]:
     operations = [node for node in captured.graph.nodes if node.op == "call_function"]
-    entered = (ipu_of[entry] for node in operations if (entry := node_entry(node, ipu_of)) is not None)
-    parts = [_Part(0, next((ipu for ipu in entered if ipu is not None), 0))]
+    entries = [node_entry(node, ipu_of) for node in operations]
+    ipus = [_ipu(node, entry, ipu_of) for node, entry in zip(operations, entries, strict=True)]
+    parts = [_Part(0, next((ipu for ipu in ipus if ipu is not None), 0))]
     current = None
-    for node in operations:
-        entry = node_entry(node, ipu_of)
-        ipu = ipu_of[entry] if entry is not None else None
+    for node, entry, ipu in zip(operations, entries, ipus, strict=True):
         is_entered = entry is not None and entry != current and bool(parts[-1].nodes)
         if ipu is not None and (ipu != parts[-1].ipu or (is_entered and entry in stage_starts)):
             parts.append(_Part(parts[-1].stage + 1, ipu))
@@ -112,3 +112,8 @@ def _parts(
             parts[-1].entries[entry] = None
         parts[-1].nodes.append(node)
     return parts
+
+
+def _ipu(node: torch.fx.Node, entry: str | None, ipu_of: Mapping[str, int | None]) -> int | None:
+    block = block_ipu(node)
+    return block if block is not None or entry is None else ipu_of[entry]

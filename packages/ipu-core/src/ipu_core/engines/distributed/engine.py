@@ -47,8 +47,8 @@ def _check(model: torch.nn.Module, config: ExecutionConfig) -> None:
         )
     if config.parameters_offchip:
         raise IncompatibleIPUConfigError(
-            "`parameters_offchip=True` streams the parameters of one process, and each rank has those of its own stages "
-            "alone: leave it out, or take more IPUs"
+            "`parameters_offchip=True` streams the parameters of one process, and each rank has those of its own "
+            "stages alone: leave it out, or take more IPUs"
         )
     if config.compile:
         refuse_other_processors(model, config)

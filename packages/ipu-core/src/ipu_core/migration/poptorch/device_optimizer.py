@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`DeviceOptimizer`: what steps the weights of an executor, with the attributes of when an optimizer was handed in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from .errors import Error, logger
+from .optim import EXTRAS, KINDS, Optimizer
+from .update_rules import RULES, State, clipped
+
+# What torch's optimizers have for constant: betas and the like always, these where they have their default.
+_CONSTANT = ("betas", "alpha", "nesterov", "centered", "max_grad_norm")
+_DEFAULTS: dict[str, Any] = {
+    "momentum": 0,
+    "dampening": 0,
+    "eps": 1e-8,
+    "loss_scaling": 1.0,
+    "max_weight_norm": 65500.0,
+}
+
+
+def kind_of(optimizer: Any) -> str:
+    """Return which of PopTorch's kinds an optimizer is.
+
+    Raises:
+        AssertionError: none of them.
+        ValueError: it is Adam with `amsgrad`.
+    """
+    kind = next((name for name, cls in KINDS.items() if isinstance(optimizer, cls)), None)
+    assert kind is not None, (
+        f"Unsupported optimizer type. Types supported {[f'poptorch.optim.{name}' for name in KINDS]}, and torch's of "
+        f"these names, not {type(optimizer).__name__}: use one of these"
+    )
+    if any(group.get("amsgrad") for group in optimizer.param_groups):
+        raise ValueError("Only non-amsgrad Adam/AdamW optimizers are supported.")
+    centred = {group["centered"] for group in optimizer.param_groups if "centered" in group}
+    assert len(centred) < 2, "All parameter groups must have the same value for the 'centered' attribute"
+    if type(optimizer).__module__ not in (Optimizer.__module__, KINDS[kind].__module__):
+        logger.warning(
+            "Optimizer `%s` subclassed from classes in poptorch.optim or torch.optim are unlikely to behave as "
+            "intended. Its step is never called.",
+            type(optimizer).__name__,
+        )
+    return kind
+
+
+class DeviceOptimizer:
+    """Steps parameters in groups, by the rule of its kind, once an update.
+
+    Args:
+        optimizer: the user's, whose attributes are read now and when it is set again.
+        names: the parameters of the model by name.
+        loss_scaling_varies: whether the loss scale may change, whatever the optimizer says.
+    """
+
+    def __init__(
+        self, optimizer: Any, names: Mapping[str, torch.nn.Parameter], *, loss_scaling_varies: bool = False
+    ) -> None:
+        self.kind = kind_of(optimizer)
+        self.names = {id(parameter): name for name, parameter in names.items()}
+        self.groups = _groups(optimizer)
+        self.members = [list(group["params"]) for group in optimizer.param_groups]
+        self.state: dict[int, State] = {}
+        self._constants = _constants(optimizer, self.groups, loss_scaling_varies)
+
+    @property
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """The parameters of all groups."""
+        return [parameter for members in self.members for parameter in members]
+
+    @property
+    def loss_scaling(self) -> float:
+        """What the loss is multiplied by."""
+        return float(self.groups[0]["loss_scaling"])
+
+    def read(self, optimizer: Any) -> None:
+        """Take over the attributes of an optimizer.
+
+        Raises:
+            Error: an attribute differs that is a constant, or there are other groups.
+            AssertionError, ValueError: as `kind_of`.
+        """
+        kind, groups = kind_of(optimizer), _groups(optimizer)
+        if kind != self.kind or len(groups) != len(self.groups):
+            raise _refused(
+                f"a {kind} of {len(groups)} groups takes the place of a {self.kind} of {len(self.groups)}: kind and "
+                "groups are fixed by the first call"
+            )
+        for i, (group, before) in enumerate(zip(groups, self.groups, strict=True)):
+            changed = [name for name in self._constants if group.get(name) != before.get(name)]
+            if changed:
+                raise _refused(
+                    f"the constant attribute {changed[0]} of group {i} is {before.get(changed[0])} and would become "
+                    f"{group.get(changed[0])}: mark it with variable_attrs.markAsVariable before compiling"
+                )
+        self.groups = groups
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Step every parameter that has a gradient, and drop the gradients."""
+        grads = {id(p): p.grad.float() / self.loss_scaling for p in self.parameters if p.grad is not None}
+        clipped(list(grads.values()), self.groups[0]["max_grad_norm"])
+        for group, members in zip(self.groups, self.members, strict=True):
+            for parameter in members:
+                if id(parameter) in grads:
+                    weight = parameter.float()
+                    RULES[self.kind](weight, grads[id(parameter)], self.state.setdefault(id(parameter), {}), group)
+                    if weight is not parameter:
+                        parameter.copy_(weight)
+                    parameter.grad = None
+
+    def state_by_name(self) -> dict[str, torch.Tensor]:
+        """Return the state of all parameters, ``Accl1___lin.weight``."""
+        return {
+            f"{name}{self.names[number]}": tensor.clone()
+            for number, state in self.state.items()
+            for name, tensor in state.items()
+        }
+
+    def parameters_by_name(self) -> dict[str, torch.Tensor]:
+        """Return the rates and the loss scale that steps are made with."""
+        rate = "scaledLearningRate0" if self.kind == "SGD" else "learningRate"
+        found = {
+            f"{rate}___specific___{self.names[id(parameter)]}": torch.tensor(float(group["lr"]))
+            for group, members in zip(self.groups, self.members, strict=True)
+            for parameter in members
+            if id(parameter) in self.names
+        }
+        return {**found, "lossScaling_FLOAT": torch.tensor(self.loss_scaling)}
+
+    def load_state(self, values: Mapping[str, torch.Tensor]) -> None:
+        """Take over a state by name; what is of no parameter is left out with a warning."""
+        numbers = {name: number for number, name in self.names.items()}
+        for name, tensor in values.items():
+            prefix, _, path = name.partition("___")
+            if path not in numbers:
+                logger.warning("Ignoring the optimizer state %s: the model has no such parameter", name)
+                continue
+            self.state.setdefault(numbers[path], {})[f"{prefix}___"] = tensor.clone()
+
+
+def _groups(optimizer: Any) -> list[dict[str, Any]]:
+    """Return the attributes of groups, with those that an optimizer of PopTorch has for all of them."""
+    extras = {name: getattr(optimizer, name) for name in getattr(optimizer, "extras", ())}
+    return [
+        {**EXTRAS, **extras, **{name: value for name, value in group.items() if name != "params"}}
+        for group in optimizer.param_groups
+    ]
+
+
+def _constants(optimizer: Any, groups: list[dict[str, Any]], loss_scaling_varies: bool) -> list[str]:
+    """Return the attributes that are constants of the executable."""
+    ignored = {"params", "initial_lr", "maximize", "foreach", "capturable", "differentiable", "fused", "amsgrad"}
+    ignored |= {"decoupled_weight_decay", *({"loss_scaling"} if loss_scaling_varies else ())}
+    if isinstance(optimizer, Optimizer):
+        attrs = optimizer.variable_attrs
+        known = {*optimizer.param_groups[0], *optimizer.extras} - ignored
+        return sorted(name for name in known if name != "lr" and attrs.isConstant(name))
+    decay = 1e-2 if isinstance(optimizer, torch.optim.AdamW) else 0.0
+    defaults = {**_DEFAULTS, "weight_decay": decay}
+    fixed = [name for name, value in defaults.items() if all(group.get(name) == value for group in groups)]
+    return [name for name in (*_CONSTANT, *fixed) if name in groups[0] and name not in ignored]
+
+
+def _refused(message: str) -> Error:
+    return Error(f"Invalid optimizer: {message}", type="popart_exception")

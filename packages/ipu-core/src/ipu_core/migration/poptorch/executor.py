@@ -1,0 +1,506 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`trainingModel` and `inferenceModel`: a module as an executor, which runs combined batches."""
+
+from __future__ import annotations
+
+import copy
+import datetime
+import inspect
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from . import counters, executable_file
+from .arguments import Arguments, by_keys_of
+from .batches import check_rows, num_slices, on_device, slice_of
+from .blocks import module_repr
+from .device_optimizer import DeviceOptimizer
+from .devices import POOL, reserved
+from .enums import ConnectionType
+from .errors import createPoptorchError, logger
+from .optim import Optimizer
+from .options import Options, resolved_output_mode
+from .program import Program, check_stages
+from .recorded import record
+from .structures import tensors_of
+from .wrapping import is_wrapped, owner, unwrap, wrap
+
+
+class PoplarExecutor:
+    """A module as a function of combined batches: what `trainingModel` and `inferenceModel` return.
+
+    ::
+
+        model = poptorch.trainingModel(module, options, optimizer)
+        output, loss = model(x, labels)          # the first call records the forward
+
+    Weights are the module's own: what a call changes of them is seen at once. What is no member of the executor is the
+    module's.
+
+    Raises:
+        Error, AssertionError: as PopTorch; docs/poptorch.md has the list.
+    """
+
+    def __init__(
+        self, model: torch.nn.Module, options: Options | None, *, training: bool, optimizer: Any = None
+    ) -> None:
+        options = Options() if options is None else options
+        if not isinstance(options, Options):
+            raise createPoptorchError(f"Invalid type: 'options' is of type {type(options)} (Expected poptorch.Options)")
+        options._freeze()
+        self._user_model = model
+        self._options = options.clone()
+        self._training = training
+        _refuse_what_is_not_served(self._options, training=training)
+        resolved_output_mode(self._options, training=training)
+        self._optimizer = optimizer
+        self._model = copy.copy(model)
+        self._signature = inspect.signature(model.forward)
+        self._program: Program | None = None
+        self._device_optimizer: DeviceOptimizer | None = None
+        self._executable_inputs: Arguments | None = None
+        self._is_attached = False
+        self._num_ipus = 0
+        self._has_newer_weights = False
+        self._compilation_seconds: float | None = None
+        seed = options.random_seed if options.exists("random_seed") else torch.random.initial_seed() & 0x7FFFFFFF
+        self._seed = int(seed)
+        self._rng = torch.Generator().manual_seed(self._seed).get_state()
+        if training:
+            wrap(model, self)
+        self._options._freeze()
+
+    @property
+    def model(self) -> torch.nn.Module:
+        """The user's module."""
+        return self._user_model
+
+    @property
+    def options(self) -> Options:
+        """The options, frozen."""
+        return self._options
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or "_user_model" not in self.__dict__:
+            raise AttributeError(name)
+        return getattr(self._user_model, name)
+
+    def __repr__(self) -> str:
+        return module_repr(self._user_model)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run one combined batch; compile first, where that was not done."""
+        assert self._options.connection_type != ConnectionType.Never, (
+            "Trying to run a model on an offline device (ConnectionType.Never): use model.compile(inputs) instead of "
+            "model(inputs)"
+        )
+        arguments = Arguments.of(self._signature, args, kwargs)
+        if self._program is None:
+            self._compile(arguments)
+        assert self._program is not None and self._executable_inputs is not None
+        if not self._is_attached:
+            self._attach()
+        compiled = self._executable_inputs
+        ordered = {name: by_keys_of(compiled.values[name], value) for name, value in arguments.values.items()}
+        compiled.check(arguments.with_values(ordered))
+        tensors = [tensor for value in ordered.values() for tensor in tensors_of(value)]
+        leaves = self._run(self._program, on_device(tensors, keeps_double=self._keeps_double()))
+        return self._program.recorded.returned(iter(leaves))
+
+    def _run(self, program: Program, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Run with the executor's own random numbers, and leave the gradients that the user's parameters have."""
+        gradients = [(parameter, parameter.grad) for parameter in self._user_model.parameters()]
+        outside = torch.get_rng_state()
+        torch.set_rng_state(self._rng)
+        try:
+            for parameter, _ in gradients:
+                parameter.grad = None
+            return program.run(tensors, self._device_optimizer)
+        finally:
+            self._rng = torch.get_rng_state()
+            torch.set_rng_state(outside)
+            for parameter, gradient in gradients:
+                parameter.grad = gradient
+            self._has_newer_weights = self._training
+
+    def _keeps_double(self) -> bool:
+        return any(p.dtype is torch.float64 for p in self._user_model.parameters())
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Record the forward for arguments like these, without running it."""
+        if self._program is not None:
+            logger.warning("Call to compile() ignored: the executable is already compiled")
+            return
+        self._compile(Arguments.of(self._signature, args, kwargs))
+
+    def _compile(self, arguments: Arguments) -> None:
+        started = time.perf_counter()
+        options = self._options
+        check_rows(arguments, options)
+        arguments.warn_of_dicts()
+        tensors = [tensor for value in arguments.values.values() for tensor in tensors_of(value)]
+        first = slice_of(on_device(tensors, keeps_double=self._keeps_double()), 0, num_slices(options))
+        options.strategy.reset_auto_ids()
+        self._model.training = self._user_model.training
+        recorded = record(self._model, arguments, first, options.strategy)
+        program = Program(recorded, options, training=self._training)
+        optimizer = self._new_device_optimizer() if self._training else None
+        self._refuse_unknown_buffers()
+        used = max(len(recorded.trace.ipus), max(recorded.trace.ipus) + 1) * options.replication_factor
+        counts = not self._is_model()
+        self._num_ipus = reserved(used, rounds=options.auto_round_num_ipus or not counts)
+        check_stages(recorded, options, training=self._training)
+        if options._popart.instrumentWithHardwareCycleCounter:
+            raise createPoptorchError("Cycle count logging is only supported on actual IPU hardware.")
+        if options.connection_type == ConnectionType.Always:
+            self._attach()
+        self._program, self._device_optimizer, self._executable_inputs = program, optimizer, arguments
+        if optimizer is not None:
+            self.write_optimizer()
+        self._compilation_seconds = time.perf_counter() - started
+
+    def _new_device_optimizer(self) -> DeviceOptimizer:
+        names = dict(self._user_model.named_parameters())
+        varies = bool(self._options.Training.auto_loss_scaling)
+        made = DeviceOptimizer(self._optimizer, names, loss_scaling_varies=varies)
+        if isinstance(self._optimizer, Optimizer):
+            self._optimizer.owner = self
+        return made
+
+    def _refuse_unknown_buffers(self) -> None:
+        buffers = dict(self._user_model.named_buffers())
+        for name in self._named_buffers():
+            if name not in buffers:
+                raise createPoptorchError(
+                    f"updatableNamedBuffers names {name}, and the model has no such buffer; it has {list(buffers)}"
+                )
+
+    def _named_buffers(self) -> list[str]:
+        return list(self._options.updatable_named_buffers) if self._options.exists("updatable_named_buffers") else []
+
+    def _is_model(self) -> bool:
+        asked = bool(self._options.use_model) if self._options.exists("use_model") else False
+        return asked or os.environ.get("POPTORCH_IPU_MODEL", "0") not in ("", "0")
+
+    def isCompiled(self) -> bool:
+        """Return whether the forward was recorded."""
+        return self._program is not None
+
+    def isAttachedToDevice(self) -> bool:
+        """Return whether the executor holds IPUs."""
+        return self._program is not None and self._is_attached
+
+    def _attach(self) -> None:
+        if not self._is_model():
+            POOL.acquire(self, self._num_ipus)
+        self._is_attached = True
+
+    def attachToDevice(self) -> None:
+        """Take IPUs of the pool.
+
+        Raises:
+            Error: it has some already, is not compiled, or there are not enough.
+            AssertionError: the target is offline.
+        """
+        self._compiled()
+        assert self._options.connection_type != ConnectionType.Never, (
+            "Trying to attach to an offline device (ConnectionType.Never)"
+        )
+        if self._is_attached:
+            raise createPoptorchError("Device is already attached")
+        self._attach()
+
+    def detachFromDevice(self) -> None:
+        """Give the IPUs back; what was learned is the module's.
+
+        Raises:
+            Error: it has none, or is not compiled.
+        """
+        self._compiled()
+        if not self._is_attached:
+            raise createPoptorchError("Device is not attached")
+        self.copyWeightsToHostIfNeeded()
+        self.read_optimizer()
+        self._detach()
+
+    def _detach(self) -> None:
+        POOL.release(self)
+        self._is_attached = False
+
+    def destroy(self) -> None:
+        """Drop the executable, and give the user's module back; nothing where nothing was compiled."""
+        if self._program is None:
+            return
+        self.copyWeightsToHostIfNeeded()
+        self.read_optimizer()
+        self._detach()
+        self._program = self._device_optimizer = self._executable_inputs = None
+        if self._training:
+            if not is_wrapped(self._user_model):
+                raise createPoptorchError("model was never wrapped")
+            unwrap(self._user_model)
+
+    def __del__(self) -> None:
+        POOL.release(self)
+
+    def _compiled(self) -> Program:
+        if self._program is None:
+            raise createPoptorchError("Model has not been compiled or has been destroyed.")
+        return self._program
+
+    def copyWeightsToHost(self) -> None:
+        """Have the weights in the module, where they are anyway.
+
+        Raises:
+            Error: it is not compiled.
+        """
+        self._compiled()
+        self._has_newer_weights = False
+
+    def copyWeightsToHostIfNeeded(self) -> bool:
+        """Return whether the weights changed since they were last asked for."""
+        needed, self._has_newer_weights = self._has_newer_weights, False
+        return needed
+
+    def copyWeightsToDevice(self) -> None:
+        """Let the next call run with the weights of the module, as every call does.
+
+        Raises:
+            Error: it is not compiled.
+        """
+        self._compiled()
+        self._has_newer_weights = False
+
+    def copyNamedBuffersToDevice(self) -> None:
+        """Let the next call run with the named buffers of the module, as every call does.
+
+        Raises:
+            Error: none was named, or it is not compiled.
+        """
+        self._compiled()
+        if not self._named_buffers():
+            raise createPoptorchError("No named buffers marked as updatable via updatableNamedBuffers option")
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True) -> Any:
+        """Load weights into the module, and return what torch returns."""
+        return self._user_model.load_state_dict(state_dict, strict=strict)
+
+    def train(self, mode: bool = True) -> PoplarExecutor:
+        """Set the training flags of the module; a forward that was recorded stays as it is."""
+        self._user_model.train(mode)
+        return self
+
+    def eval(self) -> PoplarExecutor:
+        """Clear the training flags of the module; a forward that was recorded stays as it is."""
+        return self.train(False)
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        """Yield the parameters of the module with their names."""
+        return self._user_model.named_parameters(*args, **kwargs)
+
+    def setOptimizer(self, optimizer: Any) -> None:
+        """Take over the attributes of an optimizer; without this, steps go on as they were.
+
+        Raises:
+            Error: an attribute differs that is a constant of the executable.
+            AssertionError: an optimizer of another kind.
+        """
+        if self._device_optimizer is not None:
+            self.read_optimizer()
+            self._device_optimizer.read(optimizer)
+        before, self._optimizer = self._optimizer, optimizer
+        if isinstance(before, Optimizer) and before is not optimizer:
+            before.owner = None
+        if isinstance(optimizer, Optimizer) and self._device_optimizer is not None:
+            optimizer.owner = self
+            if before is not optimizer:
+                self.write_optimizer()
+
+    def read_optimizer(self) -> None:
+        """Give the state of the steps to the user's optimizer."""
+        if self._device_optimizer is not None and isinstance(self._optimizer, Optimizer):
+            self._optimizer.ipu_state = self._device_optimizer.state_by_name()
+            self._optimizer.ipu_param = self._device_optimizer.parameters_by_name()
+
+    def write_optimizer(self) -> None:
+        """Step on from the state that the user's optimizer has, if it has one."""
+        state = getattr(self._optimizer, "ipu_state", None)
+        if self._device_optimizer is not None and state is not None:
+            self._device_optimizer.load_state(state)
+
+    @property
+    def rng_state(self) -> list[int]:
+        """The seed, and the state of the random numbers.
+
+        Raises:
+            Error: it is not compiled.
+        """
+        self._compiled()
+        return [self._seed, *self._rng.tolist()]
+
+    @rng_state.setter
+    def rng_state(self, state: list[int]) -> None:
+        self._compiled()
+        self._seed, self._rng = state[0], torch.tensor(state[1:], dtype=torch.uint8)
+
+    def compilationTime(self) -> datetime.timedelta:
+        """Return how long compiling took.
+
+        Raises:
+            Error: it is not compiled, or the progress bar is off.
+        """
+        if self._compilation_seconds is None:
+            raise createPoptorchError("Please compile the model before obtaining compilation time.")
+        if not self._options._show_compilation_progress_bar:
+            raise createPoptorchError("Please set showCompilationProgressBar option to obtain compilation time.")
+        return datetime.timedelta(seconds=self._compilation_seconds)
+
+    def cycleCount(self) -> int:
+        """Raise: cycles are counted by hardware.
+
+        Raises:
+            Error: always.
+        """
+        if not self._options._popart.instrumentWithHardwareCycleCounter:
+            raise createPoptorchError(
+                "Cycle count logging is disabled. Please set option logCycleCount to True to enable."
+            )
+        raise createPoptorchError("Please run the model at least once before obtaining cycle count.")
+
+    def getPerfCounters(self) -> dict[str, list[list[float]]]:
+        """Return when each micro-batch of the last call was handed over and came back, for each tensor."""
+        return counters.perf_counters(self._program)
+
+    def getLatency(self) -> tuple[float, float, float]:
+        """Return the least, the most and the mean seconds from an input to its output."""
+        return counters.latency(self.getPerfCounters(), "input", "output_complete")
+
+    def getHostIpuLatency(self) -> tuple[float, float, float]:
+        """Return the same from an input's being handed over to its being there."""
+        return counters.latency(self.getPerfCounters(), "input", "input_complete")
+
+    def getComputeLatency(self) -> tuple[float, float, float]:
+        """Return the same from an input's being there to its output's being made."""
+        return counters.latency(self.getPerfCounters(), "input_complete", "output")
+
+    def getIpuHostLatency(self) -> tuple[float, float, float]:
+        """Return the same from an output's being made to its being back."""
+        return counters.latency(self.getPerfCounters(), "output", "output_complete")
+
+    def getTensorNames(self) -> list[str]:
+        """Return the names of the values of the recorded forward."""
+        assert self._program is not None, "compile the model before asking for the names of its tensors"
+        return [node.name for node in self._program.recorded.captured.graph.nodes if node.op != "output"]
+
+    def getAnchoredTensor(self, short_name: str) -> torch.Tensor:
+        """Raise: there are no anchors here.
+
+        Raises:
+            AssertionError: always.
+        """
+        raise AssertionError(f"No tensor with name {short_name} found.")
+
+    def save(self, filename: str, export_model: bool = True, save_rng_state: bool = True) -> None:
+        """Write what the executable was made for, as tensors; `loadExecutable` reads it.
+
+        Raises:
+            Error: it is not compiled.
+        """
+        self._compiled()
+        assert self._executable_inputs is not None
+        rng = self._rng if save_rng_state else None
+        executable_file.write(filename, self._executable_inputs, seed=self._seed, rng=rng, export_model=export_model)
+
+    def compileAndExport(self, filename: str, *args: Any, export_model: bool = True, **kwargs: Any) -> None:
+        """Compile, and write the executable."""
+        self.compile(*args, **kwargs)
+        self.save(filename, export_model=export_model)
+
+    def loadExecutable(self, filename: str) -> None:
+        """Compile for what a file says the executable was made for.
+
+        Raises:
+            AssertionError: it is no such file, or of another version.
+        """
+        read = executable_file.read(filename, self._signature)
+        self._compile(read.arguments)
+        self._seed = read.seed
+        if read.rng is not None:
+            self._rng = read.rng
+
+
+def _refuse_what_is_not_served(options: Options, *, training: bool) -> None:
+    """Refuse options that would change numbers, and that this package has no way to follow."""
+    if not training and options.Training.gradient_accumulation != 1:
+        hint = (
+            " Use poptorch.Options().deviceIterations to process a sufficient number of batches each run for pipelined "
+            "execution instead."
+            if getattr(options.strategy, "is_pipelined", False)
+            else ""
+        )
+        raise createPoptorchError(
+            "You must set poptorch.Options().Training.gradientAccumulation to 1 or leave it as its default value (1) "
+            f"when running a poptorch.inferenceModel().{hint}"
+        )
+    if options.anchored_tensors:
+        raise createPoptorchError(
+            f"anchorTensor: there are no anchors here ({list(options.anchored_tensors)}): return the value from the "
+            "forward, or read a weight from the model"
+        )
+    if training and options.Distributed.numProcesses > 1:
+        raise createPoptorchError(
+            f"{options.Distributed.numProcesses} processes: an executor trains in one process; use replicationFactor"
+        )
+
+
+def trainingModel(model: Any, options: Options | None = None, optimizer: Any = None) -> PoplarExecutor:
+    """Make an executor that trains a module.
+
+    ::
+
+        model = poptorch.trainingModel(module, options, poptorch.optim.AdamW(module.parameters(), lr=1e-4))
+
+    Args:
+        model: a module that returns its loss, or an executor of one.
+        options: how it runs.
+        optimizer: one of `poptorch.optim`, or of the same kinds of torch; SGD with a rate of 0.01 by default.
+
+    Raises:
+        RuntimeError: another training executor has the module.
+        AssertionError: an optimizer of another kind.
+    """
+    model = _module_of(model)
+    if is_wrapped(model) and owner(model) is not None:
+        raise RuntimeError(
+            "Model has already been wrapped in 'poptorch.trainingModel'. Call model.destroy() on the model to unwrap "
+            "before wrapping again."
+        )
+    if is_wrapped(model):  # its executor is gone
+        unwrap(model)
+    if optimizer is None:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    DeviceOptimizer(optimizer, {})  # of another kind: refused now
+    return PoplarExecutor(model, options, training=True, optimizer=optimizer)
+
+
+def inferenceModel(model: Any, options: Options | None = None) -> PoplarExecutor:
+    """Make an executor that runs a module without gradients.
+
+    ::
+
+        model = poptorch.inferenceModel(module.eval(), options)
+
+    Raises:
+        Error: gradient accumulation is set.
+    """
+    return PoplarExecutor(_module_of(model), options, training=False)
+
+
+def _module_of(model: Any) -> torch.nn.Module:
+    module = model.model if isinstance(model, PoplarExecutor) else model
+    if not isinstance(module, torch.nn.Module):
+        raise createPoptorchError(f"the model is a {type(module).__name__}: give a torch.nn.Module")
+    return module
