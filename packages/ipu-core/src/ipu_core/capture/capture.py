@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import io
+import itertools
 import re
 import sys
 import threading
@@ -38,6 +39,7 @@ from .side_effects import in_this_thread, watched
 logger = getLogger(__name__)
 # Held while a model is rewritten or captured: both change what all threads see of a model, and torch's tracer of torch.
 CAPTURING = threading.RLock()
+REGISTERED = (InputKind.PARAMETER, InputKind.BUFFER)
 POSITIONAL = "args"  # what the positional inputs of a model are called together: `args[0]` is the first one
 
 
@@ -192,6 +194,7 @@ def _read(model: torch.nn.Module, program: torch.export.ExportedProgram, *, trai
         if node.target is ASSERT_TENSOR_METADATA or _copies_to_itself(node):
             node.replace_all_uses_with(node.args[0])
             graph_module.graph.erase_node(node)
+    _read_as_registered(model, program)
     graph_module.graph.eliminate_dead_code()
     _name_runs(graph_module.graph, model)
     kinds = {InputKind.PARAMETER: "parameter", InputKind.BUFFER: "buffer", InputKind.CONSTANT_TENSOR: "constant"}
@@ -223,6 +226,24 @@ def _read(model: torch.nn.Module, program: torch.export.ExportedProgram, *, trai
         output_spec=output_spec,
         activations=activations,
     )
+
+
+def _read_as_registered(model: torch.nn.Module, program: torch.export.ExportedProgram) -> None:
+    """Read parameters and buffers as such where a function holds them: the tracer takes what it holds for constants."""
+    signature, graph = program.graph_signature, program.graph_module.graph
+    tensors = itertools.chain(model.named_parameters(), model.named_buffers())
+    registered = {_place(tensor): name for name, tensor in tensors if tensor.numel() and not tensor.is_meta}
+    placeholders = {node.name: node for node in graph.nodes if node.op == "placeholder"}
+    read = {s.target: placeholders[s.arg.name] for s in signature.input_specs if s.kind in REGISTERED}
+    for spec in signature.input_specs:
+        if spec.kind is InputKind.CONSTANT_TENSOR and spec.target is not None:
+            name = registered.get(_place(program.constants[spec.target]))
+            if name in read:
+                placeholders[spec.arg.name].replace_all_uses_with(read[name])
+
+
+def _place(tensor: torch.Tensor) -> tuple[Any, ...]:
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device
 
 
 def _name_runs(graph: torch.fx.Graph, model: torch.nn.Module) -> None:

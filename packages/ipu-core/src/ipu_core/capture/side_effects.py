@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.overrides import TorchFunctionMode
 
 from .._torch import buffers_of, forward_hooks_of, parameters_of, remove_forward_hook
 from ..errors import CaptureError
@@ -32,6 +33,7 @@ def watched(model: torch.nn.Module, *, training: bool) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         if training:
             stack.enter_context(functions_as_operators(type(model).__name__))
+            stack.enter_context(_NoLostGradient(model))
         stack.enter_context(restored_generators())
         for name, module in (("NumPy", np.random), ("Python", random)):
             stack.enter_context(_no_draw(model, name, module))
@@ -50,6 +52,28 @@ def in_this_thread(here: Callable[..., Any], elsewhere: Callable[..., Any]) -> C
         return (here if threading.get_ident() == thread else elsewhere)(*args, **kwargs)
 
     return choose
+
+
+class _NoLostGradient(TorchFunctionMode):
+    """Refuses what a forward computes with a tensor that requires a gradient and is none of the model's parameters."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self._name, self._parameters = type(model).__name__, {id(parameter) for parameter in model.parameters()}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for value in (*args, *(kwargs or {}).values()):
+            if _is_leaf_with_data(value) and value.requires_grad and id(value) not in self._parameters:
+                raise CaptureError(
+                    f"`{self._name}` computes with a tensor of shape {list(value.shape)} that requires a gradient and "
+                    "is none of its parameters, and a captured graph would hold it as a constant: register it with "
+                    "`register_parameter`, or give `tensor.detach()`"
+                )
+        return func(*args, **(kwargs or {}))
+
+
+def _is_leaf_with_data(value: Any) -> bool:
+    return type(value) in (torch.Tensor, torch.nn.Parameter) and value.grad_fn is None
 
 
 # What upstream sets on a model whose modules have the hooks that collect hidden states and attentions.
