@@ -30,6 +30,9 @@ class Head(nn.Module):
 
     base_model: Any
     config: Any
+    dropout: Any
+    classifier: Any
+    qa_outputs: Any
 
     def encode(self, *inputs: Tensor | None, **kwargs: Any) -> Any:
         """Run the base model on ids, mask, token types and embeddings, and what else it takes."""
@@ -40,7 +43,7 @@ class Head(nn.Module):
 class MaskedLanguageHead(Head):
     """Scores for each token, by `score_tokens` of the class it is mixed into."""
 
-    @can_return_tuple
+    @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -68,7 +71,7 @@ class MaskedLanguageHead(Head):
 class SequenceClassificationHead(Head):
     """Classifies rows, or regresses, by `score_rows` of the class it is mixed into."""
 
-    @can_return_tuple
+    @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -96,7 +99,7 @@ class SequenceClassificationHead(Head):
 class MultipleChoiceHead(Head):
     """Chooses among alternatives, by their pooled first tokens; modules `dropout` and `classifier`."""
 
-    @can_return_tuple
+    @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -125,7 +128,7 @@ class MultipleChoiceHead(Head):
 class TokenClassificationHead(Head):
     """Classifies tokens; modules `dropout` and `classifier`."""
 
-    @can_return_tuple
+    @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -149,7 +152,7 @@ class TokenClassificationHead(Head):
 class QuestionAnsweringHead(Head):
     """Finds the span of an answer; the module `qa_outputs`."""
 
-    @can_return_tuple
+    @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(
         self,
         input_ids: Tensor | None = None,

@@ -136,8 +136,9 @@ class MegaPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if hasattr(module, "begin"):
-            module.begin(self.config)
+        begin: Any = getattr(module, "begin", None)
+        if begin is not None:
+            begin(self.config)
 
 
 class MegaModel(MegaPreTrainedModel):
@@ -154,12 +155,12 @@ class MegaModel(MegaPreTrainedModel):
         """Return what embeds words."""
         return self.embedding_layer.word_embeddings
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: Any) -> None:
         """Embed words with another module."""
         self.embedding_layer.word_embeddings = value
 
-    @merge_with_config_defaults
-    @capture_outputs
+    @merge_with_config_defaults  # type: ignore[untyped-decorator]
+    @capture_outputs  # type: ignore[untyped-decorator]
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -260,11 +261,11 @@ class MegaForCausalLM(Head, MegaWithHead):
         """Return what scores tokens."""
         return self.lm_head
 
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+    def set_output_embeddings(self, new_embeddings: Any) -> None:
         """Score tokens with another module."""
         self.lm_head = new_embeddings
 
-    @can_return_tuple
+    @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -302,7 +303,7 @@ class MegaForMaskedLM(MaskedLanguageHead, MegaWithHead):
         """Return what scores tokens."""
         return self.mlm_head
 
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+    def set_output_embeddings(self, new_embeddings: Any) -> None:
         """Score tokens with another module."""
         self.mlm_head = new_embeddings
 
@@ -327,8 +328,8 @@ class MegaClassifier(nn.Module):
 
 
 def _classifier_dropout(config: MegaConfig) -> nn.Module:
-    is_given = config.classifier_dropout is not None
-    return nn.Dropout(config.classifier_dropout if is_given else config.hidden_dropout_prob)
+    given = config.classifier_dropout
+    return nn.Dropout(config.hidden_dropout_prob if given is None else given)
 
 
 class MegaForSequenceClassification(SequenceClassificationHead, MegaWithHead):

@@ -225,8 +225,8 @@ class NezhaWithHead(NezhaPreTrainedModel):
 
     def make_classifier(self, config: NezhaConfig, num_outputs: int) -> None:
         """Make a classifier and the dropout before it."""
-        is_given = config.classifier_dropout is not None
-        self.dropout = nn.Dropout(config.classifier_dropout if is_given else config.hidden_dropout_prob)
+        given = config.classifier_dropout
+        self.dropout = nn.Dropout(config.hidden_dropout_prob if given is None else given)
         self.classifier = nn.Linear(config.hidden_size, num_outputs)
 
 
@@ -255,7 +255,7 @@ class NezhaForPreTraining(Head, NezhaWithTiedHead):
         """Make both heads."""
         self.cls = modeling_bert.BertPreTrainingHeads(config)
 
-    @can_return_tuple
+    @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
@@ -302,7 +302,7 @@ class NezhaForNextSentencePrediction(Head, NezhaWithHead):
         """Make the head of BERT."""
         self.cls = modeling_bert.BertOnlyNSPHead(config)
 
-    @can_return_tuple
+    @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
