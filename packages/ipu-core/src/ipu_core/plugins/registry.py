@@ -100,11 +100,11 @@ def family_of(model: Any) -> Family | None:
     return installed().family(model_type) if model_type else None
 
 
-def registered(model_type: str | None) -> Family | None:
+def registered(model_type: str | None, registry: Registry | None = None) -> Family | None:
     """Return the family of a model type; of an architecture of its own the module is imported, which registers it."""
     import transformers
 
-    family = installed().family(model_type) if model_type else None
+    family = (registry or installed()).family(model_type) if model_type else None
     if family is not None and family.models and model_type not in transformers.CONFIG_MAPPING:
         load(next(iter(family.targets.values())))
     return family
