@@ -78,7 +78,8 @@ def train(model_type: str) -> tuple[str, float, str, float]:
     started = time.perf_counter()
     loss, wrong = math.nan, ""
     try:
-        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
+        quiet = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
+        with tempfile.TemporaryDirectory() as folder, quiet[0], quiet[1]:
             loss = _train(model_type, Path(folder))
     except Exception as error:
         wrong = " ".join(f"{type(error).__name__}: {error}".split())[:300]

@@ -405,11 +405,11 @@ def _random_model(options: argparse.Namespace, *, device: str) -> PipelineMixin:
     if options.model is not None:
         if not (options.model / "config.json").is_file():
             raise OSError(f"`{options.model}` is not a directory with a config.json")
-        family = registered(json.loads((options.model / "config.json").read_bytes()).get("model_type"))
+        family = registered(json.loads((options.model / "config.json").read_bytes()).get("model_type"), installed())
         config = transformers.AutoConfig.from_pretrained(options.model, local_files_only=True, **values)
         name = options.class_name or (config.architectures or [""])[0]
     else:
-        family = registered(options.family)
+        family = registered(options.family, installed())
         if family is None:
             known = [f.model_type for plugin in installed().plugins for f in plugin.families]
             raise ValueError(
