@@ -8,7 +8,7 @@ import traceback
 from typing import Any
 
 import torch
-from ipu_core import IPUConfig, to_pipelined
+from ipu_core import IPUConfig, to_pipelined, training_model
 from ipu_core.batch import micro_batches
 from ipu_core.engines.registry import usable_engine
 from ipu_core.executor import Executor
@@ -163,3 +163,63 @@ def run_cases(rank: int, cases: list[Case]) -> dict[str, Any]:
             found[str(case)] = traceback.format_exc()
             break
     return found
+
+
+def steps_of_replicas(rank: int) -> dict[str, Any]:
+    """Train three steps with two replicas, plainly, clipped, and with the optimizer's state in shards."""
+    case = Case(model="gpt2", replicas=2, micro_batches=2)
+    inputs = batch(8)
+    reference = make(case)
+    expected = torch.optim.AdamW(reference.parameters(), lr=0.01)
+    norms = []
+    for _ in range(3):
+        _, gradients = plain(reference, inputs, 4)
+        for name, parameter in reference.named_parameters():
+            parameter.grad = gradients[name]
+        norms.append(float(torch.nn.utils.clip_grad_norm_(reference.parameters(), 0.5)))
+        expected.step()
+    clipped = make(case)
+    executor = training_model(to_pipelined(clipped, case.ipu_config()), engine="distributed")
+    optimizer = torch.optim.AdamW(clipped.parameters(), lr=0.01)
+    found: dict[str, Any] = {"plain_norms": norms, "norms": []}
+    for _ in range(3):
+        optimizer.zero_grad()
+        executor(**inputs)
+        found["norms"].append(float(executor.clip_gradients(0.5)))
+        optimizer.step()
+    executor.release()
+    found["difference"] = largest_difference(clipped, reference)
+    found["bytes"] = sum(v.nbytes for s in optimizer.state.values() for v in s.values() if v.ndim)
+    models = [make(case), make(case)]
+    for model, is_sharded in zip(models, (False, True), strict=True):
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+        pipelined = to_pipelined(model, case.ipu_config(replicated_tensor_sharding=is_sharded))
+        executor = training_model(pipelined, optimizer, engine="distributed")
+        for step in range(3):
+            optimizer.param_groups[0]["lr"] = 0.01 / (1 + step)
+            executor(**inputs)
+        executor.release()
+    found["sharded_difference"] = largest_difference(*models)
+    found["sharded_bytes"] = executor._compiled.program._sharded.state_bytes()
+    return found
+
+
+def dropout(rank: int) -> dict[str, Any]:
+    """Train with dropout in the first stage alone, under the host engine and on ranks."""
+    case = Case(model="gpt2", micro_batches=4)
+    inputs = batch(8)
+    results = []
+    for engine in ("host", "distributed"):
+        model = make(case)
+        model.transformer.drop.p = 0.5
+        executor = training_model(to_pipelined(model, case.ipu_config(seed=3)), engine=engine)
+        losses = [executor(**inputs).loss for _ in range(2)]
+        results.append(torch.cat(losses))
+    spans = {str(action) for action, _, _ in executor.timeline().spans}
+    difference = float((results[0] - results[1]).abs().max())
+    return {"difference": difference, "rows": torch.randperm(100).tolist(), "spans": spans}
+
+
+def largest_difference(one: torch.nn.Module, other: torch.nn.Module) -> float:
+    pairs = zip(one.parameters(), other.parameters(), strict=True)
+    return max(float((a - b).detach().abs().max()) for a, b in pairs)

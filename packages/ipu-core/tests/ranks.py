@@ -37,8 +37,14 @@ class Failure(str):
     """The traceback of a rank that raised, or why it gave no result."""
 
 
-def ranks_results(world_size: int, function: Callable[..., Any], *args: Any, timeout: float) -> list[Any]:
-    """Return what each process returns, a `Failure` where it raised or did not end."""
+def ranks_results(
+    world_size: int, function: Callable[..., Any], *args: Any, timeout: float, awaited: int | None = None
+) -> list[Any]:
+    """Return what each process returns, a `Failure` where it raised or did not end.
+
+    Waits for as many results as are `awaited`, by default for all.
+    """
+    awaited = world_size if awaited is None else awaited
     with tempfile.TemporaryDirectory() as folder:
         queue = CONTEXT.SimpleQueue()
         processes = [
@@ -50,7 +56,7 @@ def ranks_results(world_size: int, function: Callable[..., Any], *args: Any, tim
         deadline = time.monotonic() + timeout
         found: dict[int, Any] = {}
         try:
-            while len(found) < world_size and time.monotonic() < deadline:
+            while len(found) < awaited and time.monotonic() < deadline:
                 if not queue.empty():
                     rank, result = queue.get()
                     found[rank] = pickle.loads(result)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from ..._torch import is_view
+from ..._torch import is_view, schema_of
 from ...partition.stage_graph import StageGraph
 from ...runtime.interpreter import Interpreter
 from ...runtime.transfers import Values
@@ -128,9 +128,16 @@ class StageModule(torch.nn.Module):
 
 def draws(graph: StageGraph) -> bool:
     """Return whether a stage graph draws random numbers."""
-    return any(
-        torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()) for node in graph.program.graph.nodes
-    )
+    return any(map(_draws, graph.program.graph.nodes))
+
+
+def _draws(node: torch.fx.Node) -> bool:
+    if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+        return False
+    names = [argument.name for argument in schema_of(node.target).arguments]
+    given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    shares = [given.get(name, 0.0) for name in ("p", "dropout_p") if name in names]
+    return not shares or any(shares)  # a dropout of nothing draws nothing
 
 
 def _weighted(values: Mapping[str, Any], starts: Mapping[str, float]) -> torch.Tensor:
