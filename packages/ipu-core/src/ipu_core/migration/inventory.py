@@ -252,8 +252,14 @@ OTHERS = (
         "`ipu_core.inference_model(to_pipelined(model, ipu_config))`",
         *("get_poplar_executor", "check_model_type", "SUPPORTED_TASKS"),
     ),
-    *_served("diffusers", "ipu_diffusers", "IPUStableDiffusionPipeline", "IPUStableDiffusionImg2ImgPipeline"),
-    *_served("diffusers", "ipu_diffusers", "IPUStableDiffusionInpaintPipeline", "get_default_ipu_configs"),
+    *_served(
+        "diffusers",
+        f"{_HERE}.diffusers",
+        *("IPUStableDiffusionPipeline", "IPUStableDiffusionImg2ImgPipeline", "IPUStableDiffusionInpaintPipeline"),
+        change='`unet_ipu_config="auto"` and the like in the place of `n_ipu`',
+        today="ipu_diffusers.{name}",
+    ),
+    *_served("diffusers", "ipu_diffusers", "get_default_ipu_configs"),
     *_served(
         "diffusers",
         f"{_HERE}.diffusers",
