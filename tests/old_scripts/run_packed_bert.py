@@ -6,7 +6,8 @@ import sys
 
 import torch
 from optimum.graphcore import IPUConfig, IPUTrainer, IPUTrainingArguments
-from optimum.graphcore.modeling_utils import PipelineMixin, get_layer_ipu, register
+from optimum.graphcore.modeling_utils import get_layer_ipu, register
+from optimum.graphcore.models.bert.modeling_bert import BertPipelineMixin
 from transformers import AutoConfig, BertForSequenceClassification, set_seed
 from transformers.modeling_outputs import SequenceClassifierOutput
 
@@ -14,7 +15,7 @@ folder, data, output = sys.argv[1:]
 
 
 @register(BertForSequenceClassification)
-class PipelinedPackedBertForSequenceClassification(BertForSequenceClassification, PipelineMixin):
+class PipelinedPackedBertForSequenceClassification(BertForSequenceClassification, BertPipelineMixin):
     """The first tokens of the sentences of a pack are its last ones; -100 labels a place without a sentence."""
 
     def parallelize(self):

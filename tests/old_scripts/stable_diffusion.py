@@ -25,3 +25,4 @@ image = pipe(
     output_type="np",
 ).images[0]
 np.save(output, image)
+pipe.detach_from_device()

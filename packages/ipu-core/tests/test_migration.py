@@ -180,14 +180,20 @@ def test_another_mode_and_another_option_are_refused():
     assert config._get_managed_attr_mode_name("seed") == "seed"
 
 
+BELOW = {
+    **dict.fromkeys(("replication_factor", "ipus_per_replica", "device_iterations"), 0),
+    **dict.fromkeys(("embedding_serialization_factor", "projection_serialization_factor"), 0),
+    **{"layers_per_ipu": [-2], "matmul_proportion": [-0.1]},
+    **{"serialized_embedding_splits_per_ipu": [3, 0, 2, 0], "serialized_projection_splits_per_ipu": [3, 0, 2, 0]},
+}
+
+
 @pytest.mark.parametrize(
     ("option", "bad", "error"),
     [
-        *((name, 0, ValueError) for name in ("replication_factor", "inference_device_iterations", "ipus_per_replica")),
-        ("layers_per_ipu", [-2], ValueError),
-        ("inference_matmul_proportion", [-0.1], ValueError),
+        *((f"{mode}{name}", bad, ValueError) for mode in ("", "inference_") for name, bad in BELOW.items()),
+        ("gradient_accumulation_steps", 0, ValueError),
         ("output_mode", "every", ValueError),
-        ("serialized_embedding_splits_per_ipu", [3, 0, 2, 0], ValueError),
         ("serialized_projection_splits_per_ipu", [0, 0], ValueError),
         ("device_iterations", "1", TypeError),
         ("recompute_checkpoint_every_layer", 1, TypeError),
@@ -197,6 +203,23 @@ def test_values_are_checked_as_they_were(option, bad, error):
     config = IPUConfig()
     with pytest.raises(error, match=option):
         setattr(config, option, bad)
+
+
+@pytest.mark.parametrize("mode", ["", "inference_"])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"matmul_proportion": [0.1]}, "matmul_proportion=.* has 1 values"),
+        ({"layers_per_ipu": [1], "ipus_per_replica": 2}, "layers_per_ipu=.* has 1 values"),
+        ({"embedding_serialization_factor": 2, "serialized_embedding_splits_per_ipu": [1, 1]}, "Only one of"),
+        ({"projection_serialization_factor": 2, "serialized_projection_splits_per_ipu": [1, 1]}, "Only one of"),
+        ({"serialized_embedding_splits_per_ipu": [1]}, "serialized_embedding_splits_per_ipu=.* has 1 values"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused_as_they_were(mode, options, message):
+    given = {f"{mode}{name}": value for name, value in options.items()}
+    with pytest.raises(IncompatibleIPUConfigError, match=f"{mode}{message}" if "_" in message else message):
+        IPUConfig(**{"layers_per_ipu": [1, 1], **given})
 
 
 def test_options_for_the_compiler_are_those_of_training_or_of_inference(monkeypatch):
@@ -260,7 +283,7 @@ def test_old_names_are_served_where_nothing_else_has_them():
     assert importlib.import_module("popart").SubgraphCopyingStrategy.JustInTime == 1
     for statement, message in (
         ("from optimum.graphcore import IPUTraner", "did you mean `IPUTrainer`?"),
-        ("from optimum.graphcore.models.bert import BertPipelineMixin", "subclass `PipelineMixin` alone"),
+        ("from optimum.graphcore.models.gpt2 import OptimizedGPT2Attention", "upstream's own modules run"),
         ("from optimum.graphcore.pipelines import get_poplar_executor", "inference_model"),
     ):
         with pytest.raises(ImportError, match=message):

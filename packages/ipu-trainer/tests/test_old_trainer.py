@@ -2,6 +2,8 @@
 """Trainers and their arguments as optimum-graphcore had them."""
 
 import dataclasses
+import sys
+from unittest.mock import MagicMock, call
 
 import pytest
 import torch
@@ -157,6 +159,16 @@ def test_a_trainer_without_a_model_and_one_that_compiles_alone(tmp_path):
     with pytest.raises(SystemExit) as ended:
         IPUTrainer(Regression(), FOUR, args, train_dataset=ROWS, force_to_pipelined=True)
     assert ended.value.code == 0
+
+
+def test_a_trainer_has_options_of_training_and_of_evaluation(tmp_path, monkeypatch):
+    poptorch = MagicMock()
+    monkeypatch.setitem(sys.modules, "poptorch", poptorch)
+    trainer = IPUTrainer(Regression(), FOUR, IPUTrainingArguments(str(tmp_path), n_ipu=2, **QUIET))
+    assert call.replicationFactor(2) in trainer.opts.mock_calls
+    assert call.Training.gradientAccumulation(2) in trainer.opts.mock_calls
+    poptorch.Options.return_value.reset_mock()
+    assert call.setExecutionStrategy(poptorch.ShardedExecution.return_value) in trainer.eval_opts.mock_calls
 
 
 def test_a_tokenizer_is_what_prepares_inputs(tmp_path):

@@ -96,11 +96,17 @@ _REWRITTEN = "upstream's own modules run, with source edits where a graph needs 
 _GENERATES = "sequences are generated on static caches of the engine's: use `generate`, or `ipu_core.generation_model`"
 _ON_DEVICE = "`generation_model(model, tokens_per_call=...)` runs several steps between two looks of the host"
 _PROCESSORS = "transformers' own logits processors run, on the host"
-_SCALES = "layers are shared out by `layers_per_ipu`, without a mixin of the family; subclass `PipelineMixin` alone"
+_OF_FAMILY = "layers are shared out by `layers_per_ipu`, without a mixin of the family"
 _TRAINER = f"{_HERE}.trainer"
 _ARGUMENTS = f"{_HERE}.training_args"
 _MODELING = f"{_HERE}.modeling_utils"
 _LAYERS = f"{_HERE}.layers"
+
+
+def _mixin(family: str, name: str) -> OldName:
+    target = f"{_MODELING}:PipelineMixin"
+    return OldName(home=f"models.{family}", name=name, target=target, change=_OF_FAMILY, today="ipu_core.PipelineMixin")
+
 
 OTHERS = (
     OldName(
@@ -246,8 +252,14 @@ OTHERS = (
         "`ipu_core.inference_model(to_pipelined(model, ipu_config))`",
         *("get_poplar_executor", "check_model_type", "SUPPORTED_TASKS"),
     ),
-    *_served("diffusers", "ipu_diffusers", "IPUStableDiffusionPipeline", "IPUStableDiffusionImg2ImgPipeline"),
-    *_served("diffusers", "ipu_diffusers", "IPUStableDiffusionInpaintPipeline", "get_default_ipu_configs"),
+    *_served(
+        "diffusers",
+        f"{_HERE}.diffusers",
+        *("IPUStableDiffusionPipeline", "IPUStableDiffusionImg2ImgPipeline", "IPUStableDiffusionInpaintPipeline"),
+        change='`unet_ipu_config="auto"` and the like in the place of `n_ipu`',
+        today="ipu_diffusers.{name}",
+    ),
+    *_served("diffusers", "ipu_diffusers", "get_default_ipu_configs"),
     *_served(
         "diffusers",
         f"{_HERE}.diffusers",
@@ -280,15 +292,16 @@ OTHERS = (
         target="transformers:WhisperFeatureExtractor",
         change="upstream's computes with torch now",
     ),
-    *_refused("models.bert", _SCALES, "BertPipelineMixin"),
+    _mixin("bert", "BertPipelineMixin"),
     *_refused("models.bert", _REWRITTEN, "BertFusedSelfAttention"),
+    _mixin("groupbert", "BertPipelineMixin"),
     *_refused("models.groupbert", _REWRITTEN, "GroupBertFusedSelfAttention"),
-    *_refused("models.roberta", _SCALES, "RobertaPipelineMixin"),
-    *_refused("models.gpt2", _SCALES, "GPT2PipelineMixin"),
+    _mixin("roberta", "RobertaPipelineMixin"),
+    _mixin("gpt2", "GPT2PipelineMixin"),
     *_refused("models.gpt2", _REWRITTEN, "OptimizedGPT2Attention"),
-    *_refused("models.distilbert", _SCALES, "DistilBertPipelineMixin"),
+    _mixin("distilbert", "DistilBertPipelineMixin"),
     *_refused("models.distilbert", _REWRITTEN, "IPUMultiHeadSelfAttention"),
-    *_refused("models.deberta", _SCALES, "DebertaPipelineMixin"),
+    _mixin("deberta", "DebertaPipelineMixin"),
     *_refused("models.deberta", _REWRITTEN, "IPUDisentangledSelfAttention", "FastGatherLastDim", "XSoftmax"),
     *_refused("models.convnext", _REWRITTEN, "OptimizedConvNextLayer"),
     *_refused("models.bart", _REWRITTEN, "IPUBartAttention", "IPUBartLearnedPositionalEmbedding"),

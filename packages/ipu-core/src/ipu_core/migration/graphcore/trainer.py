@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from transformers import TrainerState
 from ...partition.layout import count_layers
 from ..arguments import note, translated
 from .modeling_utils import REGISTERED, to_pipelined
+from .poplar_options import poplar_options
 from .training_args import IPUTrainingArguments
 
 ONE_IPU = {
@@ -89,6 +91,16 @@ class IPUTrainer(ipu_trainer.IPUTrainer):
         if self.args.compile_only:
             self.compile()
             sys.exit(0)
+
+    @property
+    def opts(self) -> Any:
+        """`poptorch.Options` of training."""
+        return poplar_options(importlib.import_module("poptorch"), self.ipu_config, self.ipu_config.for_training())
+
+    @property
+    def eval_opts(self) -> Any:
+        """`poptorch.Options` of evaluation."""
+        return poplar_options(importlib.import_module("poptorch"), self.ipu_config, self.ipu_config.for_inference())
 
     @property
     def tokenizer(self) -> Any:
