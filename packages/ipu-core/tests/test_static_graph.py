@@ -315,3 +315,26 @@ def test_structure_and_none_are_fixed_by_the_first_call(change, message):
     with pytest.raises(BatchMismatchError, match=message):
         executor(**{**inputs, **change})
     assert torch.equal(executor(**inputs), expected)
+
+
+def holding(tensor):
+    """Return a chain whose forward computes with a tensor that a function holds, and the executor of it."""
+    model = make(Chain)
+    forward = model.forward
+    model.forward = lambda x, y=None: forward(x * tensor, y)
+    return model
+
+
+def test_a_parameter_that_a_function_holds_gets_its_gradient():
+    plain = torch.nn.Parameter(torch.ones(1))
+    held = torch.nn.Parameter(torch.ones(1))
+    model, expected = holding(held), holding(plain)
+    model.register_parameter("gain", held)
+    training_model(to_pipelined(model, CUT))(**batch())
+    expected(**batch())[0].backward()
+    torch.testing.assert_close(held.grad, plain.grad)
+
+
+def test_a_tensor_that_would_lose_its_gradient_is_refused():
+    with pytest.raises(CaptureError, match=r"a tensor of shape \[1\] that requires a gradient"):
+        training_model(to_pipelined(holding(torch.ones(1, requires_grad=True)), CUT))(**batch())

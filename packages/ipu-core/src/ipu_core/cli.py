@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import IPUError, nearest
 from .plugins.family import Family, load
-from .plugins.registry import describe, installed, registered
+from .plugins.registry import describe, installed
 from .plugins.stub import stub_of, stub_path
 from .report.models import models_table
 from .upstream import CORE, upstreams
@@ -405,11 +405,11 @@ def _random_model(options: argparse.Namespace, *, device: str) -> PipelineMixin:
     if options.model is not None:
         if not (options.model / "config.json").is_file():
             raise OSError(f"`{options.model}` is not a directory with a config.json")
-        family = registered(json.loads((options.model / "config.json").read_bytes()).get("model_type"), installed())
+        family = installed().family(json.loads((options.model / "config.json").read_bytes()).get("model_type", ""))
         config = transformers.AutoConfig.from_pretrained(options.model, local_files_only=True, **values)
         name = options.class_name or (config.architectures or [""])[0]
     else:
-        family = registered(options.family, installed())
+        family = installed().family(options.family)
         if family is None:
             known = [f.model_type for plugin in installed().plugins for f in plugin.families]
             raise ValueError(

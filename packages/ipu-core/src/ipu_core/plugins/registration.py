@@ -96,7 +96,7 @@ class _AfterImport(MetaPathFinder):
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(fullname)
         if spec is not None and spec.loader is not None:
-            spec.loader.exec_module = self._with_call(spec.loader.exec_module)  # type: ignore[method-assign]
+            spec.loader.exec_module = self._with_call(spec.loader.exec_module)  # type: ignore[method-assign, assignment]
         return spec
 
     def _with_call(self, run: Callable[[ModuleType], None]) -> Callable[[ModuleType], None]:

@@ -103,9 +103,9 @@ def family_of(model: Any) -> Family | None:
     return installed().family(model_type) if model_type else None
 
 
-def registered(model_type: str | None, registry: Registry | None = None) -> Family | None:
+def registered(model_type: str | None) -> Family | None:
     """Return the family of a model type, if a plugin declares it; architectures of plugins are registered by then."""
-    return (registry or installed()).family(model_type) if model_type else None
+    return installed().family(model_type) if model_type else None
 
 
 def edits_within(model: Any) -> tuple[str, ...]:
