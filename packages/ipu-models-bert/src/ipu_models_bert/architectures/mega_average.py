@@ -57,6 +57,7 @@ class MegaMovingAverage(nn.Module):
         With `use_cache`, return the state after the last token, [B, D, N], too. Rows with a state have one token.
         """
         taken = inputs if token_mask is None else inputs * token_mask.unsqueeze(-1).to(inputs.dtype)
+        after: Tensor | None
         if state is not None:
             averaged, after = self._step(taken, state)
         else:
