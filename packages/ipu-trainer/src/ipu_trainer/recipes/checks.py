@@ -37,7 +37,9 @@ from .sequence_default import SEQUENCE_DEFAULT
 TOP = ("inputs", "outputs", "fusion", "data", *FREE_BLOCKS)
 # Where ours differ from `IPUTrainingArguments`: nothing is reported to a service, and a run writes one model.
 TRAINING_DEFAULTS = {"output_dir": "out", "report_to": "none", "save_strategy": "no", "dataloader_pin_memory": False}
-_NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "null"}
+_NAMES: dict[type, str] = {
+    **{int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "null"}
+}
 
 
 def read_recipe(document: Document, problems: Problems) -> Recipe | None:
@@ -172,7 +174,8 @@ def described(hint: Any, choices: Iterable[str] = ()) -> str:
 
 
 def _kind(value: Any) -> str:
-    return {list: "a list", dict: "a mapping"}.get(type(value), _NAMES.get(type(value), f"a {type(value).__name__}"))
+    names: dict[type, str] = {list: "a list", dict: "a mapping", **_NAMES}
+    return names.get(type(value), f"a {type(value).__name__}")
 
 
 def _yaml(value: Any) -> str:
@@ -227,8 +230,8 @@ def _check_training(given: Mapping[str, Any], problems: Problems) -> None:
         try:
             training_arguments(given)
         except (TypeError, ValueError) as error:
-            name = next((name for name in given if name in str(error)), None)
-            problems.add(("training", name) if name else ("training",), str(error))
+            named = [name for name in given if name in str(error)][:1]
+            problems.add(("training", *named), str(error))
 
 
 def training_arguments(given: Mapping[str, Any]) -> IPUTrainingArguments:
@@ -250,9 +253,9 @@ def _check_names(recipe: Recipe, problems: Problems) -> None:
         for number, output in enumerate(recipe.outputs)
         for column in (*output.output_type_info.target_cat_columns, *output.output_type_info.target_con_columns)
     ]
-    for path, column in targets:
+    for where, column in targets:
         if [other for _, other in targets].count(column) > 1:
-            problems.add(path, f"the target `{column}` is there twice: leave it in one of the lists")
+            problems.add(where, f"the target `{column}` is there twice: leave it in one of the lists")
     for number, output in enumerate(recipe.outputs):
         info = output.output_type_info
         if not info.target_cat_columns and not info.target_con_columns and not problems.has(("outputs", number)):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import field
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -68,8 +68,9 @@ class SequenceModel(transformers.PreTrainedModel):
 
     def __init__(self, config: SequenceModelConfig) -> None:
         super().__init__(config)
-        self.readers = nn.ModuleDict({each["name"]: Reader(each) for each in config.inputs})
-        width = sum(reader.features for reader in self.readers.values())
+        readers = {each["name"]: Reader(each) for each in config.inputs}
+        self.readers = nn.ModuleDict(readers)
+        width = sum(reader.features for reader in readers.values())
         self.fusion = None
         if config.fusion_hidden_size is not None:
             self.fusion = nn.Linear(width, config.fusion_hidden_size)
@@ -108,7 +109,8 @@ class SequenceModel(transformers.PreTrainedModel):
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the table of tokens of the first input."""
-        return next(iter(self.readers.values())).model.get_input_embeddings()
+        table: nn.Module = cast(Reader, next(iter(self.readers.values()))).model.get_input_embeddings()
+        return table
 
 
 def loss_of(

@@ -21,7 +21,7 @@ def targets_of(outputs: Sequence[Output], values: Mapping[str, Sequence[str]]) -
     Raises:
         RecipeError: a column with one label alone, or with what is no number, or the same number everywhere.
     """
-    made = []
+    made: list[dict[str, Any]] = []
     for output in outputs:
         for column in output.output_type_info.target_cat_columns:
             labels = sorted(set(values[column]))
@@ -98,16 +98,18 @@ def metrics(targets: Sequence[Mapping[str, Any]], logits: torch.Tensor, labels: 
 
 
 def _numbers(column: str, values: Sequence[str]) -> list[float]:
-    made, wrong = [], []
-    for value in values:
-        try:
-            number = float(value)
-        except ValueError:
-            number = math.nan
-        (made if math.isfinite(number) else wrong).append(number if math.isfinite(number) else value)
+    numbers = [_number(value) for value in values]
+    wrong = [value for value, number in zip(values, numbers, strict=True) if not math.isfinite(number)]
     if wrong:
         raise RecipeError(
             f"{len(wrong)} of {len(values)} rows of `{column}` are no numbers, such as {wrong[0]!r}: predict labels "
             "with `target_cat_columns`"
         )
-    return [float(number) for number in made]
+    return numbers
+
+
+def _number(value: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        return math.nan

@@ -221,7 +221,8 @@ def read_vocabulary(file: str) -> dict[str, int]:
         if sorted(map(str, said.values())) != sorted(map(str, range(len(said)))):
             last = len(said) - 1
             raise RecipeError(f"`vocab_file: {file}` maps {len(said)} tokens to other numbers than 0 to {last}")
-        said = sorted(said, key=lambda token: int(said[token]))
+        numbers = said
+        said = sorted(numbers, key=lambda token: int(numbers[token]))
     if not isinstance(said, list) or not all(isinstance(token, str) for token in said):
         raise RecipeError(f"`vocab_file: {file}` is no list of tokens, nor a mapping of tokens to numbers")
     twice = [token for token, count in collections.Counter(said).items() if count > 1]
