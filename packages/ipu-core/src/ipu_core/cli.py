@@ -124,7 +124,7 @@ def _describe_model(command: argparse.ArgumentParser) -> None:
     add("--ipus", metavar="N", type=int, help="IPUs a replica, where --layers-per-ipu does not say")
     add("--accumulation", metavar="N", type=int, help="gradient accumulation steps")
     add("--replicas", metavar="N", type=int, help="replication factor")
-    add("--schedule", metavar="NAME", help="sequential, gpipe, 1f1b or interleaved")
+    add("--schedule", metavar="NAME", help="sequential, gpipe, 1f1b, interleaved or zero_bubble")
     add("--recompute", action="store_true", help="keep activations between layers only, and compute the rest again")
     add("--batch", metavar="ROWS", type=int, default=1, help="rows of a micro-batch (default 1)")
     add("--length", metavar="TOKENS", type=int, default=128, help="tokens of a row (default 128)")
