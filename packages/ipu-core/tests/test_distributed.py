@@ -46,11 +46,13 @@ def test_two_processes_train_and_infer_as_the_plain_model():
     assert_equal_to_plain(2, SHORT)
 
 
+@pytest.mark.turns(10)
 @pytest.mark.parametrize("part", range(4))
 def test_two_processes_equal_the_plain_model_under_every_schedule(part):
     assert_equal_to_plain(2, TWO[part::4])
 
 
+@pytest.mark.turns(10)
 @pytest.mark.parametrize("part", range(5))
 def test_four_processes_equal_the_plain_model_under_every_schedule(part):
     assert_equal_to_plain(4, FOUR[part::5])

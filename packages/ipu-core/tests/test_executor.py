@@ -252,7 +252,6 @@ def test_a_model_that_is_not_pipelined_is_refused():
     ("engine", "message"),
     [
         ("poptorch", "the engine `poptorch` cannot run here: PopTorch is not installed .*; usable here: host"),
-        ("distributed", "the engine `distributed` cannot run here: not part of this version"),
         ("hosts", "there is no engine `hosts`; there are host, distributed, poptorch, did you mean `host`"),
     ],
 )

@@ -20,6 +20,7 @@ OURS = {
         "lamb",
         "loss_scaling",
         "packed_length",
+        "engine",
     ),
     *("auto_loss_scaling", "activation_checkpointing", "gradient_checkpointing", "label_smoothing_factor"),
     *(

@@ -140,9 +140,11 @@ def is_view(tensor: torch.Tensor) -> bool:
     return tensor._is_view()
 
 
-def default_store() -> torch.distributed.Store:
+def default_store() -> Any:
     """Return the key-value store that the ranks of this run met in."""
-    return torch.distributed.distributed_c10d._get_default_store()
+    from torch.distributed.distributed_c10d import _get_default_store
+
+    return _get_default_store()
 
 
 def version_of(tensor: torch.Tensor) -> int:

@@ -135,7 +135,7 @@ def _describe_model(command: argparse.ArgumentParser) -> None:
     add("--ipus", metavar="N", type=int, help="IPUs a replica, where --layers-per-ipu does not say")
     add("--accumulation", metavar="N", type=int, help="gradient accumulation steps")
     add("--replicas", metavar="N", type=int, help="replication factor")
-    add("--schedule", metavar="NAME", help="sequential, gpipe, 1f1b or interleaved")
+    add("--schedule", metavar="NAME", help="sequential, gpipe, 1f1b, interleaved or zero_bubble")
     add("--recompute", action="store_true", help="keep activations between layers only, and compute the rest again")
     add("--stages-per-ipu", metavar="N", type=int, help="stages each IPU's layers are cut into")
     add("--parameters-offchip", action="store_true", help="keep parameters on the host: two stages' at most on an IPU")

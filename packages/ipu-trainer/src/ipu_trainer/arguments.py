@@ -139,7 +139,7 @@ class IPUTrainingArguments(TrainingArguments):
             return
         from ipu_core.engines.distributed.ranks import meet
 
-        meet()
+        meet(None if self.ddp_timeout == _default("ddp_timeout") else float(self.ddp_timeout))
         with alone():
             yield
 

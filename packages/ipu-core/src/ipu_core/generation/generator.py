@@ -368,7 +368,7 @@ def generation_model(
     Raises:
         PointError: a point that the model does not have, an intervention from a step on in an encoder; when capturing,
             a point that never runs.
-        GenerationModeError: activations of several tokens a call.
+        GenerationModeError: activations of several tokens a call, or points with ranks.
         EngineNotAvailableError: the engine is not usable here.
         TypeError: `model` is not pipelined, or is none of transformers, or a number is none.
         ValueError: `weights` or `cache_dtype` is something else, or `tokens_per_call` or `in_flight` is less than 1.
@@ -397,7 +397,13 @@ def generation_model(
     more: dict[str, Any] = {"in_flight": in_flight, "rounds_cache": cache_dtype is not None}
     model = with_points(model, activations, interventions)
     refuse_other_loops(model, tokens_per_call=tokens_per_call, in_flight=in_flight)
-    return Generator(model, config, usable_engine(engine), sizes, weights, tokens_per_call, **more)
+    chosen = usable_engine(engine)
+    if chosen.has_ranks:
+        raise GenerationModeError(
+            f"`engine={chosen.name!r}` trains and infers, and does not generate: its ranks have no way back from the "
+            "last stage to the first; generate with `engine='host'`, whose stages may be on several `devices`"
+        )
+    return Generator(model, config, chosen, sizes, weights, tokens_per_call, **more)
 
 
 def _refuse_other_inputs(model: PipelineMixin, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:

@@ -133,7 +133,9 @@ class FixedShapes:
 
     def _executed(self, batch: Mapping[str, Any], shape: Shape) -> Any:
         key = tuple((n, (v.shape, v.dtype) if isinstance(v, torch.Tensor) else repr(v)) for n, v in batch.items())
-        executor = self._compiled.get(key, shape, functools.partial(inference_model, self.model, self._engine))
+        executor = self._compiled.get(
+            key, shape, functools.partial(inference_model, self.model, self._engine, on_all_ranks=True)
+        )
         try:
             return executor(**batch)
         except IndexError as error:

@@ -73,20 +73,23 @@ class Results:
         self, own: torch.Tensor | None, shape: Sequence[int], dtype: torch.dtype, ipu: int, *, to_all: bool
     ) -> list[Any]:
         """Bring what one IPU of each replica has to all ranks, or to the first."""
-        ranks, found = self._ranks, []
+        ranks = self._ranks
+        found: list[torch.Tensor | None] = []
         me, first = dist.get_rank(), ranks.rank(0, 0)
         for replica in range(ranks.num_replicas):
             owner = ranks.rank(replica, ipu)
-            value = own if owner == me else None
-            if value is None and (to_all or me == first):
-                value = torch.empty(shape, dtype=dtype, device=ranks.device)
+            is_mine, is_wanted = owner == me, to_all or me == first
+            if not (is_mine or is_wanted):
+                found.append(None)
+                continue
+            value = own if is_mine and own is not None else torch.empty(shape, dtype=dtype, device=ranks.device)
             if to_all:
                 dist.broadcast(value, src=owner, group=ranks.together())
-            elif owner != first and me == owner:
+            elif owner != first and is_mine:
                 dist.send(value.contiguous(), dst=first)
-            elif owner != first and me == first:
+            elif owner != first:
                 dist.recv(value, src=owner)
-            found.append(value if to_all or me == first else None)
+            found.append(value if is_wanted else None)
         return found
 
     def _leaf(

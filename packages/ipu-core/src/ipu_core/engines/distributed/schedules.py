@@ -112,7 +112,7 @@ def torch_schedule(
     loss_of: Callable[[tuple[torch.Tensor], torch.Tensor], torch.Tensor] | None,
 ) -> Any:
     """Return torch's schedule for the stages of one rank; without `loss_of` it has forward passes alone."""
-    options = {"n_microbatches": num_micro_batches, "loss_fn": loss_of, "scale_grads": False}
+    options: dict[str, Any] = {"n_microbatches": num_micro_batches, "loss_fn": loss_of, "scale_grads": False}
     if name == ZERO_BUBBLE:
         return ScheduleInterleavedZeroBubble(list(stages), **options)
     if name == INTERLEAVED:
