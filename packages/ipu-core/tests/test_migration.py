@@ -471,12 +471,13 @@ def test_a_pipeline_takes_the_old_arguments(caplog):
     from ipu_core.migration.graphcore.pipelines import IPUFillMaskPipeline, list_tasks, pipeline
 
     model, tokenizer = tiny_texts.bert("BertForMaskedLM"), tiny_texts.tokenizer()
-    config = IPUConfig(layers_per_ipu=[2, 2])
+    config = IPUConfig(layers_per_ipu=[2, 2], inference_parallelize_kwargs={"use_cache": True})
     fill = pipeline("fill-mask", model, config, tokenizer, fp16=False, padding="max_length", max_length=32)
     assert isinstance(fill, IPUFillMaskPipeline)
     expected = transformers.pipeline("fill-mask", model, tokenizer=tokenizer)("the [MASK] fox")
     tiny_texts.assert_equal_answers(fill("the [MASK] fox"), expected)
     assert "`max_length` of `pipeline` has no effect here" in caplog.text
+    assert "`inference_parallelize_kwargs` has no effect here" in caplog.text
     assert "fill-mask" in list_tasks()
     with pytest.raises(TypeError, match="`pipeline_class=int` is none of `FillMaskPipeline`"):
         pipeline("fill-mask", model, config, tokenizer, pipeline_class=int)

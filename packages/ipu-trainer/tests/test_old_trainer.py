@@ -92,6 +92,22 @@ def test_an_argument_that_was_renamed_means_what_it_meant(given, meant, caplog):
     assert f"`{next(iter(given))}` of `IPUTrainingArguments` is now" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({}, ["`fp32=False` trained in half", "`max_grad_norm` was ignored"]),
+        ({"fp32": True, "max_grad_norm": 0.0, "lamb": True}, ["`lamb=True` corrected the bias"]),
+        ({"fp32": True, "max_grad_norm": 0.0, "lamb_no_bias_correction": True}, ["`lamb_no_bias_correction` of"]),
+    ],
+)
+def test_steps_that_are_others_than_they_were_are_said_once(given, said, caplog):
+    for _ in range(2):
+        IPUTrainingArguments("out", **given)
+    assert len(caplog.records) == len(said)
+    for record, text in zip(caplog.records, said, strict=True):
+        assert record.message.startswith(text)
+
+
 def test_a_whole_warm_up_is_not_one_step():
     assert IPUTrainingArguments("out", warmup_ratio=1.0).get_warmup_steps(50) == 50
     with pytest.raises(ValueError, match="`warmup_ratio=2` is no share of the steps"):

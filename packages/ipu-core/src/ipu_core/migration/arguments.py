@@ -17,6 +17,12 @@ def note(text: str) -> None:
     logger.warning("%s", text)
 
 
+def note_unused_sizes(ipu_config: Any) -> None:
+    """Name arguments of `parallelize` in a configuration, where something else than the script would call it."""
+    if getattr(ipu_config, "inference_parallelize_kwargs", None):
+        note("`inference_parallelize_kwargs` has no effect here: caches are made for what is generated")
+
+
 def translated(
     owner: str,
     given: Mapping[str, Any],

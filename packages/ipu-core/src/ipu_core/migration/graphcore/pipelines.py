@@ -8,7 +8,7 @@ from typing import Any
 from ipu_core.pipelines.pipeline import PipelinedTask, pipeline as _pipeline, pipelined_task
 from ipu_core.pipelines.tasks import TASKS, task_named
 
-from ..arguments import note, translated
+from ..arguments import note, note_unused_sizes, translated
 
 WITHOUT_EFFECT = {
     "padding": "batches are filled up to compiled shapes",
@@ -45,6 +45,7 @@ def pipeline(
     )
     if "max_length" in given and task is not None and task_named(task).name.partition("_")[0] not in GENERATING:
         given = translated("pipeline", given, without_effect={"max_length": WITHOUT_EFFECT["max_input_length"]})
+    note_unused_sizes(ipu_config)
     if fp16:
         note("`fp16=True` ran in half precision: a model runs in its own type here, float32 as a rule")
     return _pipeline(

@@ -14,7 +14,7 @@ import torch
 from transformers import TrainerState
 
 from ...partition.layout import count_layers
-from ..arguments import note, translated
+from ..arguments import note, note_unused_sizes, translated
 from .modeling_utils import REGISTERED, to_pipelined
 from .poplar_options import poplar_options
 from .training_args import IPUTrainingArguments
@@ -68,6 +68,7 @@ class IPUTrainer(ipu_trainer.IPUTrainer):
         if model is not None and ipu_config is not None:
             ipu_config = _placed(model, ipu_config)
             model = to_pipelined(model, ipu_config) if type(model) in REGISTERED else model
+        note_unused_sizes(ipu_config)
         given = translated("IPUTrainer", {"tokenizer": tokenizer, **more}, renamed={"tokenizer": "processing_class"})
         super().__init__(
             model,

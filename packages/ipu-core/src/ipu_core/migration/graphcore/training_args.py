@@ -66,14 +66,24 @@ class OldArguments:
         for old, (new, read) in READ.items():
             if old in changed:
                 self._set(old, new, read(self))
-        if not self.fp32:
-            note("`fp32=False` trained in half precision: a model trains in its own type here, float32 as a rule")
+        for is_other, text in _differences(self, corrects="lamb_no_bias_correction" not in changed):
+            if is_other:
+                note(text)
         parent: Any = super()
         parent.__post_init__()
 
     def _set(self, old: str, new: str, value: Any) -> None:
         note(f"`{old}` of `IPUTrainingArguments` is now `{new}={value!r}`")
         setattr(self, new, value)
+
+
+def _differences(args: Any, *, corrects: bool) -> tuple[tuple[bool, str], ...]:
+    """Return what is another step here than it was, and whether these arguments take it."""
+    return (
+        (not args.fp32, "`fp32=False` trained in half precision: a model trains in its own type, float32 as a rule"),
+        (bool(args.max_grad_norm), "`max_grad_norm` was ignored: gradients are clipped by it; 0 does not clip"),
+        (args.lamb and corrects, "`lamb=True` corrected the bias of both moments: LAMB steps without correction"),
+    )
 
 
 def _warmup_steps(args: Any) -> float:
