@@ -46,6 +46,7 @@ FLOORS = [
     "testing",
     "cli",
     "packing",
+    "migration",
 ]
 
 

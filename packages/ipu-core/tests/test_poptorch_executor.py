@@ -259,10 +259,11 @@ def test_arguments_are_bound_as_python_does_with_defaults():
 
 
 def test_nested_and_variadic_arguments_are_compared_by_path():
+    model = poptorch.inferenceModel(Function(lambda _, d, *rest: d["a"] + d["b"] * 2 + rest[0][0]).eval())
+    x, one = torch.ones(2), torch.ones(2)
     with pytest.warns(UserWarning, match="Dicts as inputs only have partial support"):
-        model = poptorch.inferenceModel(Function(lambda _, d, *rest: d["a"] + d["b"] * 2 + rest[0][0]).eval())
-        x, one = torch.ones(2), torch.ones(2)
-        assert model({"a": x, "b": one}, [one]).tolist() == [4, 4]
+        first = model({"a": x, "b": one}, [one])
+    assert first.tolist() == [4, 4]
     assert model({"b": 5 * one, "a": x}, [one]).tolist() == [12, 12]
     for args, message in [
         (({"a": x, "c": x}, [x]), r"Keys mismatch for \*args\[0\]: Unexpected arguments: c. Missing arguments: b."),
@@ -335,8 +336,8 @@ def test_what_an_executor_cannot_be_made_of_is_refused():
     sharded = options(ga=2).setExecutionStrategy(poptorch.ShardedExecution())
     with pytest.raises(Error, match=r"when running a poptorch.inferenceModel\(\)\.$"):
         poptorch.inferenceModel(Loss(), sharded)
+    model = Loss()
     with pytest.raises(AssertionError, match="Unsupported optimizer type"):
-        model = Loss()
         poptorch.trainingModel(model, None, torch.optim.Adagrad(model.parameters()))
     assert type(model) is Loss
 
@@ -494,6 +495,19 @@ def test_there_is_a_tick_for_each_micro_batch():
     low, high, mean = executor.getLatency()
     assert 0 <= low <= mean <= high
     assert executor.getHostIpuLatency() == executor.getIpuHostLatency() == (0.0, 0.0, 0.0)
+
+
+def test_weights_of_single_replicas_are_not_there():
+    executor = poptorch.trainingModel(Scale())
+    with pytest.raises(AttributeError, match="replicaGrouping"):
+        executor.w.replicaGrouping(poptorch.CommGroupType.Consecutive, 1, 0)
+
+
+def test_several_processes_are_refused_in_training():
+    opts = options()
+    opts.Distributed.configureProcessId(0, 2)
+    with pytest.raises(Error, match="2 processes: an executor trains in one process"):
+        poptorch.trainingModel(Loss(), opts)
 
 
 def test_hooks_run_around_recording():

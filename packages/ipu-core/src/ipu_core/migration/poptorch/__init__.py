@@ -27,8 +27,9 @@ from .enums import (
 )
 from .errors import Error, RecoverableError, UnrecoverableError, createPoptorchError, log_to_stderr, setLogLevel
 from .executable_file import load
-from .executor import PoplarExecutor, inferenceModel, trainingModel
+from .executor import PoplarExecutor
 from .loader import DataLoader
+from .models import inferenceModel, trainingModel
 from .nested_options import TensorLocationSettings
 from .ops import (
     CPU,

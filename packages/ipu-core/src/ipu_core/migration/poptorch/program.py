@@ -178,3 +178,27 @@ def check_stages(recorded: Recorded, options: Options, *, training: bool) -> Non
             "poptorch.Options().deviceIterations must be greater than or equal to the number of pipeline stages "
             f"({forward}) when using PopTorch.PipelinedExecution."
         )
+
+
+def refuse_what_is_not_served(options: Options, *, training: bool) -> None:
+    """Refuse options that would change numbers, and that this package has no way to follow."""
+    if not training and options.Training.gradient_accumulation != 1:
+        hint = (
+            " Use poptorch.Options().deviceIterations to process a sufficient number of batches each run for pipelined "
+            "execution instead."
+            if getattr(options.strategy, "is_pipelined", False)
+            else ""
+        )
+        raise createPoptorchError(
+            "You must set poptorch.Options().Training.gradientAccumulation to 1 or leave it as its default value (1) "
+            f"when running a poptorch.inferenceModel().{hint}"
+        )
+    if options.anchored_tensors:
+        raise createPoptorchError(
+            f"anchorTensor: there are no anchors here ({list(options.anchored_tensors)}): return the value from the "
+            "forward, or read a weight from the model"
+        )
+    if training and options.Distributed.numProcesses > 1:
+        raise createPoptorchError(
+            f"{options.Distributed.numProcesses} processes: an executor trains in one process; use replicationFactor"
+        )
