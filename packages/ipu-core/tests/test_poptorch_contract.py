@@ -120,9 +120,9 @@ SEMANTICS = {
     "2.9.1": ("holds", "optim", "only_five_kinds_are_taken a_subclass_is_named_and_its_step_is_never_called"),
     "2.9.2": ("holds", "optim", "constructors_have_torchs_defaults_and_refuse_what_no_ipu_has"),
     "2.9.3": (
-        "part",
+        "holds",
         "optim",
-        "what_was_given_may_change_and_the_rest_is_constant "
+        "an_attribute_that_nobody_knows_is_told_once what_was_given_may_change_and_the_rest_is_constant "
         "a_constant_attribute_does_not_change_and_a_variable_one_does_when_it_is_set",
     ),
     "2.9.4": ("part", "executor", "attributes_change_when_an_optimizer_is_set"),
@@ -188,10 +188,14 @@ RESTRICTIONS = {
     "36": ("not", "", ""),
     "37": ("not", "", ""),
     "40": ("holds", "recording", "blocks_that_no_strategy_places_are_refused"),
-    "42": ("part", "ops", "transfers_do_not_overlap_with_a_pipeline"),
+    "42": (
+        "holds",
+        "ops",
+        "transfers_do_not_overlap_with_a_pipeline transfers_that_overlap_take_io_tiles_and_return_every_micro_batch",
+    ),
     "44": ("holds", "executor", "numbers_of_ipus"),
     "45": ("holds", "executor", "numbers_of_ipus"),
-    "46": ("part", "executor", "cycles_are_counted_by_hardware_alone"),
+    "46": ("holds", "executor", "the_ipu_model_takes_no_ipus_and_has_limits"),
     "47": ("holds", "executor", "an_offline_target_compiles_and_does_not_run"),
     "50": ("holds", "optim", "only_five_kinds_are_taken"),
     "52": ("holds", "optim", "a_constant_attribute_does_not_change_and_a_variable_one_does_when_it_is_set"),

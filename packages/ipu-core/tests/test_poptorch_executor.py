@@ -485,6 +485,19 @@ def test_cycles_are_counted_by_hardware_alone():
         executor.compile(torch.ones(2))
 
 
+def test_the_ipu_model_takes_no_ipus_and_has_limits(pool, caplog):
+    pool.size = 0
+    with caplog.at_level("WARNING", "poptorch::python"):
+        executor = poptorch.inferenceModel(Scale().eval(), options().useIpuModel(True).enableExecutableCaching("cache"))
+    assert "The IPU model does not support executable caching" in caplog.text
+    assert executor(torch.ones(2))[1] == 4
+    with pytest.raises(Error, match="offline target"):
+        poptorch.inferenceModel(Scale(), options().useIpuModel(True).useOfflineIpuTarget())
+    counting = poptorch.inferenceModel(Scale().eval(), options().useIpuModel(True).logCycleCount(True))
+    with pytest.raises(Error, match="only supported on actual IPU hardware"):
+        counting.compile(torch.ones(2))
+
+
 def test_there_is_a_tick_for_each_micro_batch():
     executor = poptorch.inferenceModel(Scale().eval(), options(di=4, mode=poptorch.OutputMode.EveryN, period=2))
     assert executor.getLatency() == (0.0, 0.0, 0.0)

@@ -58,6 +58,24 @@ def test_transfers_do_not_overlap_with_a_pipeline():
         infer(lambda _, x: poptorch.set_overlap_for_input(x, mode) + 1, torch.ones(2))
 
 
+def test_transfers_that_overlap_take_io_tiles_and_return_every_micro_batch():
+    mode = poptorch.OverlapMode.OverlapDeviceIterationLoop
+    opts = poptorch.Options().setExecutionStrategy(poptorch.ShardedExecution())
+    x = torch.ones(2)
+
+    def forward(_, x):
+        return poptorch.set_overlap_for_output(x + 1, mode)
+
+    with pytest.raises(Error, match="No IO tiles allocated. You must allocate at least 32 IO tiles"):
+        infer(forward, x, opts=opts)
+    made = opts.clone().outputMode(poptorch.OutputMode.Final)
+    made.TensorLocations.numIOTiles(32)
+    with pytest.raises(Error, match=r"Overlapped IO is not supported with OutputMode\.Final"):
+        infer(forward, x, opts=made)
+    made = made.clone().outputMode(poptorch.OutputMode.All)
+    assert infer(forward, x, opts=made).tolist() == [2, 2]
+
+
 def test_a_loss_is_reduced():
     x = torch.tensor([1.0, 3.0])
     found = [poptorch.identity_loss(x, reduction) for reduction in ("sum", "mean", "none")]

@@ -6,7 +6,6 @@ from __future__ import annotations
 import copy
 import datetime
 import inspect
-import os
 import time
 import weakref
 from collections.abc import Iterator
@@ -24,7 +23,7 @@ from .enums import ConnectionType
 from .errors import createPoptorchError, logger
 from .optim import Optimizer
 from .options import Options, resolved_output_mode
-from .program import Program, check_stages, refuse_what_is_not_served
+from .program import Program, check_stages, is_ipu_model, refuse_what_is_not_served
 from .recorded import record
 from .structures import tensors_of
 from .wrapping import is_wrapped, unwrap, wrap
@@ -151,7 +150,7 @@ class PoplarExecutor:
         optimizer = self._new_device_optimizer() if self._training else None
         self._refuse_unknown_buffers()
         used = max(len(recorded.trace.ipus), max(recorded.trace.ipus) + 1) * options.replication_factor
-        counts = not self._is_model()
+        counts = not is_ipu_model(options)
         self._num_ipus = reserved(used, rounds=options.auto_round_num_ipus or not counts)
         check_stages(recorded, options, training=self._training)
         if options._Popart.instrumentWithHardwareCycleCounter:
@@ -165,8 +164,8 @@ class PoplarExecutor:
 
     def _new_device_optimizer(self) -> DeviceOptimizer:
         names = dict(self._user_model.named_parameters())
-        varies = bool(self._options.Training.auto_loss_scaling)
-        made = DeviceOptimizer(self._optimizer, names, loss_scaling_varies=varies)
+        varies, is_relaxed = bool(self._options.Training.auto_loss_scaling), self._options._relax_optimizer_checks
+        made = DeviceOptimizer(self._optimizer, names, loss_scaling_varies=varies, is_relaxed=is_relaxed)
         if isinstance(self._optimizer, Optimizer):
             self._optimizer.owner = weakref.ref(self)
         return made
@@ -182,10 +181,6 @@ class PoplarExecutor:
     def _named_buffers(self) -> list[str]:
         return list(self._options.updatable_named_buffers) if self._options.exists("updatable_named_buffers") else []
 
-    def _is_model(self) -> bool:
-        asked = bool(self._options.use_model) if self._options.exists("use_model") else False
-        return asked or os.environ.get("POPTORCH_IPU_MODEL", "0") not in ("", "0")
-
     def isCompiled(self) -> bool:
         """Return whether the forward was recorded."""
         return self._program is not None
@@ -195,7 +190,7 @@ class PoplarExecutor:
         return self._program is not None and self._is_attached
 
     def _attach(self) -> None:
-        if not self._is_model():
+        if not is_ipu_model(self._options):
             POOL.acquire(self, self._num_ipus)
         self._is_attached = True
 

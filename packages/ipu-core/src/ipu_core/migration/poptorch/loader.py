@@ -86,7 +86,7 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         )
         if not drop_last and self._combined and not is_iterable and len(dataset) % self._combined:
             logger.warning("the last batch has fewer rows than the %d that an executor takes", self._combined)
-        arguments = (
+        arguments: dict[str, Any] = (
             {"batch_sampler": _Grouped(batch_sampler, factor, drop_last)}
             if batch_sampler is not None
             else {"batch_size": worker_rows, "shuffle": shuffle if shuffle or not is_iterable else None}
@@ -119,7 +119,7 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
     def __len__(self) -> int:
         if self._combined is None or not hasattr(self.dataset, "__len__"):
             return super().__len__()
-        rows = len(self.dataset)  # type: ignore[arg-type]
+        rows = len(self.dataset)
         return rows // self._combined if self.rebatched_drop_last else -(-rows // self._combined)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]

@@ -86,36 +86,36 @@ class Options(OptionStore):
     @property
     def Training(self) -> TrainingOptions:
         """Options of training alone."""
-        return self._training  # type: ignore[no-any-return]
+        return self._training
 
     @property
     def Precision(self) -> PrecisionOptions:
         """Options of what is computed with."""
-        return self._precision  # type: ignore[no-any-return]
+        return self._precision
 
     @property
     def TensorLocations(self) -> TensorLocations:
         """Options of where tensors are."""
-        return self._tensor_locations  # type: ignore[no-any-return]
+        return self._tensor_locations
 
     @property
     def Jit(self) -> JitOptions:
         """Options of a former way to trace."""
-        return self._jit  # type: ignore[no-any-return]
+        return self._jit
 
     @property
     def Distributed(self) -> DistributedOptions:
         """Options of several processes."""
-        return self._distributed  # type: ignore[no-any-return]
+        return self._distributed
 
     @property
     def _Popart(self) -> PopartOptions:
-        return getattr(self, "_popart")  # type: ignore[no-any-return]  # noqa: B009 - torch has a private name like it
+        return getattr(self, "_popart")  # noqa: B009 - torch has a private name like it
 
     @property
     def strategy(self) -> Strategy:
         """The execution strategy."""
-        return self._strategy  # type: ignore[no-any-return]
+        return self._strategy
 
     def deviceIterations(self, device_iterations: int) -> Self:
         """Set how many updates, or passes, a call runs."""
