@@ -303,13 +303,19 @@ def test_a_type_of_ones_own_is_an_argument_and_a_result():
         poptorch.registerCustomArgParser(Boxed, None)
 
 
+def test_an_object_that_hides_tensors_is_not_returned():
+    with pytest.raises(Error, match="returns a Boxed that holds tensors of the graph: return these, register a parser"):
+        infer(lambda _, x: (x, Boxed([x + 1], None)), torch.zeros(2))
+    assert infer(lambda _, x: Boxed(1, "text"), torch.zeros(2)).second == "text"
+
+
 # 2.4: executors
 
 
 def test_a_model_is_wrapped_once_and_given_back():
     model = Loss()
     executor = poptorch.trainingModel(model)
-    assert type(model).__name__ == "PoptorchLoss" and type(model).__bases__[-1] is Loss
+    assert type(model).__name__ == "PoptorchLoss" and type(model).__bases__[0] is Loss
     assert executor.model is model and executor.fc is model.fc and "Linear" in repr(executor)
     with pytest.raises(RuntimeError, match=r"already been wrapped in 'poptorch.trainingModel'. Call model.destroy\(\)"):
         poptorch.trainingModel(model)

@@ -8,8 +8,7 @@ import ipu_core.migration.poptorch as poptorch
 import numpy as np
 import pytest
 import torch
-from ipu_core.migration.poptorch import custom_ops, optim, poptorch_core
-from ipu_core.migration.poptorch._poplar_executor import PoplarExecutor
+from ipu_core.migration.poptorch import custom_ops
 
 Error = poptorch.Error
 
@@ -255,9 +254,18 @@ def test_errors_have_a_type_a_message_and_a_place():
         "",
         "'poptorch_py_error': no",
     )
-    assert poptorch_core.Error is Error and issubclass(poptorch.RecoverableError, Error)
+    assert poptorch.poptorch_core.Error is Error and issubclass(poptorch.RecoverableError, Error)
     assert poptorch.RecoverableError("reset", recovery_action="FULL_RESET").recovery_action == "FULL_RESET"
-    assert PoplarExecutor is poptorch.PoplarExecutor and poptorch.optim is optim
+    assert poptorch._poplar_executor.PoplarExecutor is poptorch.PoplarExecutor
+
+
+def test_a_wrapped_model_is_taken_back_and_given_again():
+    model = Model(None)
+    executor = poptorch.trainingModel(model)
+    held = poptorch._impl.unwrapModelIfNecessary(model)
+    assert held is executor and type(model) is Model
+    poptorch._impl.rewrapModelIfNecessary(model, held)
+    assert type(model).__name__ == "PoptorchModel"
 
 
 def test_levels_of_the_log():
