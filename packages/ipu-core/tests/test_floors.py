@@ -47,6 +47,7 @@ FLOORS = [
     "migration",
     "cli",
     "packing",
+    "migration",
 ]
 
 

@@ -259,10 +259,11 @@ def test_arguments_are_bound_as_python_does_with_defaults():
 
 
 def test_nested_and_variadic_arguments_are_compared_by_path():
+    model = poptorch.inferenceModel(Function(lambda _, d, *rest: d["a"] + d["b"] * 2 + rest[0][0]).eval())
+    x, one = torch.ones(2), torch.ones(2)
     with pytest.warns(UserWarning, match="Dicts as inputs only have partial support"):
-        model = poptorch.inferenceModel(Function(lambda _, d, *rest: d["a"] + d["b"] * 2 + rest[0][0]).eval())
-        x, one = torch.ones(2), torch.ones(2)
-        assert model({"a": x, "b": one}, [one]).tolist() == [4, 4]
+        first = model({"a": x, "b": one}, [one])
+    assert first.tolist() == [4, 4]
     assert model({"b": 5 * one, "a": x}, [one]).tolist() == [12, 12]
     for args, message in [
         (({"a": x, "c": x}, [x]), r"Keys mismatch for \*args\[0\]: Unexpected arguments: c. Missing arguments: b."),
@@ -302,13 +303,19 @@ def test_a_type_of_ones_own_is_an_argument_and_a_result():
         poptorch.registerCustomArgParser(Boxed, None)
 
 
+def test_an_object_that_hides_tensors_is_not_returned():
+    with pytest.raises(Error, match="returns a Boxed that holds tensors of the graph: return these, register a parser"):
+        infer(lambda _, x: (x, Boxed([x + 1], None)), torch.zeros(2))
+    assert infer(lambda _, x: Boxed(1, "text"), torch.zeros(2)).second == "text"
+
+
 # 2.4: executors
 
 
 def test_a_model_is_wrapped_once_and_given_back():
     model = Loss()
     executor = poptorch.trainingModel(model)
-    assert type(model).__name__ == "PoptorchLoss" and type(model).__bases__[-1] is Loss
+    assert type(model).__name__ == "PoptorchLoss" and type(model).__bases__[0] is Loss
     assert executor.model is model and executor.fc is model.fc and "Linear" in repr(executor)
     with pytest.raises(RuntimeError, match=r"already been wrapped in 'poptorch.trainingModel'. Call model.destroy\(\)"):
         poptorch.trainingModel(model)
@@ -335,8 +342,8 @@ def test_what_an_executor_cannot_be_made_of_is_refused():
     sharded = options(ga=2).setExecutionStrategy(poptorch.ShardedExecution())
     with pytest.raises(Error, match=r"when running a poptorch.inferenceModel\(\)\.$"):
         poptorch.inferenceModel(Loss(), sharded)
+    model = Loss()
     with pytest.raises(AssertionError, match="Unsupported optimizer type"):
-        model = Loss()
         poptorch.trainingModel(model, None, torch.optim.Adagrad(model.parameters()))
     assert type(model) is Loss
 
@@ -484,6 +491,19 @@ def test_cycles_are_counted_by_hardware_alone():
         executor.compile(torch.ones(2))
 
 
+def test_the_ipu_model_takes_no_ipus_and_has_limits(pool, caplog):
+    pool.size = 0
+    with caplog.at_level("WARNING", "poptorch::python"):
+        executor = poptorch.inferenceModel(Scale().eval(), options().useIpuModel(True).enableExecutableCaching("cache"))
+    assert "The IPU model does not support executable caching" in caplog.text
+    assert executor(torch.ones(2))[1] == 4
+    with pytest.raises(Error, match="offline target"):
+        poptorch.inferenceModel(Scale(), options().useIpuModel(True).useOfflineIpuTarget())
+    counting = poptorch.inferenceModel(Scale().eval(), options().useIpuModel(True).logCycleCount(True))
+    with pytest.raises(Error, match="only supported on actual IPU hardware"):
+        counting.compile(torch.ones(2))
+
+
 def test_there_is_a_tick_for_each_micro_batch():
     executor = poptorch.inferenceModel(Scale().eval(), options(di=4, mode=poptorch.OutputMode.EveryN, period=2))
     assert executor.getLatency() == (0.0, 0.0, 0.0)
@@ -494,6 +514,19 @@ def test_there_is_a_tick_for_each_micro_batch():
     low, high, mean = executor.getLatency()
     assert 0 <= low <= mean <= high
     assert executor.getHostIpuLatency() == executor.getIpuHostLatency() == (0.0, 0.0, 0.0)
+
+
+def test_weights_of_single_replicas_are_not_there():
+    executor = poptorch.trainingModel(Scale())
+    with pytest.raises(AttributeError, match="replicaGrouping"):
+        executor.w.replicaGrouping(poptorch.CommGroupType.Consecutive, 1, 0)
+
+
+def test_several_processes_are_refused_in_training():
+    opts = options()
+    opts.Distributed.configureProcessId(0, 2)
+    with pytest.raises(Error, match="2 processes: an executor trains in one process"):
+        poptorch.trainingModel(Loss(), opts)
 
 
 def test_hooks_run_around_recording():

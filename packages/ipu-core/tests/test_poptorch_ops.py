@@ -8,8 +8,7 @@ import ipu_core.migration.poptorch as poptorch
 import numpy as np
 import pytest
 import torch
-from ipu_core.migration.poptorch import custom_ops, optim, poptorch_core
-from ipu_core.migration.poptorch._poplar_executor import PoplarExecutor
+from ipu_core.migration.poptorch import custom_ops
 
 Error = poptorch.Error
 
@@ -56,6 +55,24 @@ def test_transfers_do_not_overlap_with_a_pipeline():
     mode = poptorch.OverlapMode.OverlapAccumulationLoop
     with pytest.raises(Error, match="Overlapped IO is not supported with poptorch.PipelinedExecution"):
         infer(lambda _, x: poptorch.set_overlap_for_input(x, mode) + 1, torch.ones(2))
+
+
+def test_transfers_that_overlap_take_io_tiles_and_return_every_micro_batch():
+    mode = poptorch.OverlapMode.OverlapDeviceIterationLoop
+    opts = poptorch.Options().setExecutionStrategy(poptorch.ShardedExecution())
+    x = torch.ones(2)
+
+    def forward(_, x):
+        return poptorch.set_overlap_for_output(x + 1, mode)
+
+    with pytest.raises(Error, match="No IO tiles allocated. You must allocate at least 32 IO tiles"):
+        infer(forward, x, opts=opts)
+    made = opts.clone().outputMode(poptorch.OutputMode.Final)
+    made.TensorLocations.numIOTiles(32)
+    with pytest.raises(Error, match=r"Overlapped IO is not supported with OutputMode\.Final"):
+        infer(forward, x, opts=made)
+    made = made.clone().outputMode(poptorch.OutputMode.All)
+    assert infer(forward, x, opts=made).tolist() == [2, 2]
 
 
 def test_a_loss_is_reduced():
@@ -237,9 +254,18 @@ def test_errors_have_a_type_a_message_and_a_place():
         "",
         "'poptorch_py_error': no",
     )
-    assert poptorch_core.Error is Error and issubclass(poptorch.RecoverableError, Error)
+    assert poptorch.poptorch_core.Error is Error and issubclass(poptorch.RecoverableError, Error)
     assert poptorch.RecoverableError("reset", recovery_action="FULL_RESET").recovery_action == "FULL_RESET"
-    assert PoplarExecutor is poptorch.PoplarExecutor and poptorch.optim is optim
+    assert poptorch._poplar_executor.PoplarExecutor is poptorch.PoplarExecutor
+
+
+def test_a_wrapped_model_is_taken_back_and_given_again():
+    model = Model(None)
+    executor = poptorch.trainingModel(model)
+    held = poptorch._impl.unwrapModelIfNecessary(model)
+    assert held is executor and type(model) is Model
+    poptorch._impl.rewrapModelIfNecessary(model, held)
+    assert type(model).__name__ == "PoptorchModel"
 
 
 def test_levels_of_the_log():

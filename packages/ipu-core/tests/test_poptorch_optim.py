@@ -181,6 +181,16 @@ def test_a_constant_attribute_does_not_change_and_a_variable_one_does_when_it_is
         device.read(torch.optim.Adam(parameters))
 
 
+def test_an_attribute_that_nobody_knows_is_told_once(caplog):
+    optimizer = torch.optim.SGD(weights(), lr=0.1)
+    device, relaxed = DeviceOptimizer(optimizer, {}), DeviceOptimizer(optimizer, {}, is_relaxed=True)
+    optimizer.param_groups[0].update(colour=1, initial_lr=0.1)
+    with caplog.at_level("WARNING", "poptorch::python"):
+        for made in (relaxed, device, device):
+            made.read(optimizer)
+    assert caplog.text.count("Ignoring unexpected group 0 attribute in SGD optimizer: ['colour']") == 1
+
+
 def test_states_are_of_executors_and_pickled_with_the_optimizer():
     optimizer = poptorch.optim.Adam(weights(), lr=0.1)
     state = optimizer.state_dict()

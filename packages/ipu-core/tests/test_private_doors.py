@@ -208,7 +208,7 @@ def a_block_without_modes():
 def a_fake_tensor():
     with _torch.FakeTensorMode(allow_non_fake_inputs=True):
         made = torch.empty(2, 3) @ torch.empty(3, 4)
-    assert made.shape == (2, 4) and type(made) is not torch.Tensor
+    assert made.shape == (2, 4) and type(made) is _torch.FakeTensor
 
 
 def an_overload():
@@ -281,6 +281,13 @@ def a_forward_hook():
     _torch.remove_forward_hook(module, handle.id)
     assert module(torch.ones(2)).shape == (2,)
     assert not any(getattr(module, name) for name in _torch.TABLES if "hook" in name)
+
+
+def a_forward_pre_hook():
+    module = torch.nn.Linear(2, 2)
+    handle = module.register_forward_pre_hook(lambda *_: 1 / 0)
+    del _torch.pre_hooks_of(module)[handle.id]
+    assert module(torch.ones(2)).shape == (2,)
 
 
 def a_table_of_its_own():
@@ -367,6 +374,7 @@ OF_TORCH = {
     "CTC_LOSS_BACKWARD": the_loss_of_rows,
     "FORWARD_HOOKS": the_tables,
     "FORWARD_PRE_HOOKS": the_tables,
+    "FakeTensor": a_fake_tensor,
     "FakeTensorMode": a_fake_tensor,
     "GRAPH_SOURCES": the_sources_of_graphs,
     "HOOK_TABLES": the_tables,
@@ -394,6 +402,7 @@ OF_TORCH = {
     "own_table": a_table_of_its_own,
     "parameters_of": the_entries,
     "partitioned": a_joint_graph,
+    "pre_hooks_of": a_forward_pre_hook,
     "pytree": a_pytree,
     "remove_forward_hook": a_forward_hook,
     "schema_of": a_schema,

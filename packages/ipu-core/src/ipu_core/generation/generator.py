@@ -368,7 +368,7 @@ def generation_model(
     Raises:
         PointError: a point that the model does not have, an intervention from a step on in an encoder; when capturing,
             a point that never runs.
-        GenerationModeError: activations of several tokens a call, or points with ranks.
+        GenerationModeError: activations of several tokens a call, or an engine with ranks.
         EngineNotAvailableError: the engine is not usable here.
         TypeError: `model` is not pipelined, or is none of transformers, or a number is none.
         ValueError: `weights` or `cache_dtype` is something else, or `tokens_per_call` or `in_flight` is less than 1.

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """PopTorch's interface over this project's engine, for any `torch.nn.Module`; docs/poptorch.md says what holds."""
 
-from . import optim, profiling, testing
+from . import _impl as _impl, _poplar_executor as _poplar_executor, optim, poptorch_core, profiling, testing
 from .accessor import AsynchronousDataAccessor
 from .blocks import BeginBlock, Block, BlockFunction, module_repr, removeBlocks
 from .cluster import fps, nearest
@@ -27,8 +27,9 @@ from .enums import (
 )
 from .errors import Error, RecoverableError, UnrecoverableError, createPoptorchError, log_to_stderr, setLogLevel
 from .executable_file import load
-from .executor import PoplarExecutor, inferenceModel, trainingModel
+from .executor import PoplarExecutor
 from .loader import DataLoader
+from .models import inferenceModel, trainingModel
 from .nested_options import TensorLocationSettings
 from .ops import (
     CPU,
@@ -121,6 +122,7 @@ __all__ = [
     "nearest",
     "nop",
     "optim",
+    "poptorch_core",
     "profiling",
     "recomputationCheckpoint",
     "registerCustomArgParser",

@@ -81,7 +81,7 @@ class AsynchronousDataAccessor:
         self._is_at_end = False
         self._load_indefinitely = load_indefinitely
         self._in_use = False
-        self._buffers: list[Any] = self._started()
+        self._shared: list[Any] = self._started()
 
     def _started(self) -> list[Any]:
         try:
@@ -121,7 +121,7 @@ class AsynchronousDataAccessor:
         assert kind == "item", f"An error occurred in the data fetcher: {value}"
         slot, rows = value
         self._in_use = True
-        return mapped(self._buffers[slot], lambda tensor: tensor[:rows] if rows is not None else tensor)
+        return mapped(self._shared[slot], lambda tensor: tensor[:rows] if rows is not None else tensor)
 
     def _hand_back(self) -> None:
         if self._in_use:

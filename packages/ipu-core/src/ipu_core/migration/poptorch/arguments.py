@@ -62,7 +62,7 @@ class Arguments:
     @property
     def call(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the positional and the named arguments of the call."""
-        bound = inspect.BoundArguments(self._signature, self.values)  # type: ignore[arg-type]
+        bound = inspect.BoundArguments(self._signature, self.values)
         return bound.args, bound.kwargs
 
     @property

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -55,11 +56,18 @@ class DeviceOptimizer:
         optimizer: the user's, whose attributes are read now and when it is set again.
         names: the parameters of the model by name.
         loss_scaling_varies: whether the loss scale may change, whatever the optimizer says.
+        is_relaxed: whether attributes that nobody knows are told without a warning.
     """
 
     def __init__(
-        self, optimizer: Any, names: Mapping[str, torch.nn.Parameter], *, loss_scaling_varies: bool = False
+        self,
+        optimizer: Any,
+        names: Mapping[str, torch.nn.Parameter],
+        *,
+        loss_scaling_varies: bool = False,
+        is_relaxed: bool = False,
     ) -> None:
+        self._is_relaxed = is_relaxed
         self.kind = kind_of(optimizer)
         self.names = {id(parameter): name for name, parameter in names.items()}
         self.groups = _groups(optimizer)
@@ -97,7 +105,14 @@ class DeviceOptimizer:
                     f"the constant attribute {changed[0]} of group {i} is {before.get(changed[0])} and would become "
                     f"{group.get(changed[0])}: mark it with variable_attrs.markAsVariable before compiling"
                 )
+        self._tell_unknown(groups)
         self.groups = groups
+
+    def _tell_unknown(self, groups: list[dict[str, Any]]) -> None:
+        level = logging.DEBUG if self._is_relaxed else logging.WARNING
+        for i, (group, before) in enumerate(zip(groups, self.groups, strict=True)):
+            if unknown := sorted(group.keys() - before.keys() - {"initial_lr"}):
+                logger.log(level, "Ignoring unexpected group %d attribute in %s optimizer: %s", i, self.kind, unknown)
 
     @torch.no_grad()
     def step(self) -> None:

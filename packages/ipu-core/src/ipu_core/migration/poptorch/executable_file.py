@@ -93,7 +93,7 @@ def _held(filename: str) -> dict[str, Any]:
     except Exception as error:
         raise AssertionError(f"Invalid file {filename}: it holds no executable ({type(error).__name__})") from None
     assert version == VERSION, f"PopTorch version mismatch: {filename} is of version {version}, this is {VERSION}"
-    return held  # type: ignore[no-any-return]
+    return held
 
 
 def load(filename: str, edit_opts_fn: Any = None) -> Any:

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`trainingModel` and `inferenceModel`: a module as an executor, which runs combined batches."""
+"""`PoplarExecutor`: a module that runs combined batches, and what it has on the device."""
 
 from __future__ import annotations
 
 import copy
 import datetime
 import inspect
-import os
 import time
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,10 +23,10 @@ from .enums import ConnectionType
 from .errors import createPoptorchError, logger
 from .optim import Optimizer
 from .options import Options, resolved_output_mode
-from .program import Program, check_stages
+from .program import Program, check_stages, is_ipu_model, refuse_what_is_not_served
 from .recorded import record
 from .structures import tensors_of
-from .wrapping import is_wrapped, owner, unwrap, wrap
+from .wrapping import is_wrapped, unwrap, wrap
 
 
 class PoplarExecutor:
@@ -54,7 +54,7 @@ class PoplarExecutor:
         self._user_model = model
         self._options = options.clone()
         self._training = training
-        _refuse_what_is_not_served(self._options, training=training)
+        refuse_what_is_not_served(self._options, training=training)
         resolved_output_mode(self._options, training=training)
         self._optimizer = optimizer
         self._model = copy.copy(model)
@@ -150,10 +150,10 @@ class PoplarExecutor:
         optimizer = self._new_device_optimizer() if self._training else None
         self._refuse_unknown_buffers()
         used = max(len(recorded.trace.ipus), max(recorded.trace.ipus) + 1) * options.replication_factor
-        counts = not self._is_model()
+        counts = not is_ipu_model(options)
         self._num_ipus = reserved(used, rounds=options.auto_round_num_ipus or not counts)
         check_stages(recorded, options, training=self._training)
-        if options._popart.instrumentWithHardwareCycleCounter:
+        if options._Popart.instrumentWithHardwareCycleCounter:
             raise createPoptorchError("Cycle count logging is only supported on actual IPU hardware.")
         if options.connection_type == ConnectionType.Always:
             self._attach()
@@ -164,10 +164,10 @@ class PoplarExecutor:
 
     def _new_device_optimizer(self) -> DeviceOptimizer:
         names = dict(self._user_model.named_parameters())
-        varies = bool(self._options.Training.auto_loss_scaling)
-        made = DeviceOptimizer(self._optimizer, names, loss_scaling_varies=varies)
+        varies, is_relaxed = bool(self._options.Training.auto_loss_scaling), self._options._relax_optimizer_checks
+        made = DeviceOptimizer(self._optimizer, names, loss_scaling_varies=varies, is_relaxed=is_relaxed)
         if isinstance(self._optimizer, Optimizer):
-            self._optimizer.owner = self
+            self._optimizer.owner = weakref.ref(self)
         return made
 
     def _refuse_unknown_buffers(self) -> None:
@@ -181,10 +181,6 @@ class PoplarExecutor:
     def _named_buffers(self) -> list[str]:
         return list(self._options.updatable_named_buffers) if self._options.exists("updatable_named_buffers") else []
 
-    def _is_model(self) -> bool:
-        asked = bool(self._options.use_model) if self._options.exists("use_model") else False
-        return asked or os.environ.get("POPTORCH_IPU_MODEL", "0") not in ("", "0")
-
     def isCompiled(self) -> bool:
         """Return whether the forward was recorded."""
         return self._program is not None
@@ -194,7 +190,7 @@ class PoplarExecutor:
         return self._program is not None and self._is_attached
 
     def _attach(self) -> None:
-        if not self._is_model():
+        if not is_ipu_model(self._options):
             POOL.acquire(self, self._num_ipus)
         self._is_attached = True
 
@@ -315,7 +311,7 @@ class PoplarExecutor:
         if isinstance(before, Optimizer) and before is not optimizer:
             before.owner = None
         if isinstance(optimizer, Optimizer) and self._device_optimizer is not None:
-            optimizer.owner = self
+            optimizer.owner = weakref.ref(self)
             if before is not optimizer:
                 self.write_optimizer()
 
@@ -364,7 +360,7 @@ class PoplarExecutor:
         Raises:
             Error: always.
         """
-        if not self._options._popart.instrumentWithHardwareCycleCounter:
+        if not self._options._Popart.instrumentWithHardwareCycleCounter:
             raise createPoptorchError(
                 "Cycle count logging is disabled. Please set option logCycleCount to True to enable."
             )
@@ -430,77 +426,3 @@ class PoplarExecutor:
         self._seed = read.seed
         if read.rng is not None:
             self._rng = read.rng
-
-
-def _refuse_what_is_not_served(options: Options, *, training: bool) -> None:
-    """Refuse options that would change numbers, and that this package has no way to follow."""
-    if not training and options.Training.gradient_accumulation != 1:
-        hint = (
-            " Use poptorch.Options().deviceIterations to process a sufficient number of batches each run for pipelined "
-            "execution instead."
-            if getattr(options.strategy, "is_pipelined", False)
-            else ""
-        )
-        raise createPoptorchError(
-            "You must set poptorch.Options().Training.gradientAccumulation to 1 or leave it as its default value (1) "
-            f"when running a poptorch.inferenceModel().{hint}"
-        )
-    if options.anchored_tensors:
-        raise createPoptorchError(
-            f"anchorTensor: there are no anchors here ({list(options.anchored_tensors)}): return the value from the "
-            "forward, or read a weight from the model"
-        )
-    if training and options.Distributed.numProcesses > 1:
-        raise createPoptorchError(
-            f"{options.Distributed.numProcesses} processes: an executor trains in one process; use replicationFactor"
-        )
-
-
-def trainingModel(model: Any, options: Options | None = None, optimizer: Any = None) -> PoplarExecutor:
-    """Make an executor that trains a module.
-
-    ::
-
-        model = poptorch.trainingModel(module, options, poptorch.optim.AdamW(module.parameters(), lr=1e-4))
-
-    Args:
-        model: a module that returns its loss, or an executor of one.
-        options: how it runs.
-        optimizer: one of `poptorch.optim`, or of the same kinds of torch; SGD with a rate of 0.01 by default.
-
-    Raises:
-        RuntimeError: another training executor has the module.
-        AssertionError: an optimizer of another kind.
-    """
-    model = _module_of(model)
-    if is_wrapped(model) and owner(model) is not None:
-        raise RuntimeError(
-            "Model has already been wrapped in 'poptorch.trainingModel'. Call model.destroy() on the model to unwrap "
-            "before wrapping again."
-        )
-    if is_wrapped(model):  # its executor is gone
-        unwrap(model)
-    if optimizer is None:
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    DeviceOptimizer(optimizer, {})  # of another kind: refused now
-    return PoplarExecutor(model, options, training=True, optimizer=optimizer)
-
-
-def inferenceModel(model: Any, options: Options | None = None) -> PoplarExecutor:
-    """Make an executor that runs a module without gradients.
-
-    ::
-
-        model = poptorch.inferenceModel(module.eval(), options)
-
-    Raises:
-        Error: gradient accumulation is set.
-    """
-    return PoplarExecutor(_module_of(model), options, training=False)
-
-
-def _module_of(model: Any) -> torch.nn.Module:
-    module = model.model if isinstance(model, PoplarExecutor) else model
-    if not isinstance(module, torch.nn.Module):
-        raise createPoptorchError(f"the model is a {type(module).__name__}: give a torch.nn.Module")
-    return module

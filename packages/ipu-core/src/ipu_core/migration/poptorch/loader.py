@@ -62,49 +62,32 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
     ) -> None:
         assert isinstance(options, Options), f"options is a {type(options).__name__}: give poptorch.Options"
         options._freeze()
-        self._combined: int | None = None
-        self._accessor: AsynchronousDataAccessor | None = None
-        self._mode = mode
-        self._micro_batches: int | None = None
-        self.rebatched_drop_last = drop_last
         factor = num_slices(options)
-        is_iterable = isinstance(dataset, IterableDataset)
-        if is_iterable and num_workers > 1 and kwargs.get("worker_init_fn") is None:
-            logger.warning("several workers read an IterableDataset: give each its part with worker_init_fn")
         if batch_sampler is not None:
             _refuse_beside_sampler(batch_size, shuffle, auto_distributed_partitioning, options)
-            self._micro_batches = factor
-        elif batch_size is not None:
-            self._combined = batch_size * factor
+            batch_size = None
+        self._combined = None if batch_size is None else batch_size * factor
+        if self._combined is not None:
             self._options = options
-        dataset = _own_part(dataset, options, batch_size, shuffle, auto_distributed_partitioning)
-        if isinstance(dataset, _Part):
-            shuffle = False
-        worker_rows = _rows_of_a_worker(mode, self._combined, rebatched_worker_size, drop_last)
-        is_rebatched = worker_rows != self._combined or (
-            mode is not DataLoaderMode.Sync and not drop_last and (self._combined or 1) > 1
-        )
-        if not drop_last and self._combined and not is_iterable and len(dataset) % self._combined:
-            logger.warning("the last batch has fewer rows than the %d that an executor takes", self._combined)
-        arguments = (
-            {"batch_sampler": _Grouped(batch_sampler, factor, drop_last)}
-            if batch_sampler is not None
-            else {"batch_size": worker_rows, "shuffle": shuffle if shuffle or not is_iterable else None}
-        )
-        if batch_sampler is None and worker_rows is not None:
-            arguments["drop_last"] = drop_last and not is_rebatched
-        if kwargs.get("sampler") is not None:
-            arguments.pop("shuffle", None)
+        self._accessor: AsynchronousDataAccessor | None = None
+        self._mode = mode
+        self.rebatched_drop_last = drop_last
+        given = _own_part(dataset, options, shuffle, auto_distributed_partitioning, has_rows=batch_size is not None)
+        _warn_of_rows(given, self._combined, drop_last, num_workers, kwargs)
+        worker_rows = _rows_of_a_worker(mode, self._combined, rebatched_worker_size)
+        is_cut_anew = worker_rows != self._combined or (mode is not DataLoaderMode.Sync and not drop_last)
         super().__init__(
-            dataset,
+            given,
             num_workers=num_workers,
             persistent_workers=num_workers > 0 if persistent_workers is None else persistent_workers,
-            **arguments,
+            **({} if batch_sampler is None else {"batch_sampler": _Grouped(batch_sampler, factor, drop_last)}),
+            **({} if batch_sampler is not None else {"batch_size": worker_rows}),
+            **({"drop_last": drop_last and not is_cut_anew} if worker_rows is not None else {}),
+            **({"shuffle": True} if shuffle and not isinstance(given, _Part) else {}),
             **kwargs,
         )
         if mode is not DataLoaderMode.Sync:
-            rebatched = self._combined if is_rebatched else None
-            self._accessor = _read_ahead(self, rebatched, async_options or {})
+            self._accessor = _read_ahead(self, self._combined if is_cut_anew else None, async_options or {})
 
     @property
     def combinedBatchSize(self) -> int | None:
@@ -119,7 +102,7 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
     def __len__(self) -> int:
         if self._combined is None or not hasattr(self.dataset, "__len__"):
             return super().__len__()
-        rows = len(self.dataset)  # type: ignore[arg-type]
+        rows = len(self.dataset)
         return rows // self._combined if self.rebatched_drop_last else -(-rows // self._combined)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
@@ -151,13 +134,21 @@ def _read_ahead(loader: DataLoader, rebatched: int | None, options: dict[str, An
     return AsynchronousDataAccessor(loader, **given)
 
 
-def _rows_of_a_worker(
-    mode: DataLoaderMode, combined: int | None, rebatched_worker_size: int | None, drop_last: bool
-) -> int | None:
+def _warn_of_rows(
+    dataset: Any, combined: int | None, drop_last: bool, num_workers: int, kwargs: dict[str, Any]
+) -> None:
+    if isinstance(dataset, IterableDataset):
+        if num_workers > 1 and kwargs.get("worker_init_fn") is None:
+            logger.warning("several workers read an IterableDataset: give each its part with worker_init_fn")
+    elif not drop_last and combined and len(dataset) % combined:
+        logger.warning("the last batch has fewer rows than the %d that an executor takes", combined)
+
+
+def _rows_of_a_worker(mode: DataLoaderMode, combined: int | None, rebatched_worker_size: int | None) -> int | None:
     if mode is not DataLoaderMode.AsyncRebatched or rebatched_worker_size is None:
         return combined
     assert combined is not None and rebatched_worker_size <= combined, (
-        f"rebatched_worker_size {rebatched_worker_size} is more than the combined batch of {combined}: give that"
+        f"rebatched_worker_size {rebatched_worker_size} is more than the combined batch of {combined}: give less"
     )
     return rebatched_worker_size
 
@@ -197,9 +188,7 @@ class _Grouped:
         return number // self._factor if self._drop_last else -(-number // self._factor)
 
 
-def _own_part(
-    dataset: Any, options: Options, batch_size: int | None, shuffle: bool | None, is_partitioned: bool
-) -> Any:
+def _own_part(dataset: Any, options: Options, shuffle: bool | None, is_partitioned: bool, *, has_rows: bool) -> Any:
     """Return the part of a dataset that this process has, the dataset itself where there is one process."""
     number = options.Distributed.numProcesses
     if number == 1 or not is_partitioned:
@@ -207,7 +196,7 @@ def _own_part(
     assert not isinstance(dataset, IterableDataset), (
         "auto_distributed_partitioning not supported for IterableDataset: set it to False, and read a part of it"
     )
-    assert batch_size is not None, "batch_size=None is not supported with auto_distributed_partitioning"
+    assert has_rows, "batch_size=None is not supported with auto_distributed_partitioning"
     seed = int(options.random_seed) if options.exists("random_seed") else None
     assert not shuffle or seed is not None, (
         "When using auto_distributed_partitioning you must set poptorch.Options.randomSeed() to ensure that tensors in "

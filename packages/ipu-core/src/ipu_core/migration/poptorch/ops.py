@@ -88,7 +88,10 @@ def set_overlap_for_output(output_tensors: Any, mode: OverlapMode) -> Any:
 def _overlapped(tensors: Any, mode: OverlapMode) -> Any:
     assert isinstance(mode, OverlapMode), "mode must be a poptorch.OverlapMode"
     trace = Trace.current
-    if trace is not None and mode is not OverlapMode.NoOverlap and getattr(trace.strategy, "is_pipelined", False):
+    if trace is None or mode is OverlapMode.NoOverlap:
+        return tensors
+    trace.overlapped = True
+    if trace.strategy.is_pipelined:
         raise createPoptorchError(
             "Overlapped IO is not supported with poptorch.PipelinedExecution. If you are using only one IPU, please "
             "switch to poptorch.ShardedExecution."

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
@@ -76,7 +77,11 @@ class Optimizer:
         self.variable_attrs = VariableAttributes({name for name in given if given[name] is not None}, sorted(allowed))
         self.ipu_state: dict[str, Any] | None = None
         self.ipu_param: dict[str, Any] | None = None
-        self.owner: Any = None
+        self.owner: weakref.ref[Any] | None = None
+
+    def _executor(self) -> Any:
+        """Return the executor that steps in the place of the optimizer; None where there is none."""
+        return self.owner() if self.owner is not None else None
 
     def has_state(self) -> bool:
         """Return whether there is a state that came off an IPU, or is for one."""
@@ -84,8 +89,8 @@ class Optimizer:
 
     def state_dict(self) -> dict[str, Any]:
         """Return torch's state, and under `ipu_state` and `ipu_param` what the executor has."""
-        if self.owner is not None:
-            self.owner.read_optimizer()
+        if (executor := self._executor()) is not None:
+            executor.read_optimizer()
         torch_state = super().state_dict()  # type: ignore[misc]
         return {"ipu_state": self.ipu_state, "ipu_param": self.ipu_param, **torch_state}
 
@@ -103,12 +108,12 @@ class Optimizer:
         if own:
             super().load_state_dict(own)  # type: ignore[misc]
         self.ipu_state, self.ipu_param = state["ipu_state"], state["ipu_param"]
-        if self.owner is not None:
-            self.owner.write_optimizer()
+        if (executor := self._executor()) is not None:
+            executor.write_optimizer()
 
     def __getstate__(self) -> dict[str, Any]:
-        if self.owner is not None:
-            self.owner.read_optimizer()
+        if (executor := self._executor()) is not None:
+            executor.read_optimizer()
         kept = ("defaults", "state", "param_groups", "variable_attrs", "ipu_state", "ipu_param", *self.extras)
         return {**{name: getattr(self, name) for name in kept}, "owner": None}
 

@@ -16,7 +16,7 @@ class OptionStore:
     _defaults: dict[str, Any] = {}
 
     def __init__(self) -> None:
-        object.__setattr__(self, "_values", copy.deepcopy(self._defaults))
+        object.__setattr__(self, "_held", copy.deepcopy(self._defaults))
         object.__setattr__(self, "_is_frozen", False)
 
     def set(self, **values: Any) -> Self:
@@ -27,8 +27,8 @@ class OptionStore:
             AttributeError: the options are frozen.
         """
         for name, value in values.items():
-            assert name in self._values, f"Invalid option {name}, valid options are {list(self._values)}"
-            kind = type(self._values[name])
+            assert name in self._held, f"Invalid option {name}, valid options are {list(self._held)}"
+            kind = type(self._held[name])
             assert isinstance(value, kind), (
                 f"Unexpected type {type(value)} for option {name}. Expected {kind}: give a value of that type"
             )
@@ -38,12 +38,12 @@ class OptionStore:
     def createOrSet(self, **values: Any) -> Self:
         """Set options by name, new ones too, of any type."""
         self._refuse_frozen()
-        self._values.update(values)
+        self._held.update(values)
         return self
 
     def exists(self, name: str) -> bool:
         """Return whether an option is there."""
-        return name in self._values
+        return name in self._held
 
     def _refuse_frozen(self) -> None:
         if self._is_frozen:
@@ -52,7 +52,7 @@ class OptionStore:
             )
 
     def __getattr__(self, name: str) -> Any:
-        values = self.__dict__.get("_values", {})
+        values = self.__dict__.get("_held", {})
         if name in values:
             return values[name]
         raise AttributeError(f"Invalid attribute {name}. It has {sorted(values)}")
@@ -79,7 +79,7 @@ class OptionStore:
 
     def toDict(self) -> dict[str, Any]:
         """Return the options as a dictionary."""
-        return dict(self._values.items())
+        return dict(self._held.items())
 
     def _freeze(self, value: bool = True) -> Self:
         """Refuse, or allow again, that options are set."""
@@ -87,4 +87,4 @@ class OptionStore:
         return self
 
     def __repr__(self) -> str:
-        return "\n".join(f"{name} = {value}" for name, value in sorted(self._values.items()))
+        return "\n".join(f"{name} = {value}" for name, value in sorted(self._held.items()))

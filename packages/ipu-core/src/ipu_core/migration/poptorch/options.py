@@ -86,36 +86,36 @@ class Options(OptionStore):
     @property
     def Training(self) -> TrainingOptions:
         """Options of training alone."""
-        return self._training  # type: ignore[no-any-return]
+        return self._training
 
     @property
     def Precision(self) -> PrecisionOptions:
         """Options of what is computed with."""
-        return self._precision  # type: ignore[no-any-return]
+        return self._precision
 
     @property
     def TensorLocations(self) -> TensorLocations:
         """Options of where tensors are."""
-        return self._tensor_locations  # type: ignore[no-any-return]
+        return self._tensor_locations
 
     @property
     def Jit(self) -> JitOptions:
         """Options of a former way to trace."""
-        return self._jit  # type: ignore[no-any-return]
+        return self._jit
 
     @property
     def Distributed(self) -> DistributedOptions:
         """Options of several processes."""
-        return self._distributed  # type: ignore[no-any-return]
+        return self._distributed
 
     @property
     def _Popart(self) -> PopartOptions:
-        return self._popart  # type: ignore[no-any-return]
+        return getattr(self, "_popart")  # noqa: B009 - torch has a private name like it
 
     @property
     def strategy(self) -> Strategy:
         """The execution strategy."""
-        return self._strategy  # type: ignore[no-any-return]
+        return self._strategy
 
     def deviceIterations(self, device_iterations: int) -> Self:
         """Set how many updates, or passes, a call runs."""
@@ -243,23 +243,23 @@ class Options(OptionStore):
 
     def logCycleCount(self, log_cycle_count: bool) -> Self:
         """Set whether cycles are counted, which takes hardware."""
-        self._popart.set("instrumentWithHardwareCycleCounter", log_cycle_count)
+        self._Popart.set("instrumentWithHardwareCycleCounter", log_cycle_count)
         return self
 
     def enableSyntheticData(self, enabled: bool) -> Self:
         """Set whether inputs are left unread: outputs mean nothing then."""
-        self._popart.set("syntheticDataMode", 2 if enabled else 0)
+        self._Popart.set("syntheticDataMode", 2 if enabled else 0)
         return self
 
     def enableProfiling(self, profile_dir: str | None = None) -> Self:
         """Set where reports of the Poplar engine go, of hardware alone."""
         engine = {"autoReport.all": "true", "autoReport.directory": profile_dir or "."}
-        self._popart.setEngineOptions(engine)
+        self._Popart.setEngineOptions(engine)
         return self
 
     def enableStableNorm(self, enabled: bool) -> Self:
         """Set how hardware computes norms."""
-        self._popart.set("enableStableNorm", enabled)
+        self._Popart.set("enableStableNorm", enabled)
         return self
 
     def updatableNamedBuffers(self, buffers: list[str]) -> Self:
@@ -350,7 +350,7 @@ class Options(OptionStore):
             AssertionError: no output mode was set.
         """
         assert not self.defaultOutputMode(), "An output mode must be picked before serialisation"
-        own = dict(self._values.items())
+        own = dict(self._held.items())
         for name in _NESTED:
             own.update(getattr(self, name).toDict())
         own["execution_mode"] = self.strategy.backend

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,8 +21,8 @@ from ...runtime.weights import Weights
 from ...schedule import Action, make_schedule, simulate
 from .batches import execution_config, num_slices, returned, slice_of, slices_of
 from .device_optimizer import DeviceOptimizer
-from .enums import ReductionType
-from .errors import createPoptorchError
+from .enums import ConnectionType, OutputMode, ReductionType
+from .errors import createPoptorchError, logger
 from .losses import constant_values, final_loss
 from .options import Options
 from .recorded import Recorded, changed_buffers
@@ -73,6 +74,7 @@ class Program:
         self.recorded = recorded
         self.options = options
         self.loss = _checked_loss(recorded) if training else None
+        _check_transfers(recorded, options)
         segments = cut(captured, {}, also_sent=[self.loss] if self.loss else [])
         self.config = execution_config(options, training=training, num_ipus=len({s.ipu for s in segments}))
         self.interpreter = _Replicas(captured, split(captured, segments), Weights(captured, recorded.module))
@@ -177,4 +179,55 @@ def check_stages(recorded: Recorded, options: Options, *, training: bool) -> Non
         raise createPoptorchError(
             "poptorch.Options().deviceIterations must be greater than or equal to the number of pipeline stages "
             f"({forward}) when using PopTorch.PipelinedExecution."
+        )
+
+
+def is_ipu_model(options: Options) -> bool:
+    """Return whether the options, or the environment, ask for no IPUs of the pool."""
+    asked = bool(options.use_model) if options.exists("use_model") else False
+    return asked or os.environ.get("POPTORCH_IPU_MODEL", "0") not in ("", "0")
+
+
+def _check_transfers(recorded: Recorded, options: Options) -> None:
+    """Refuse overlapped transfers without IO tiles, or where not every micro-batch returns something."""
+    if not recorded.trace.overlapped:
+        return
+    if not options.TensorLocations.exists("numIOTiles"):
+        raise createPoptorchError(
+            "No IO tiles allocated. You must allocate at least 32 IO tiles using "
+            "poptorch.Options().TensorLocations.numIOTiles to overlap transfers."
+        )
+    if options.output_mode not in (OutputMode.All, OutputMode.Sum):
+        raise createPoptorchError(
+            f"Overlapped IO is not supported with OutputMode.{OutputMode(options.output_mode).name}: use "
+            "OutputMode.All or OutputMode.Sum"
+        )
+
+
+def refuse_what_is_not_served(options: Options, *, training: bool) -> None:
+    """Refuse options that would change numbers, and that this package has no way to follow."""
+    if not training and options.Training.gradient_accumulation != 1:
+        hint = (
+            " Use poptorch.Options().deviceIterations to process a sufficient number of batches each run for pipelined "
+            "execution instead."
+            if getattr(options.strategy, "is_pipelined", False)
+            else ""
+        )
+        raise createPoptorchError(
+            "You must set poptorch.Options().Training.gradientAccumulation to 1 or leave it as its default value (1) "
+            f"when running a poptorch.inferenceModel().{hint}"
+        )
+    if is_ipu_model(options):
+        if options.connection_type == ConnectionType.Never:
+            raise createPoptorchError("An offline target is no IPU model: leave out useIpuModel or useOfflineIpuTarget")
+        if options.exists("cache_path") and options.cache_path:
+            logger.warning("The IPU model does not support executable caching: the option has no effect")
+    if options.anchored_tensors:
+        raise createPoptorchError(
+            f"anchorTensor: there are no anchors here ({list(options.anchored_tensors)}): return the value from the "
+            "forward, or read a weight from the model"
+        )
+    if training and options.Distributed.numProcesses > 1:
+        raise createPoptorchError(
+            f"{options.Distributed.numProcesses} processes: an executor trains in one process; use replicationFactor"
         )

@@ -19,7 +19,7 @@ from .arguments import Arguments
 from .errors import createPoptorchError
 from .losses import operator_name
 from .strategies import Strategy
-from .structures import rebuilt, tensors_of
+from .structures import others_of, rebuilt, tensors_of
 from .trace import OUTSIDE, Trace, compile_hooks, tensors_kept
 
 
@@ -55,6 +55,7 @@ class Forward(torch.nn.Module):
         except Exception as error:
             record.failure = record.failure or error
             raise
+        _refuse_hidden_tensors(record.outputs)
         found = tensors_of(record.outputs)
         record.is_on_host = [not isinstance(tensor, FakeTensor) for tensor in found]
         shown = [t if on_host else torch.empty(0) for t, on_host in zip(found, record.is_on_host, strict=True)]
@@ -121,6 +122,25 @@ def record(
 
 def _is_our_own(failure: Exception | None) -> bool:
     return failure is not None and not type(failure).__module__.startswith("torch.")
+
+
+def _refuse_hidden_tensors(outputs: Any) -> None:
+    """Refuse outputs of which an object has tensors of the graph, which would be returned without values."""
+    for other in others_of(outputs):
+        if _hides_tensor(other, depth=3):
+            raise createPoptorchError(
+                f"the forward returns a {type(other).__name__} that holds tensors of the graph: return these, register "
+                "a parser for it with registerCustomArgParser, or leave it out (a cache with use_cache=False)"
+            )
+
+
+def _hides_tensor(value: Any, depth: int) -> bool:
+    if isinstance(value, FakeTensor):
+        return True
+    members = list(value.values()) if isinstance(value, dict) else value
+    if not isinstance(members, (list, tuple)):
+        members = list(getattr(value, "__dict__", {}).values())
+    return depth > 0 and any(_hides_tensor(member, depth - 1) for member in members)
 
 
 _OWN_STATISTICS = 5  # the argument of a normalisation that says whether it keeps running statistics of its inputs

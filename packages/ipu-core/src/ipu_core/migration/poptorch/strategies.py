@@ -130,7 +130,7 @@ class Phase:
     """Stages of which one after the other has the IPUs: ``Phase("a", "b").ipus(0, 1)``."""
 
     def __init__(self, *stages: Any) -> None:
-        self.stages = _stages(stages[0] if len(stages) == 1 and isinstance(stages[0], list) else stages)
+        self.stages = _stages(tuple(stages[0]) if len(stages) == 1 and isinstance(stages[0], list) else stages)
 
     def stage(self, idx: int) -> Stage:
         """Return one of the stages."""

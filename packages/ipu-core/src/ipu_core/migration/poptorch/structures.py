@@ -74,6 +74,19 @@ def rebuilt(value: Any, tensors: Iterator[Any]) -> Any:
     return value
 
 
+def others_of(value: Any) -> Iterator[Any]:
+    """Yield what a value holds that is neither a tensor nor a container whose tensors `tensors_of` returns."""
+    if isinstance(value, torch.Tensor) or parser_of(value) is not None:
+        return
+    if isinstance(value, dict):
+        value = list(value.values())
+    if not isinstance(value, (tuple, list)):
+        yield value
+        return
+    for member in value:
+        yield from others_of(member)
+
+
 def mapped(value: Any, change: Callable[[torch.Tensor], Any]) -> Any:
     """Return a value like this one with each tensor changed."""
     return rebuilt(value, iter([change(tensor) for tensor in tensors_of(value)]))

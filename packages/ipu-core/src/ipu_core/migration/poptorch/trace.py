@@ -29,6 +29,7 @@ class Trace:
         switches: how often a block began on another IPU than the one before.
         ipus: those that blocks named.
         inference_only: the operations it used that have no backward pass on IPUs.
+        overlapped: whether an input or an output is to be transferred while something else runs.
     """
 
     current: ClassVar[Trace | None] = None
@@ -38,6 +39,7 @@ class Trace:
         self.switches = 0
         self.ipus: set[int] = {0}
         self.inference_only: list[str] = []
+        self.overlapped = False
         self._blocks = blocks
         self._last_ipu = 0
         blocks.on(0)
@@ -126,6 +128,10 @@ def _moved(tensor: torch.Tensor, args: Any, kwargs: Any) -> torch.Tensor:
     return moved if isinstance(tensor, FakeTensor) else moved.clone()
 
 
+def _tables_of(module: torch.nn.Module) -> tuple[tuple[str, dict[str, Any]], ...]:
+    return ("Buffer", buffers_of(module)), ("Parameter", parameters_of(module))
+
+
 @contextlib.contextmanager
 def tensors_kept(model: torch.nn.Module) -> Iterator[None]:
     """Refuse, inside the block, a forward that sets a buffer or a parameter anew, or removes one; put it back.
@@ -134,11 +140,11 @@ def tensors_kept(model: torch.nn.Module) -> Iterator[None]:
         Error: it does; buffers of batch normalisation may be set.
     """
     norms = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d, torch.nn.BatchNorm3d)
-    tables = [
+    tables: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
         (f"{path}." if path else "", kind, table, dict(table))
         for path, module in model.named_modules()
         if not isinstance(module, norms)
-        for kind, table in (("Buffer", buffers_of(module)), ("Parameter", parameters_of(module)))
+        for kind, table in _tables_of(module)
     ]
     yield
     found = [(prefix, kind, dict(now), before) for prefix, kind, now, before in tables]

@@ -30,7 +30,7 @@ class _Wrapped:
 
 def plain_class(cls: type[Any]) -> type[Any]:
     """Return the class a wrapped one is made of, or the class itself."""
-    return cls.__bases__[1] if issubclass(cls, _Wrapped) else cls
+    return cls.__bases__[0] if issubclass(cls, _Wrapped) else cls
 
 
 def owner(model: Any) -> Any:
@@ -48,7 +48,7 @@ def wrap(model: torch.nn.Module, executor: Any) -> None:
     """Give a model to a training executor, which it refers to weakly."""
     plain = type(model)
     body = {"__module__": plain.__module__, "__doc__": plain.__doc__}
-    model.__class__ = type(f"Poptorch{plain.__name__}", (_Wrapped, plain), body)
+    model.__class__ = type(f"Poptorch{plain.__name__}", (plain, _Wrapped), body)
     _EXECUTORS[model] = weakref.ref(executor)
 
 
