@@ -76,14 +76,18 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         _warn_of_rows(given, self._combined, drop_last, num_workers, kwargs)
         worker_rows = _rows_of_a_worker(mode, self._combined, rebatched_worker_size)
         is_cut_anew = worker_rows != self._combined or (mode is not DataLoaderMode.Sync and not drop_last)
+        rows: dict[str, Any] = {"batch_size": worker_rows}
+        if batch_sampler is not None:
+            rows = {"batch_sampler": _Grouped(batch_sampler, factor, drop_last)}
+        if worker_rows is not None:
+            rows["drop_last"] = drop_last and not is_cut_anew
+        if shuffle and not isinstance(given, _Part):
+            rows["shuffle"] = True
         super().__init__(
             given,
             num_workers=num_workers,
             persistent_workers=num_workers > 0 if persistent_workers is None else persistent_workers,
-            **({} if batch_sampler is None else {"batch_sampler": _Grouped(batch_sampler, factor, drop_last)}),
-            **({} if batch_sampler is not None else {"batch_size": worker_rows}),
-            **({"drop_last": drop_last and not is_cut_anew} if worker_rows is not None else {}),
-            **({"shuffle": True} if shuffle and not isinstance(given, _Part) else {}),
+            **rows,
             **kwargs,
         )
         if mode is not DataLoaderMode.Sync:
