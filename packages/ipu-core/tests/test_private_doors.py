@@ -98,7 +98,8 @@ def private_uses(tree, own, upstream):
             yield from ((line, name) for name in names if any_private(name))
         elif isinstance(node, ast.Attribute) and is_private(node.attr):
             is_foreign = node.attr in upstream or (not is_itself(node.value) and node.attr not in own)
-            if is_foreign and node.attr not in {**ALLOWED, **OURS}:
+            is_declared = ast.unparse(node.value) == "super()" and node.attr in DECLARED
+            if is_foreign and not is_declared and node.attr not in {**ALLOWED, **OURS}:
                 yield line, ast.unparse(node)
         elif isinstance(node, ast.ClassDef):
             names = (name for name in members(node) if name in upstream and name not in {**DECLARED, **OURS})

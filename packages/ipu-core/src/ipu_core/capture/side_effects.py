@@ -59,11 +59,11 @@ class _NoLostGradient(TorchFunctionMode):
 
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()
-        self._name, self._parameters = type(model).__name__, {id(parameter) for parameter in model.parameters()}
+        self._name, self._known = type(model).__name__, {id(parameter) for parameter in model.parameters()}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for value in (*args, *(kwargs or {}).values()):
-            if _is_leaf_with_data(value) and value.requires_grad and id(value) not in self._parameters:
+            if _is_leaf_with_data(value) and value.requires_grad and id(value) not in self._known:
                 raise CaptureError(
                     f"`{self._name}` computes with a tensor of shape {list(value.shape)} that requires a gradient and "
                     "is none of its parameters, and a captured graph would hold it as a constant: register it with "

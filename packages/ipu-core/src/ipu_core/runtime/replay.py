@@ -51,7 +51,7 @@ class Replay:
     ) -> None:
         self._captured = captured
         self._streamed = streamed
-        self._parameters: dict[str, torch.Tensor] = {}  # those that are streamed
+        self._on_the_host: dict[str, torch.Tensor] = {}  # those that are streamed
         self._stage_graphs = tuple(stage_graphs)
         self._weights = weights
         names = [*captured.sources, *(name for stage_graph in stage_graphs for name in stage_graph.outputs)]
@@ -72,7 +72,7 @@ class Replay:
             elif source.kind == "input":
                 self._values[self._number[name]] = leaves[source.name]
         read = self._weights.read(self._read)
-        self._parameters = {name: read.pop(name) for name in self._streamed.names}
+        self._on_the_host = {name: read.pop(name) for name in self._streamed.names}
         fixed |= {n: t.detach() for n, t in read.items()}
         self._calls = [self._call(i, stage_graph, fixed) for i, stage_graph in enumerate(self._stage_graphs)]
         self._is_checked = False
@@ -122,7 +122,7 @@ class Replay:
         return _Call(
             code=stage_call(stage_graph, is_fixed=True),
             fixed=weights,
-            streamed=[(i, self._parameters[name]) for i, name in enumerate(stage_graph.inputs) if name in streamed],
+            streamed=[(i, self._on_the_host[name]) for i, name in enumerate(stage_graph.inputs) if name in streamed],
             changing=[(i, self._number[name]) for i, name in enumerate(stage_graph.inputs) if name in changing],
             outputs=[self._number[name] for name in stage_graph.outputs],
             forgotten=[self._number[n] for n in changing if self._last[n] == index and n not in kept],
