@@ -52,10 +52,10 @@ class Forward(torch.nn.Module):
             with Trace.recording(self.strategy) as trace, tensors_kept(self.model):
                 record.trace = trace
                 record.outputs = self.model(*args, **kwargs)
+            _refuse_hidden_tensors(record.outputs)
         except Exception as error:
             record.failure = record.failure or error
             raise
-        _refuse_hidden_tensors(record.outputs)
         found = tensors_of(record.outputs)
         record.is_on_host = [not isinstance(tensor, FakeTensor) for tensor in found]
         shown = [t if on_host else torch.empty(0) for t, on_host in zip(found, record.is_on_host, strict=True)]
