@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parameters on the host: equal to the plain model, and a device never has those of more than two stages."""
 
+import contextlib
 import copy
 import itertools
 
@@ -114,20 +115,24 @@ def test_a_model_larger_than_its_device_trains(recompute, simulation):
     simulation.capacity = sum(p.nbytes for p in model.parameters()) * 2 // 3
     config = IPUConfig(**STREAMED_WIDE, recompute_checkpoint_every_layer=recompute)
     executor = training_model(to_pipelined(model, config))
-    executor(**batch(8))
-    torch.testing.assert_close(gradients(model), plain_gradients(plain, batch(8)))
+    executor(**batch(2))
+    torch.testing.assert_close(gradients(model), plain_gradients(plain, batch(2)))
     assert max(executor.plan.limited.values()) <= simulation.capacity
     model.zero_grad()
     too_large = training_model(to_pipelined(model, config.replace(parameters_offchip=False)))
     with pytest.raises(torch.OutOfMemoryError):
-        too_large(**batch(8))
+        too_large(**batch(2))
 
 
-def test_a_device_has_no_more_bytes_than_the_plan_says(simulation):
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_device_has_no_more_bytes_than_the_plan_says(recompute, simulation):
     model = make(Chain, **WIDE)
-    executor = training_model(to_pipelined(model, IPUConfig(**STREAMED_WIDE))).compile(**batch(64))
+    config = IPUConfig(**STREAMED_WIDE, recompute_checkpoint_every_layer=recompute)
+    executor = training_model(to_pipelined(model, config)).compile(**batch(64))
     simulation.capacity = executor.plan.memory[0].peak + sum(tensor.nbytes for tensor in batch(64).values())
-    executor(**batch(64))
+    for _ in range(2):
+        executor(**batch(64))
+    assert not simulation.bytes[DEVICE], "the device has memory that nobody refers to"
 
 
 def test_inference_equals_the_plain_model_with_two_stages_on_the_device(simulation):
@@ -228,14 +233,29 @@ def test_weights_that_are_quantized_are_not_streamed(simulation):
 
 
 class ChangingParameter(Chain):
+    within = contextlib.nullcontext
+
     def forward(self, x, y):
-        self.inner.bias.add_(1.0)
+        with self.within():
+            self.inner.bias.add_(1.0)
         return super().forward(x, y)
 
 
-def test_a_parameter_that_the_forward_changes_is_refused(simulation):
-    model = make(ChangingParameter)
-    model.inner.bias.requires_grad_(False)
+class ChangingWithoutGradients(ChangingParameter):
+    within = torch.no_grad
+
+
+class ChangingAView(Chain):
+    def forward(self, x, y):
+        with torch.no_grad():
+            self.inner.bias[1:].mul_(2.0)
+        return super().forward(x, y)
+
+
+@pytest.mark.parametrize("cls", [ChangingParameter, ChangingWithoutGradients, ChangingAView])
+def test_a_parameter_that_the_forward_changes_is_refused(cls, simulation):
+    model = make(cls)
+    model.inner.bias.requires_grad_(cls is not ChangingParameter)  # which autograd refuses of itself
     executor = training_model(to_pipelined(model, IPUConfig(**ON_ONE)))
     with pytest.raises(CaptureError, match=r"changes the parameter `inner.bias` in place, and with `parameters_off"):
         executor(**batch())

@@ -95,22 +95,27 @@ class Replay:
                 stage = stage_graph.stage
                 yield
             next(turns)  # what others, who had their turn at the stop, may have dropped is there again
-            given = call.fixed.copy()
-            for position, parameter in call.streamed:
-                assert stage_graph.device is not None
-                given[position] = self._streamed.of(parameter, stage_graph.device)
-            for position, number in call.changing:
-                given[position] = values[number]
-            if stage_graph.device is not None:
-                given = [moved(v, stage_graph.device) if isinstance(v, torch.Tensor) else v for v in given]
-            if not self._is_checked:
-                self._check(stage_graph, given)
-            for number, value in zip(call.outputs, call.code(given), strict=True):
-                values[number] = value
+            self._run(stage_graph, call)
             for number in call.forgotten:
                 values[number] = None
         self._is_checked = True
         return [values[self._number[v]] if isinstance(v, str) else v.value for v in self._captured.outputs]
+
+    def _run(self, stage_graph: StageGraph, call: _Call) -> None:
+        """Run a stage graph. What it is given lives no longer: copies of parameters would be there at the next turn."""
+        values = self._values
+        given = call.fixed.copy()
+        for position, parameter in call.streamed:
+            assert stage_graph.device is not None
+            given[position] = self._streamed.of(parameter, stage_graph.device)
+        for position, number in call.changing:
+            given[position] = values[number]
+        if stage_graph.device is not None:
+            given = [moved(v, stage_graph.device) if isinstance(v, torch.Tensor) else v for v in given]
+        if not self._is_checked:
+            self._check(stage_graph, given)
+        for number, value in zip(call.outputs, call.code(given), strict=True):
+            values[number] = value
 
     def _call(self, index: int, stage_graph: StageGraph, fixed: Mapping[str, Any]) -> _Call:
         kept = {value for value in self._captured.outputs if isinstance(value, str)} | self._captured.sources.keys()

@@ -193,7 +193,9 @@ class StreamedParameters:
 
     def _pack(self, tensor: torch.Tensor) -> torch.Tensor | _Reference:
         copies = self._copies.get(tensor.device) if tensor.layout == torch.strided else None
-        return tensor if copies is None else copies.reference(tensor) or tensor
+        found = None if copies is None else copies.reference(tensor)
+        # An output that keeps itself is a cycle, which nothing but a backward pass would end.
+        return found or tensor.detach()
 
     def pin(self, weights: Tensors) -> None:
         """Bring parameters that CUDA devices read into pinned memory; they stay the objects they are."""
