@@ -132,7 +132,7 @@ def test_a_device_has_no_more_bytes_than_the_plan_says(recompute, simulation):
     simulation.capacity = executor.plan.memory[0].peak + sum(tensor.nbytes for tensor in batch(64).values())
     for _ in range(2):
         executor(**batch(64))
-    assert not simulation.bytes[DEVICE], "the device has memory that nobody refers to"
+    assert simulation.bytes[DEVICE] <= 4, "more than a loss is left on the device"
 
 
 def test_inference_equals_the_plain_model_with_two_stages_on_the_device(simulation):
