@@ -261,6 +261,14 @@ def test_a_parameter_that_the_forward_changes_is_refused(cls, simulation):
         executor(**batch())
 
 
+@pytest.mark.parametrize("cls", [ChangingWithoutGradients, ChangingAView])
+def test_without_streaming_a_parameter_changes_as_the_plain_models_does(cls):
+    plain, model = make(cls), make(cls)
+    plain(**batch())
+    training_model(to_pipelined(model, IPUConfig(layers_per_ipu=[1, 1, 1])))(**batch())
+    torch.testing.assert_close(model.inner.bias, plain.inner.bias)
+
+
 def test_parameters_that_are_on_a_device_without_a_name_are_refused():
     executor = training_model(to_pipelined(make(Chain).to("meta"), IPUConfig(parameters_offchip=True)))
     with pytest.raises(IncompatibleIPUConfigError, match="and those of `.*` are on meta, where its stages run: name"):
