@@ -132,7 +132,7 @@ def test_a_device_has_no_more_bytes_than_the_plan_says(recompute, simulation):
     simulation.capacity = executor.plan.memory[0].peak + sum(tensor.nbytes for tensor in batch(64).values())
     for _ in range(2):
         executor(**batch(64))
-    assert not simulation.bytes[DEVICE], "the device has memory that nobody refers to"
+    assert simulation.bytes[DEVICE] <= 4, "more than a loss is left on the device"
 
 
 def test_inference_equals_the_plain_model_with_two_stages_on_the_device(simulation):
@@ -259,6 +259,14 @@ def test_a_parameter_that_the_forward_changes_is_refused(cls, simulation):
     executor = training_model(to_pipelined(model, IPUConfig(**ON_ONE)))
     with pytest.raises(CaptureError, match=r"changes the parameter `inner.bias` in place, and with `parameters_off"):
         executor(**batch())
+
+
+@pytest.mark.parametrize("cls", [ChangingWithoutGradients, ChangingAView])
+def test_without_streaming_a_parameter_changes_as_the_plain_models_does(cls):
+    plain, model = make(cls), make(cls)
+    plain(**batch())
+    training_model(to_pipelined(model, IPUConfig(layers_per_ipu=[1, 1, 1])))(**batch())
+    torch.testing.assert_close(model.inner.bias, plain.inner.bias)
 
 
 def test_parameters_that_are_on_a_device_without_a_name_are_refused():

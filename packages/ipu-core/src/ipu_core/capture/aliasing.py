@@ -25,7 +25,7 @@ def aliases(nodes: Iterable[torch.fx.Node]) -> dict[torch.fx.Node, torch.fx.Node
 
 
 def written(node: torch.fx.Node) -> list[torch.fx.Node]:
-    """Return the arguments an operation changes in place, itself or in a graph it runs, that of `torch.no_grad`."""
+    """Return the arguments an operation changes in place, itself or in a graph that it runs, as of `torch.no_grad`."""
     return [*(value for value, is_write in shared(node) if is_write), *_written_inside(node)]
 
 

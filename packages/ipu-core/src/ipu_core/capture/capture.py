@@ -195,7 +195,8 @@ def _read(model: torch.nn.Module, program: torch.export.ExportedProgram, *, trai
             node.replace_all_uses_with(node.args[0])
             graph_module.graph.erase_node(node)
     _read_as_registered(model, program)
-    graph_module.graph.eliminate_dead_code()
+    # A graph within, as of `torch.no_grad`, may write to what it is given and return nothing.
+    graph_module.graph.eliminate_dead_code(lambda node: node.is_impure() or bool(written(node)))
     _name_runs(graph_module.graph, model)
     kinds = {InputKind.PARAMETER: "parameter", InputKind.BUFFER: "buffer", InputKind.CONSTANT_TENSOR: "constant"}
     paths = iter(_input_paths(program.call_spec.in_spec))

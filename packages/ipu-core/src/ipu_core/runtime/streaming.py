@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from .._torch import storage_key
+from .._torch import storage_key, version_of
 from ..capture.capture import Capture
 from ..config.execution_config import ExecutionConfig
 from ..errors import CaptureError, IncompatibleIPUConfigError
@@ -191,11 +191,11 @@ class StreamedParameters:
             return contextlib.nullcontext()
         return torch.autograd.graph.saved_tensors_hooks(self._pack, _unpack)
 
-    def _pack(self, tensor: torch.Tensor) -> torch.Tensor | _Reference:
+    def _pack(self, tensor: torch.Tensor) -> _Kept | _Reference:
         copies = self._copies.get(tensor.device) if tensor.layout == torch.strided else None
         found = None if copies is None else copies.reference(tensor)
         # An output that keeps itself is a cycle, which nothing but a backward pass would end.
-        return found or tensor.detach()
+        return found or _Kept(tensor.detach(), version_of(tensor))
 
     def pin(self, weights: Tensors) -> None:
         """Bring parameters that CUDA devices read into pinned memory; they stay the objects they are."""
@@ -215,8 +215,23 @@ class StreamedParameters:
 NOTHING_STREAMED = StreamedParameters(())
 
 
-def _unpack(kept: torch.Tensor | _Reference) -> torch.Tensor:
-    return kept.copies.view(kept) if isinstance(kept, _Reference) else kept
+@dataclass(frozen=True)
+class _Kept:
+    """What a backward pass reads, and how often it had been changed: autograd leaves that check to whoever keeps it."""
+
+    tensor: torch.Tensor
+    version: int
+
+
+def _unpack(kept: _Kept | _Reference) -> torch.Tensor:
+    if isinstance(kept, _Reference):
+        return kept.copies.view(kept)
+    if version_of(kept.tensor) != kept.version:
+        raise RuntimeError(
+            f"a tensor of shape {list(kept.tensor.shape)} that the gradient is computed with was changed in place "
+            "afterwards: change a clone of it"
+        )
+    return kept.tensor
 
 
 def _refuse_changes(graph: StageGraph, parameters: Mapping[str, str]) -> None:
