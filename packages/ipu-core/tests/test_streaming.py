@@ -261,6 +261,20 @@ def test_a_parameter_that_the_forward_changes_is_refused(cls, simulation):
         executor(**batch())
 
 
+class ChangingWhatIsSaved(Chain):
+    def forward(self, x, y):
+        hidden = (x * self.inner.bias.sum()).sin()
+        made = hidden.exp()
+        made.add_(1.0)  # exp computes its gradient with what it returned
+        return super().forward(made, y)
+
+
+def test_what_a_gradient_is_computed_with_may_not_change(simulation):
+    executor = training_model(to_pipelined(make(ChangingWhatIsSaved), IPUConfig(**ON_ONE)))
+    with pytest.raises(RuntimeError, match="changed in place|modified by an inplace operation"):
+        executor(**batch())
+
+
 @pytest.mark.parametrize("cls", [ChangingWithoutGradients, ChangingAView])
 def test_without_streaming_a_parameter_changes_as_the_plain_models_does(cls):
     plain, model = make(cls), make(cls)
