@@ -87,6 +87,10 @@ def test_what_was_saved_loads_as_it_was(tmp_path):
     assert (tmp_path / "model.safetensors").exists()
     again = transformers.AutoModel.from_pretrained(tmp_path).eval()
     assert type(again) is SequenceModel
+    for name, weight in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], weight), name
+    encoder_decoder = again.readers["text"].model
+    assert encoder_decoder.encoder.embed_tokens.weight is encoder_decoder.shared.weight
     with torch.no_grad():
         batch = {**batch_of(16)}
         assert torch.equal(model(**batch).logits, again(**batch).logits)

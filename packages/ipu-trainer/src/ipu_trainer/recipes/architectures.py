@@ -40,6 +40,13 @@ UNREAD: dict[str, tuple[Any, tuple[str, ...], str]] = {
 }
 # Parameters that upstream folds into `rope_parameters`, which the model reads.
 FOLDED = ("rope_theta", "rope_scaling", "partial_rotary_factor", "rotary_pct", "rotary_emb_base")
+# Parameters that a model reads off its configuration, whose class does not name them.
+UNNAMED: dict[str, dict[str, Any]] = {
+    "deberta-v2": {
+        **{"share_att_key": False, "position_buckets": -1, "norm_rel_ebd": "none"},
+        **{"conv_kernel_size": 0, "conv_groups": 1, "conv_act": "tanh"},
+    }
+}
 # What every configuration has, and what is about saving, outputs and heads that recipes do not have.
 _BASE = frozenset(inspect.signature(transformers.PreTrainedConfig.__init__).parameters)
 _KEPT = frozenset(("chunk_size_feed_forward",))
@@ -68,6 +75,7 @@ def parameters(model_type: str) -> dict[str, Any]:
         if parameter.kind is not inspect.Parameter.VAR_KEYWORD and name != "self"
     }
     own = {name: default for name, default in found.items() if name not in _BASE or name in _KEPT}
+    own |= UNNAMED.get(model_type, {})
     if "rope_parameters" in own:
         own |= {name: None for name in FOLDED if name not in own}
     unread = {name: default for name, (default, types, _) in UNREAD.items() if model_type in types and name not in own}

@@ -78,6 +78,8 @@ class SequenceModel(transformers.PreTrainedModel):
         self.dropout = nn.Dropout(config.fusion_dropout)
         self.head = nn.Linear(width, sum(config.widths))
         self.post_init()
+        # Upstream asks direct children alone which weights they share, and the architectures are deeper.
+        self.all_tied_weights_keys = self.get_expanded_tied_weights_keys(all_submodels=True)
 
     def forward(
         self,
