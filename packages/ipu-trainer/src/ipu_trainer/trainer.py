@@ -206,7 +206,8 @@ class IPUTrainer(CompleteCheckpoints, CheckedResume, PackedBatchLoaders):
                     self.clip_gradients(model)
                 self.optimizer.step()
                 model.zero_grad()
-        return torch.stack(losses).mean()
+        # Where the loop adds up what steps return; the last stage may be elsewhere.
+        return torch.stack(losses).mean().to(self.args.device)
 
     def _backward(self, part: dict[str, Any]) -> torch.Tensor:
         """Add up the gradients of one update, and give its loss: the mean over all items."""
