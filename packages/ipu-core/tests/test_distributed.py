@@ -41,7 +41,7 @@ def assert_equal_to_plain(world_size, cases):
         assert not missing, f"{case}: no rank has the gradients of {sorted(missing)}"
 
 
-@pytest.mark.turns(1)
+@pytest.mark.turns(3)
 def test_two_processes_train_and_infer_as_the_plain_model():
     assert_equal_to_plain(2, SHORT)
 

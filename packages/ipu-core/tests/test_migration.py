@@ -295,6 +295,7 @@ def test_a_module_within_an_old_name_is_one_module(tmp_path, monkeypatch):
     (tmp_path / "poptorch" / "__init__.py").write_text("from . import optim\n")
     (tmp_path / "poptorch" / "optim.py").write_text("class SGD: pass\n")
     monkeypatch.setattr(migration, "__path__", [str(tmp_path)])
+    monkeypatch.setattr(migration, "poptorch", None, raising=False)  # an import sets it, and has to leave ours
     for name in [name for name in sys.modules if name.startswith("ipu_core.migration.poptorch")]:
         monkeypatch.delitem(sys.modules, name)
     install()
