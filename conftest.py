@@ -2,9 +2,9 @@
 """What keeps a run of all tests short: tests by turns, and one cache of captured and compiled graphs a run.
 
 `tests/times.json` has the seconds that the cases of a long test take together. Such a test takes turns: a share of its
-cases is run a day, so that ten days cover all of them. `--all-turns` runs all, and so does a choice of one's own (`-k`,
-or a test named with `::`); `--all-turns --save-times` writes the file anew. A test marked `turns(n)` takes n, or none
-with 1.
+cases is run a day, so that sixteen days cover all of them. `--all-turns` runs all, and so does a choice of one's own
+(`-k`, or a test named with `::`); `--all-turns --save-times` writes the file anew. A test marked `turns(n)` takes n, or
+none with 1.
 
 Executors that name no cache use one that begins empty and that the processes of a run share: what one test has captured
 another does not capture again. Tests that count captures or watch them are marked `captures`, and have none.
@@ -24,9 +24,8 @@ import pytest
 
 TURN = "IPU_TURN"
 TIMES = Path(__file__).parent / "tests" / "times.json"
-# Tests whose cases take fewer seconds together run whole; others in so many shares at least, and at most in TURNS.
-SHORT, SHARES, TURNS = 1.0, 8, 10
-SECONDS_A_SHARE = 12.0
+# Tests whose cases take fewer seconds together run whole; others in as many shares as `nox -s turn` has parts.
+SHORT, TURNS = 1.0, 16
 
 
 def pytest_addoption(parser):
@@ -48,7 +47,7 @@ def turn_of(config) -> int:
 
 def shares_of(seconds: float) -> int:
     """Return in how many shares a test is run whose cases take so long together."""
-    return 1 if seconds < SHORT else min(TURNS, SHARES + int(seconds // SECONDS_A_SHARE))
+    return 1 if seconds < SHORT else TURNS
 
 
 def test_of(nodeid: str) -> str:

@@ -57,8 +57,8 @@ TORCH = "torch==2.13.0"
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 # Empty, it is as if it were not set: what one process has compiled of Python the next one need not.
 OFFLINE["PYTHONDONTWRITEBYTECODE"] = ""
-# One test process a core, one thread a process.
-PYTEST = ["-m", "pytest", "-q", "-n", "2"]
+# One test process a core, one thread a process; whoever has ended takes tests of the other.
+PYTEST = ["-m", "pytest", "-q", "-n", "2", "--dist", "worksteal"]
 REAL = ["-m", "pytest", "-q", "--all-turns", "-m", "real_weights"]
 ONE_THREAD = {**OFFLINE, "OMP_NUM_THREADS": "1"}
 TODAY = datetime.date.today().toordinal()
@@ -141,7 +141,7 @@ def package(session: nox.Session) -> None:
 def catalogue(session: nox.Session) -> None:
     """Compare a tenth of the architectures no plugin declares, by turns; `-- --all` all 86, names a choice.
 
-    A tenth of all architectures is trained from recipes in YAML as well.
+    A sixteenth of all architectures is trained from recipes in YAML as well.
     """
     python = shared(session)
     arguments = session.posargs or ["--turn", str(TODAY)]

@@ -34,7 +34,7 @@ TINY: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "tiny.json
 LENGTHS = {"mamba": 6, "rwkv": 6}
 LENGTH = 16
 WORDS = [f"w{number}" for number in range(40)]
-ROWS, STEPS, TURNS = 16, 2, 10
+ROWS, STEPS, TURNS = 16, 2, 16
 
 
 def recipe_of(model_type: str, folder: Path) -> dict[str, Any]:

@@ -5,12 +5,11 @@ import distributed_models
 import pytest
 from ranks import run_ranks
 
-
 NAMES = [*distributed_models.MAKERS, *distributed_models.CAUSAL]
 
 
 # One group of processes trains several models: starting it takes longer than one of them.
-@pytest.mark.turns(10)
+@pytest.mark.turns(16)
 @pytest.mark.parametrize("names", [NAMES[part::5] for part in range(5)], ids="+".join)
 @pytest.mark.parametrize("ipus", [2, 4])
 def test_ranks_give_the_loss_and_every_gradient_of_the_plain_model(ipus, names):

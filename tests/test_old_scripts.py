@@ -22,7 +22,7 @@ from ipu_models_speech.families.wav2vec2 import WAV2VEC2
 from ipu_trainer import IPUSeq2SeqTrainer, IPUSeq2SeqTrainingArguments, IPUTrainer, IPUTrainingArguments
 
 SCRIPTS = Path(__file__).parent / "old_scripts"
-pytestmark = pytest.mark.turns(10)
+pytestmark = pytest.mark.turns(16)
 # What IPUTrainingArguments had for defaults, and what the scripts say too.
 AS_BEFORE = {
     **{"per_device_train_batch_size": 1, "per_device_eval_batch_size": 1, "logging_nan_inf_filter": False},

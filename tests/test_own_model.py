@@ -315,7 +315,7 @@ def test_what_a_plain_module_has_not_of_transformers_is_said(example, tmp_path):
         model.save_pretrained(tmp_path)
 
 
-@pytest.mark.turns(10)
+@pytest.mark.turns(16)
 def test_the_page_prints_what_it_says(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     page = (ROOT / "docs" / "own_model.md").read_text(encoding="utf-8")

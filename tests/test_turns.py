@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tests by turns cover every case in ten turns, and a choice of one's own runs all it names."""
+"""Tests by turns cover every case in sixteen turns, and a choice of one's own runs all it names."""
 
 import importlib.util
 import json
@@ -51,7 +51,7 @@ CASES = [
 ]
 
 
-def test_ten_turns_cover_every_case_and_what_is_short_or_kept_runs_always(turns):
+def test_sixteen_turns_cover_every_case_and_what_is_short_or_kept_runs_always(turns):
     runs = [chosen(turns, CASES, turn=turn) for turn in range(739_000, 739_000 + turns.TURNS)]
     for case in CASES:
         times = sum(case in run for run in runs)

@@ -46,19 +46,19 @@ def test_two_processes_train_and_infer_as_the_plain_model():
     assert_equal_to_plain(2, SHORT)
 
 
-@pytest.mark.turns(10)
+@pytest.mark.turns(16)
 @pytest.mark.parametrize("part", range(4))
 def test_two_processes_equal_the_plain_model_under_every_schedule(part):
     assert_equal_to_plain(2, TWO[part::4])
 
 
-@pytest.mark.turns(10)
+@pytest.mark.turns(16)
 @pytest.mark.parametrize("part", range(5))
 def test_four_processes_equal_the_plain_model_under_every_schedule(part):
     assert_equal_to_plain(4, FOUR[part::5])
 
 
-@pytest.mark.turns(10)
+@pytest.mark.turns(16)
 def test_replicas_share_the_optimizers_state_clip_together_and_stay_equal():
     for result in run_ranks(4, distributed_cases.steps_of_replicas):
         assert result["norms"] == pytest.approx(result["plain_norms"], abs=1e-9)
@@ -66,7 +66,7 @@ def test_replicas_share_the_optimizers_state_clip_together_and_stay_equal():
         assert result["sharded_bytes"] < 0.7 * result["bytes"]
 
 
-@pytest.mark.turns(10)
+@pytest.mark.turns(16)
 def test_dropout_on_one_rank_is_the_host_engines_and_generators_stay_in_step():
     first, second = run_ranks(2, distributed_cases.dropout)
     for result in (first, second):

@@ -41,7 +41,7 @@ def both(task, model, ipu_config=None, **more):
 @IPUS
 @BATCHES
 @pytest.mark.parametrize("task", TASK_CASES)
-@pytest.mark.turns(8)
+@pytest.mark.turns(16)
 def test_answers_are_upstreams(task, batch_size, ipu_config):
     head, options, texts = TASK_CASES[task]
     ours, theirs = both(task, bert(head), ipu_config)
@@ -144,7 +144,7 @@ def test_rows_of_a_decoder_keep_their_places():
     ids=["greedy", "beams", "sampled"],
 )
 @pytest.mark.parametrize("batch_size", [1, 2])
-@pytest.mark.turns(10)
+@pytest.mark.turns(16)
 def test_texts_go_on_as_upstreams(options, batch_size, ipu_config):
     ours, theirs = both("text-generation", gpt2(), ipu_config, tokenizer=tokenizer("left"))
     answers = []

@@ -21,7 +21,7 @@ START_UPS = {
 }
 
 
-@pytest.mark.turns(10)
+@pytest.mark.turns(16)
 def test_what_does_not_fit_or_differs_is_one_error_on_every_rank():
     for found in run_ranks(2, rank_faults.start_ups):
         for name, message in START_UPS.items():
@@ -29,7 +29,7 @@ def test_what_does_not_fit_or_differs_is_one_error_on_every_rank():
                 raise AssertionError(found[name])
 
 
-@pytest.mark.turns(10)
+@pytest.mark.turns(16)
 @pytest.mark.parametrize(
     ("fault", "message"),
     [

@@ -52,7 +52,7 @@ def test_as_few_slices_as_fit_are_made():
     assert num_slices(queries, queries, 4, 1) == 4096
 
 
-@pytest.mark.turns(8)
+@pytest.mark.turns(16)
 def test_a_unet_with_slices_makes_the_same_images(plain):
     config = {"layers_per_ipu": [3, 3], "attn_matrix_target_mem_mb": 0.05}
     ours = on_ipus(plain(), unet_ipu_config=config)

@@ -51,7 +51,7 @@ def test_other_engines_and_numbers_are_refused(options, message):
         get_default_ipu_configs(**options)
 
 
-@pytest.mark.turns(8)
+@pytest.mark.turns(16)
 def test_auto_is_the_default_of_a_known_shape_and_a_balance_of_others(plain):
     class Denoiser:
         def __init__(self, width, size):

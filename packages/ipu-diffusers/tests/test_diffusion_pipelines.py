@@ -75,7 +75,7 @@ def test_components_are_the_plain_ones_after_a_call_also_where_it_fails(plain):
     assert "forward" not in vars(plain().unet)
 
 
-@pytest.mark.turns(8)
+@pytest.mark.turns(16)
 def test_lora_weights_load_change_scale_and_unload_as_upstream(tmp_path):
     peft = pytest.importorskip("peft")
     pipe = tiny_pipeline(diffusers.StableDiffusionPipeline)
@@ -109,7 +109,7 @@ def test_what_the_safety_checker_flags_is_black(plain, caplog):
     assert found.images.max() == 0
 
 
-@pytest.mark.turns(8)
+@pytest.mark.turns(16)
 def test_half_precision_is_where_the_model_is():
     pipe = tiny_pipeline(diffusers.StableDiffusionPipeline, safety_checker=None, feature_extractor=None)
     pipe.to(torch.bfloat16)
@@ -122,7 +122,7 @@ def test_half_precision_is_where_the_model_is():
     assert out[0].dtype == torch.bfloat16
 
 
-@pytest.mark.turns(8)
+@pytest.mark.turns(16)
 def test_slices_and_tiles_of_the_vae_are_upstreams(plain):
     pipe = tiny_pipeline(diffusers.StableDiffusionPipeline)
     ours = on_ipus(pipe, **configs(pipe, 2, "vae"))
@@ -134,7 +134,7 @@ def test_slices_and_tiles_of_the_vae_are_upstreams(plain):
     assert set(shapes) == {1}
 
 
-@pytest.mark.turns(8)
+@pytest.mark.turns(16)
 def test_a_component_that_is_replaced_or_taken_off_is_run_as_it_is_now(plain):
     pipe = tiny_pipeline(diffusers.StableDiffusionPipeline)
     ours = on_ipus(pipe, **configs(pipe, 2, "unet", "safety_checker"))
@@ -148,7 +148,7 @@ def test_a_component_that_is_replaced_or_taken_off_is_run_as_it_is_now(plain):
     assert_same(images(ours), images(pipe))
 
 
-@pytest.mark.turns(8)
+@pytest.mark.turns(16)
 def test_a_saved_folder_is_diffusers_own_and_loads_on_ipus(plain, tmp_path):
     ours = on_ipus(plain(), **configs(plain(), 2, "unet"))
     wanted = images(ours)
@@ -166,7 +166,7 @@ def test_a_saved_folder_is_diffusers_own_and_loads_on_ipus(plain, tmp_path):
     assert executor.plan.layers_per_ipu == (5, 1)
 
 
-@pytest.mark.turns(8)
+@pytest.mark.turns(16)
 def test_another_pipeline_gets_its_class_in_two_lines():
     class IPUStableDiffusionXLImg2ImgPipeline(
         ipu_diffusers.IPUPipelineMixin, diffusers.StableDiffusionXLImg2ImgPipeline

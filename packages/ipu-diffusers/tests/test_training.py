@@ -58,7 +58,7 @@ def example():
     del sys.modules[spec.name]
 
 
-@pytest.mark.turns(8)
+@pytest.mark.turns(16)
 def test_the_example_learns_its_sample_and_upstream_loads_the_adapter(example, tmp_path, capsys):
     asked = ["--steps", "24", "--rows", "1", "--learning_rate", "0.03"]
     losses = example.main(["--output_dir", str(tmp_path), *asked])

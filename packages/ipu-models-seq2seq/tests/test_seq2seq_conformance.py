@@ -9,6 +9,6 @@ ALWAYS = ("light", "declared", "exact", "reversible", "generates")
 # LED's softmax is in float32 upstream.
 SINGLE_PRECISION = ("led",)
 
-test_families = pytest.mark.turns(4)(conformance(*FAMILIES, single_precision=SINGLE_PRECISION, checks=ALWAYS))
-test_inference = pytest.mark.turns(4)(conformance(*FAMILIES, checks=["infers"]))
+test_families = pytest.mark.turns(5)(conformance(*FAMILIES, single_precision=SINGLE_PRECISION, checks=ALWAYS))
+test_inference = pytest.mark.turns(5)(conformance(*FAMILIES, checks=["infers"]))
 test_every_split = exhaustive(*FAMILIES, single_precision=SINGLE_PRECISION)

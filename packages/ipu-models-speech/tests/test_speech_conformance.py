@@ -6,6 +6,6 @@ from ipu_core.testing import conformance, exhaustive
 from ipu_models_speech.plugin import FAMILIES
 
 ALWAYS = ("light", "declared", "exact", "reversible", "generates")
-test_families = pytest.mark.turns(4)(conformance(*FAMILIES, checks=ALWAYS))
-test_inference = pytest.mark.turns(4)(conformance(*FAMILIES, checks=["infers"]))
+test_families = pytest.mark.turns(5)(conformance(*FAMILIES, checks=ALWAYS))
+test_inference = pytest.mark.turns(5)(conformance(*FAMILIES, checks=["infers"]))
 test_every_split = exhaustive(*FAMILIES)

