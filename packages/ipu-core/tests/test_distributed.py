@@ -53,9 +53,9 @@ def test_two_processes_equal_the_plain_model_under_every_schedule(part):
 
 
 @pytest.mark.turns(16)
-@pytest.mark.parametrize("part", range(5))
+@pytest.mark.parametrize("part", range(10))
 def test_four_processes_equal_the_plain_model_under_every_schedule(part):
-    assert_equal_to_plain(4, FOUR[part::5])
+    assert_equal_to_plain(4, FOUR[part::10])
 
 
 @pytest.mark.turns(16)
