@@ -6,7 +6,8 @@ import weakref
 
 import pytest
 import torch
-from ipu_core import IPUConfig, executor as executor_module, to_pipelined, training_model
+from ipu_core import IPUConfig, to_pipelined, training_model
+from ipu_core.runtime.program import Returned
 from models import Chain, batch, make
 
 pytestmark = pytest.mark.usefixtures("no_plugins")
@@ -65,14 +66,14 @@ def test_outputs_that_are_not_returned_are_not_kept(monkeypatch, mode, period, m
     """Counted at every micro-batch: what is to be returned so far, and the one that is running."""
     alive: list[weakref.ref] = []
     peaks = []
-    keep = executor_module._Compiled.keep
+    of = Returned.of
 
     def counting(self, leaves):
         alive.append(weakref.ref(leaves[1]))
         gc.collect()
         peaks.append(sum(ref() is not None for ref in alive))
-        return keep(self, leaves)
+        return of(self, leaves)
 
-    monkeypatch.setattr(executor_module._Compiled, "keep", counting)
+    monkeypatch.setattr(Returned, "of", counting)
     run(mode, period)
     assert max(peaks) <= most
