@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The contributor's menu: `nox -l` lists it, `nox -s NAME` runs one session.
 
-Most sessions share one environment, `.nox/shared`, which the first of them makes: torch is installed once. `build`,
-`lowest`, `newest` and `bench` are about what is installed, and have environments of their own.
+Most sessions share one environment, `.nox/shared`, which the first of them makes: torch is installed once. `lowest`
+lays other versions over it. `build`, `newest` and `bench` are about what is installed, and have their own.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import itertools
+import json
 import os
 import shutil
 import tarfile
@@ -20,6 +21,7 @@ from pathlib import Path
 
 import nox
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 nox.options.sessions = ["lint", "types", "tests"]
 nox.options.default_venv_backend = "venv"  # pip, not uv: see CONTRIBUTING.md
@@ -229,9 +231,33 @@ def lowest(session: nox.Session) -> None:
     pins.write_text("\n".join(lowest_versions()) + "\n", encoding="utf-8")
     session.log(f"installing {', '.join(lowest_versions())}")
     tools = [*TEST_TOOLS, *OPTIONAL, *EXAMPLES]
-    session.install("--no-compile", "-c", str(pins), *editable(), *tools)
-    session.install("--no-compile", "--no-deps", *QUICKSTART)
+    lay_over_shared(session)
+    session.install("--no-compile", "-c", str(pins), "--no-build-isolation", *editable(), *tools)
+    check_versions(session, lowest_versions())
     check(session, *session.posargs)
+
+
+def lay_over_shared(session: nox.Session) -> None:
+    """Let an environment find in the shared one what it has not itself: versions that are the same are there once."""
+    over, under = (site_packages(session, python) for python in ("python", shared(session, *QUICKSTART)))
+    (Path(over) / "shared.pth").write_text(under + "\n", encoding="utf-8")
+
+
+def site_packages(session: nox.Session, python: str) -> str:
+    """Return the folder in which a Python finds what is installed."""
+    code = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    return str(session.run(python, "-c", code, external=True, silent=True)).strip()
+
+
+def check_versions(session: nox.Session, pins: Iterable[str]) -> None:
+    """Fail unless the versions that Python finds are the pinned ones."""
+    listed = json.loads(
+        str(session.run("python", "-m", "pip", "list", "--format", "json", silent=True)).splitlines()[0]
+    )
+    found = {canonicalize_name(package["name"]): package["version"] for package in listed}
+    for pin in map(Requirement, pins):
+        if not pin.specifier.contains(found[canonicalize_name(pin.name)], prereleases=True):
+            session.error(f"{pin} was asked for, and {found[canonicalize_name(pin.name)]} is found")
 
 
 def lowest_versions() -> list[str]:
