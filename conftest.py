@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What keeps a run of all tests short: tests by turns, and one cache of captured and compiled graphs a run.
 
-`tests/times.json` has the seconds that the cases of a long test take together. Such a test takes turns: a share of its
-cases is run a day, so that sixteen days cover all of them. `--all-turns` runs all, and so does a choice of one's own
-(`-k`, or a test named with `::`); `--all-turns --save-times` writes the file anew. A test marked `turns(n)` takes n, or
-none with 1.
+`tests/times.json` has the seconds that the cases of a long test take together. Such a test takes turns: it is run on
+one day of eleven, or on several if it is long, some cases that follow one another a day, so that eleven days cover all.
+Cases that follow one another share what is captured and compiled. `--all-turns` runs all, and so does a choice of one's
+own (`-k`, or a test named with `::`); `--all-turns --save-times` writes the file anew. A test marked `turns(n)` runs
+every n-th case a day, or all with 1.
 
 Executors that name no cache use one that begins empty and that the processes of a run share: what one test has captured
 another does not capture again. Tests that count captures or watch them are marked `captures`, and have none.
@@ -16,6 +17,7 @@ import collections
 import datetime
 import gc
 import json
+import math
 import os
 import zlib
 from pathlib import Path
@@ -24,8 +26,11 @@ import pytest
 
 TURN = "IPU_TURN"
 TIMES = Path(__file__).parent / "tests" / "times.json"
-# Tests whose cases take fewer seconds together run whole; others in as many shares as `nox -s turn` has parts.
-SHORT, TURNS = 1.0, 16
+# Tests whose cases take fewer seconds together run every day. The parts of `nox -s turn` are of another number, so that
+# each of them meets every turn.
+SHORT, TURNS = 1.0, 11
+# What a long test may take of a day.
+SECONDS_A_DAY = 15.0
 
 
 def pytest_addoption(parser):
@@ -45,9 +50,22 @@ def turn_of(config) -> int:
     return int(os.environ[TURN])
 
 
-def shares_of(seconds: float) -> int:
-    """Return in how many shares a test is run whose cases take so long together."""
-    return 1 if seconds < SHORT else TURNS
+def turns_of(test: str, num_cases: int, *, seconds: float = 0.0, every: int | None = None) -> list[int | None]:
+    """Return in which turn of `every`, or of `TURNS`, each case of a test is run; None is in all of them.
+
+    Args:
+        test: the name, which decides where it begins: tests of one case run on different days.
+        num_cases: how many cases it has.
+        seconds: what its cases take together.
+        every: what it is marked with: cases that follow one another run on days that follow one another.
+    """
+    first = zlib.crc32(test.encode())
+    if every is not None:
+        return [(first + case) % every for case in range(num_cases)]
+    if seconds < SHORT:
+        return [None] * num_cases
+    num_days = min(math.ceil(seconds / SECONDS_A_DAY), num_cases, TURNS)
+    return [(first + case * num_days // num_cases) % TURNS for case in range(num_cases)]
 
 
 def test_of(nodeid: str) -> str:
@@ -67,19 +85,22 @@ def pytest_collection_modifyitems(config, items):
     if config.option.all_turns or is_chosen:
         return
     times, turn = json.loads(TIMES.read_text(encoding="utf-8")), turn_of(config)
-    seen: collections.Counter[str] = collections.Counter()
-    kept, left_out = [], []
+    cases = collections.defaultdict(list)
     for item in items:
-        test = test_of(item.nodeid)
-        marker = item.get_closest_marker("turns")
-        shares = marker.args[0] if marker else shares_of(times.get(test, 0.0))
-        # Tests of one case run on different days.
-        is_its_turn = (seen[test] + zlib.crc32(test.encode()) - turn) % shares == 0
-        seen[test] += 1
-        (kept if is_its_turn else left_out).append(item)
+        cases[test_of(item.nodeid)].append(item)
+    left_out = set()
+    for test, its_cases in cases.items():
+        marker = its_cases[0].get_closest_marker("turns")
+        every = marker.args[0] if marker else None
+        turns = turns_of(test, len(its_cases), seconds=times.get(test, 0.0), every=every)
+        left_out |= {
+            case
+            for case, its_turn in zip(its_cases, turns, strict=True)
+            if its_turn not in (None, turn % (every or TURNS))
+        }
     if left_out:
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = kept
+        config.hook.pytest_deselected(items=[item for item in items if item in left_out])
+        items[:] = [item for item in items if item not in left_out]
 
 
 def pytest_collection_finish():

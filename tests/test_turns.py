@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tests by turns cover every case in sixteen turns, and a choice of one's own runs all it names."""
+"""Tests by turns cover every case in eleven turns, and a choice of one's own runs all it names."""
 
 import importlib.util
+import itertools
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -51,12 +52,24 @@ CASES = [
 ]
 
 
-def test_sixteen_turns_cover_every_case_and_what_is_short_or_kept_runs_always(turns):
+def test_eleven_turns_cover_every_case_once_and_what_is_short_or_kept_runs_always(turns):
     runs = [chosen(turns, CASES, turn=turn) for turn in range(739_000, 739_000 + turns.TURNS)]
     for case in CASES:
         times = sum(case in run for run in runs)
-        assert times == len(runs) if "short" in case.nodeid or "kept" in case.nodeid else 1 <= times <= 3
-    assert all(len(run) < len(CASES) for run in runs)
+        assert times == (len(runs) if "short" in case.nodeid or "kept" in case.nodeid else 1)
+
+
+def test_a_long_test_takes_no_more_days_than_it_needs_and_neighbours_run_together(turns):
+    days = turns.turns_of("t.py::long", 11, seconds=40.0)
+    assert len(set(days)) == 3  # of 15 seconds each
+    assert [a == b for a, b in itertools.pairwise(days)].count(False) == 2
+    assert len(set(turns.turns_of("t.py::longest", 99, seconds=1000.0))) == turns.TURNS
+    assert turns.turns_of("t.py::short", 2, seconds=0.5) == [None, None]
+
+
+def test_a_marked_test_runs_every_nth_case_a_day(turns):
+    first, *others = turns.turns_of("t.py::marked", 4, seconds=40.0, every=3)
+    assert others == [(first + 1) % 3, (first + 2) % 3, first]
 
 
 @pytest.mark.parametrize("options", [{"all_turns": True}, {"keyword": "it"}, {"args": ["t.py::long"]}])
