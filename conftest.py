@@ -143,6 +143,8 @@ def _cache_of_the_run(tmp_path_factory):
     _cache_of_the_run.is_on = True
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ExecutableCache, "__init__", init)
+        # A run compiles many graphs, a few at a time.
+        patch.setattr("ipu_core.compile.worker_pool.FEW_GRAPHS", 0)
         yield
 
 

@@ -215,6 +215,7 @@ def test_headers_are_compiled_beforehand_only_for_many_graphs(monkeypatch):
 
     monkeypatch.setattr(compilers, "start", lambda: None)
     monkeypatch.setattr("ipu_core.compile.worker_pool.write_job", compile_here)
+    monkeypatch.setattr("ipu_core.compile.worker_pool.FEW_GRAPHS", FEW_GRAPHS)
     few = FEW_GRAPHS * compilers.cores
     for number in (few, few + 1):
         jobs = dict.fromkeys(map(str, range(number)))

@@ -35,7 +35,6 @@ def scheduler(pipe, other):
     return getattr(diffusers, SCHEDULERS[other]).from_config(pipe.scheduler.config, **settings)
 
 
-@pytest.mark.turns(16)
 @pytest.mark.parametrize("asked", ASKED, ids=lambda asked: "".join(str(int(flag)) for flag in asked))
 @pytest.mark.parametrize("num_ipus", [1, 2, 4])
 @pytest.mark.parametrize("name", PIPELINES)
