@@ -78,8 +78,8 @@ CHANGES = {
         "`config.output_hidden_states` is True, and was ",
     ),
     "a number": (
-        lambda m: setattr(m.bert.pooler.dense, "scale", 2) or setattr(m, "num_labels", 1),
-        "`num_labels` is 1",
+        lambda m: setattr(m.bert.encoder.layer[0], "chunk_size_feed_forward", 2),
+        "`bert.encoder.layer.0.chunk_size_feed_forward` is 2",
     ),
 }
 
