@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,7 +14,8 @@ from ...errors import IncompatibleIPUConfigError
 from ...partition.lowered import Lowered
 from ...runtime.program import Returned, StageProgram
 from ..engine import Engine
-from .interpreter import interpreter
+from .interpreter import PYTHON, interpreter
+from .process import worker_command
 
 if TYPE_CHECKING:
     from ...model.mixin import PipelineMixin
@@ -55,21 +57,23 @@ def _program(
 
 def poptorch_engine() -> Engine:
     """Return the engine, usable where an interpreter for its worker is found."""
+    python, obstacle = _interpreter()
     return Engine(
         name="poptorch",
         meaning="Graphcore IPUs, in a worker with PopTorch's own Python",
-        obstacle=_obstacle(),
+        obstacle=obstacle,
         # Poplar compiles, and its pipelines have a schedule of their own.
-        inert=("schedule", "compile", "explicit_ir_inference"),
+        inert=("schedule", "compile"),
         check=_check,
         program=_program,
         steps_itself=True,
+        started_by=" ".join(worker_command(python, "FOLDER", "COMMANDS", "REPLIES")),
     )
 
 
-def _obstacle() -> str:
+def _interpreter() -> tuple[Path, str]:
+    """Return what runs the worker, or what names it, and why it cannot."""
     try:
-        interpreter()
+        return interpreter(), ""
     except OSError as error:
-        return str(error)
-    return ""
+        return Path(f"${PYTHON}"), str(error)

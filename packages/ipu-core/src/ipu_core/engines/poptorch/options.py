@@ -45,6 +45,8 @@ def option_calls(ipu_config: IPUConfig, view: ExecutionConfig, stages: str | Seq
     ]
     if not view.inference:
         calls += _training_calls(ipu_config, view)
+    elif ipu_config.explicit_ir_inference:
+        calls.append([f"{COMPILER}.set", "enableExplicitIR", True])
     if view.seed is not None:
         calls.append(["randomSeed", view.seed])
     proportions = {f"IPU{ipu}": share for ipu, share in enumerate(view.matmul_proportion)}

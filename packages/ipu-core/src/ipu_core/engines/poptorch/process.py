@@ -37,6 +37,7 @@ class WorkerProcess:
     Args:
         python: the interpreter.
         start_seconds: how long it may take to say that it is there.
+        end_seconds: how long it may take to end when it is told to, before it is killed.
 
     Attributes:
         folder: where files of tensors and programs are, for both sides; it goes when the process does.
@@ -46,7 +47,9 @@ class WorkerProcess:
         WorkerError: it does not start, has no PopTorch, speaks another version, or is silent.
     """
 
-    def __init__(self, python: Path, *, start_seconds: float = START_SECONDS) -> None:
+    def __init__(
+        self, python: Path, *, start_seconds: float = START_SECONDS, end_seconds: float = END_SECONDS
+    ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="ipu-poptorch-"))
         self._turns = threading.RLock()
         self._numbers = 0
@@ -76,7 +79,7 @@ class WorkerProcess:
             os.close(replies)
         self._commands, self._replies = own_commands, own_replies
         self._end = weakref.finalize(
-            self, _end, self._process, (own_commands, own_replies), self.folder, os.getpid(), END_SECONDS
+            self, _end, self._process, (own_commands, own_replies), self.folder, os.getpid(), end_seconds
         )
         self.versions = self._greeted(python, start_seconds)
 
@@ -109,6 +112,15 @@ class WorkerProcess:
         """Whether it can be asked something."""
         return self._end.alive and self._process.poll() is None
 
+    def check_alive(self) -> None:
+        """Refuse to go on with a worker that ended.
+
+        Raises:
+            WorkerError: it did.
+        """
+        if not self.is_alive:
+            raise self._ended()
+
     def new_number(self) -> int:
         """Return a number for a program that no other one has."""
         with self._turns:
@@ -133,8 +145,7 @@ class WorkerProcess:
             WorkerError: it raised, or the worker ended; with its last words.
         """
         with self._turns:
-            if not self.is_alive:
-                raise self._ended()
+            self.check_alive()
             self._forget_dropped()
             reply = self._exchange({"do": what, "program": program, **arguments})
             self._forward_log()

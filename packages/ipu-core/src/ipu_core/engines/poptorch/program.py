@@ -94,6 +94,7 @@ class PopTorchProgram:
 
     def move_to_stages(self, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Hand the program over, at the first call; give the worker what changed of weights and optimizer since."""
+        self._worker.check_alive()
         if not self._files:
             self._hand_over(optimizer)
             return
