@@ -10,6 +10,7 @@ bytes.
 from __future__ import annotations
 
 import functools
+import gc
 import importlib
 import json
 import math
@@ -273,6 +274,11 @@ class Worker:
             raise ValueError("there is no command %r" % (what,))
         return {}
 
+    def close(self) -> None:
+        """Give all IPUs back."""
+        for program in self._programs.values():
+            program.executor.destroy()
+
     def _run(self, number: int) -> None:
         for other, program in self._programs.items():
             if other != number:
@@ -307,6 +313,7 @@ def serve(commands: Any, replies: Any, folder: str) -> None:
         except Exception as error:
             traceback.print_exc()
             reply({"error": _described(error)})
+    worker.close()
 
 
 def _described(error: Exception) -> str:
@@ -331,6 +338,7 @@ def main(arguments: list[str]) -> None:
     with os.fdopen(commands, encoding="utf-8") as came, os.fdopen(replies, "w", encoding="utf-8") as went:
         serve(came, went, folder)
     shutil.rmtree(folder, ignore_errors=True)
+    gc.freeze()  # at its end a process looks through all objects of torch, which takes a second or more
 
 
 if __name__ == "__main__":
