@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs the worker in an interpreter that has no PopTorch, with ours under its name: `poptorch_shim.py WORKER ARGUMENT ...`."""
+"""Runs the worker, `poptorch_shim.py WORKER ARGUMENT ...`, where our PopTorch has the name of the real one."""
 
 import runpy
 import sys

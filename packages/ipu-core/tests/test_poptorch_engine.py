@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The engine of PopTorch, with our own PopTorch in the place of the real one: in an interpreter of its own, by one door."""
+"""The engine of PopTorch, with our own PopTorch in the place of the real one, in an interpreter of its own."""
 
 import copy
 import os
@@ -243,7 +243,13 @@ def adam(parameters):
         (Inverse, {}, torch.optim.SGD, CompileError, r"PopTorch lowers no operator for `linalg_inv\S*`"),
         (Counting, {}, torch.optim.SGD, IncompatibleIPUConfigError, "changes the buffer `seen` in place"),
         (Chain, {"layers_per_ipu": [2, 1]}, torch.optim.SGD, IncompatibleIPUConfigError, "set it to 3 or more"),
-        (Chain, {}, torch.optim.Adagrad, IncompatibleIPUConfigError, "the optimizer is a .*Adagrad, .*: use SGD, Adam,"),
+        (
+            Chain,
+            {},
+            torch.optim.Adagrad,
+            IncompatibleIPUConfigError,
+            "the optimizer is a .*Adagrad, .*: use SGD, Adam,",
+        ),
         (Chain, {}, adam, IncompatibleIPUConfigError, "Adam has `amsgrad=True`, .*: set `amsgrad=False`"),
         (Chain, {}, lambda parameters: None, IncompatibleIPUConfigError, "has no optimizer to step: pass one"),
         (Chain, {"devices": ["cpu"]}, torch.optim.SGD, IncompatibleIPUConfigError, "leave it out"),
@@ -303,11 +309,11 @@ FAULTS = {
         "answered b'hello', which is no reply",
     ),
     "has an older torch": (
-        "import os, sys; os.write(int(sys.argv[3]), b'{\"protocol\": 1, \"torch\": \"1.13.1\"}\\n')",
+        'import os, sys; os.write(int(sys.argv[3]), b\'{"protocol": 1, "torch": "1.13.1"}\\n\')',
         "has torch 1.13.1, and programs are written for torch 2.0",
     ),
     "has no PopTorch": (
-        "import os, sys; os.write(int(sys.argv[3]), b'{\"protocol\": 1, \"error\": \"no module\"}\\n')",
+        'import os, sys; os.write(int(sys.argv[3]), b\'{"protocol": 1, "error": "no module"}\\n\')',
         "cannot import PopTorch: no module: install it there",
     ),
 }
@@ -360,7 +366,8 @@ def test_a_worker_that_dies_while_it_runs_is_one_error_and_new_executors_go_on(p
     assert trained(model, "poptorch")
 
 
-def test_a_worker_ends_with_its_last_executor_and_with_a_process_that_is_killed(tmp_path):
+def test_a_worker_ends_with_its_last_executor_and_with_a_process_that_is_killed(tmp_path, monkeypatch):
+    monkeypatch.setattr(process.tempfile, "tempdir", str(tmp_path))
     marker = tmp_path / "pid"
     text = f"""
         import os, sys
@@ -378,7 +385,7 @@ def test_a_worker_ends_with_its_last_executor_and_with_a_process_that_is_killed(
         os.kill(pid, 0)
     child = os.fork()
     if not child:
-        worker = WorkerProcess(python)
+        _ = WorkerProcess(python)
         os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(child, 0)
     assert is_gone(int(marker.read_text()))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the engine of PopTorch writes, without a worker: programs for Python 3.8 and torch 2.0.1, and files of tensors."""
+"""What the engine of PopTorch writes, without a worker: programs for torch 2.0.1, and files of tensors."""
 
 import ast
 import json
@@ -136,7 +136,9 @@ def assert_runs_with_poptorch(text, modules):
             assert not name.startswith("torch.") or known, name
 
 
-@pytest.mark.parametrize("text", ["match x:\n    case 1: pass", "import numpy", "torch.compile(f)", "torch.ops.aten.rms_norm.default(x)"])
+@pytest.mark.parametrize(
+    "text", ["match x:\n    case 1: pass", "import numpy", "torch.compile(f)", "torch.ops.aten.rms_norm.default(x)"]
+)
 def test_what_is_newer_is_found(text):
     with pytest.raises((AssertionError, SyntaxError)):
         assert_runs_with_poptorch(text, {"torch"})

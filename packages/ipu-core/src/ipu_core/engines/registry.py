@@ -41,4 +41,3 @@ def usable_engine(name: str | None) -> Engine:
             f"the engine `{name}` cannot run here: {engine.obstacle}; usable here: {usable} (see `ipu doctor`)"
         )
     return engine
-

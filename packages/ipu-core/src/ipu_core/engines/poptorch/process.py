@@ -47,9 +47,7 @@ class WorkerProcess:
         WorkerError: it does not start, has no PopTorch, speaks another version, or is silent.
     """
 
-    def __init__(
-        self, python: Path, *, start_seconds: float = START_SECONDS, end_seconds: float = END_SECONDS
-    ) -> None:
+    def __init__(self, python: Path, *, start_seconds: float = START_SECONDS, end_seconds: float = END_SECONDS) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="ipu-poptorch-"))
         self._turns = threading.RLock()
         self._numbers = 0

@@ -194,7 +194,9 @@ class PopTorchProgram:
         folder, self._number = self._worker.folder, self._worker.new_number()
         weakref.finalize(self, self._worker.drop, self._number)
         names = {name: f"{name}{self._number}.tensors" for name in _FILES}
-        for name, tensors in zip(_FILES, (self._input_specs(), self._output_specs(), self._weight_specs()), strict=True):
+        for name, tensors in zip(
+            _FILES, (self._input_specs(), self._output_specs(), self._weight_specs()), strict=True
+        ):
             create_tensor_file(str(folder / names[name]), tensors)
         self._files = {name: map_tensor_file(str(folder / file)) for name, file in names.items()}
         self._push()
@@ -371,4 +373,3 @@ def _combined(tensor: torch.Tensor, count: int) -> tuple[str, list[int]]:
     if not tensor.ndim:
         return _NAMES[tensor.dtype], [count] if count > 1 else []
     return _NAMES[tensor.dtype], [tensor.shape[0] * count, *tensor.shape[1:]]
-

@@ -80,12 +80,14 @@ class _Rewriting:
         return tuple(found) if isinstance(found, (list, tuple)) else (found,)
 
     def _value(self, node: torch.fx.Node, values: Values, *, is_changed: bool, decomposes: bool) -> Any:
-        args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+        given: Any = torch.fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+        args, kwargs = given
         leaves = pytree.tree_leaves((args, kwargs))
         if any(leaf is _REFUSED for leaf in leaves):
             return _REFUSED
         if node.target is operator.getitem and not isinstance(args[0], torch.fx.Node):
-            return args[0][args[1]]
+            sequence, position = args
+            return sequence[position]
         if isinstance(node.target, HigherOrderOperator):
             return self._inlined(node, args, decomposes)
         is_fixed = not any(isinstance(leaf, torch.fx.Node) for leaf in leaves)
@@ -149,7 +151,8 @@ class _Rewriting:
             return node.target(*own_args, **own_kwargs)  # type: ignore[operator]
 
         examples = [_example(leaves[i]) for i in given]
-        for table in ({}, torch.export.default_decompositions()):
+        tables: tuple[Mapping[Any, Any], ...] = ({}, dict(torch.export.default_decompositions()))
+        for table in tables:
             traced = make_fx(call, decomposition_table=table, tracing_mode="fake")(*examples)
             attempt = _Rewriting(Rewritten())
             inputs = traced.graph.find_nodes(op="placeholder")
@@ -242,7 +245,7 @@ def _viewed(call: Callable[..., Any], node: torch.fx.Node, given: Mapping[str, A
     return call(aten.view.default, (given["self"], given["size"]))
 
 
-# Operator -> what writes it otherwise: a function of a way to write, the node and its arguments; None leaves it as it is.
+# Operator -> what writes it otherwise: a function of a way to write, the node and its arguments; None leaves it so.
 BY_HAND: dict[Any, Callable[..., Any]] = {
     aten.to: _converted,
     TO_COPY: _converted,

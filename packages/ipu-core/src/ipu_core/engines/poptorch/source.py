@@ -233,5 +233,3 @@ def _text(value: Any) -> str:
         return f'torch.device("{value}")'
     # Types, and formats of memory, print as what they are called in torch.
     return repr(value) if value is None or isinstance(value, (bool, int, float, str)) else str(value)
-
-

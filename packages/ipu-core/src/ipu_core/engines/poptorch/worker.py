@@ -73,7 +73,7 @@ def map_tensor_file(path: str) -> dict[str, torch.Tensor]:
         memory = mmap.mmap(file.fileno(), 0)
     begin = _LENGTH.size + _LENGTH.unpack_from(memory)[0]
     if begin > len(memory):
-        raise ValueError("%s has a header of %d bytes, and is %d bytes long" % (path, begin, len(memory)))
+        raise ValueError(f"{path} has a header of {begin} bytes, and is {len(memory)} bytes long")
     return {
         name: _mapped(memory, begin, name, entry) for name, entry in json.loads(memory[_LENGTH.size : begin]).items()
     }
@@ -84,7 +84,7 @@ def _mapped(memory: mmap.mmap, begin: int, name: str, entry: dict[str, Any]) -> 
     start, stop = entry["data_offsets"]
     count = math.prod(shape)
     if min([0, start, *shape]) < 0 or stop - start != count * _itemsize(entry["dtype"]) or begin + stop > len(memory):
-        raise ValueError("the tensor %s of %s %s is said to be in bytes %d to %d" % (name, dtype, shape, start, stop))
+        raise ValueError(f"the tensor {name} of {dtype} {shape} is said to be in bytes {start} to {stop}")
     if not count:
         return torch.empty(shape, dtype=dtype)
     return torch.frombuffer(memory, dtype=dtype, count=count, offset=begin + start).view(shape)
@@ -129,8 +129,7 @@ def _argument(poptorch: Any, popart: Any, value: Any) -> Any:
     if kind == "popart":
         return int(functools.reduce(getattr, content.split("."), popart))
     assert kind == "poptorch", kind
-    found = functools.reduce(getattr, content.split("."), poptorch)
-    return found
+    return functools.reduce(getattr, content.split("."), poptorch)
 
 
 def attention(query: Any, key: Any, value: Any, mask: Any, dropout: float, scale: float) -> Any:
@@ -242,7 +241,7 @@ def _write(name: str, target: torch.Tensor, found: torch.Tensor) -> None:
     if found.shape != target.shape and found.numel() and target.numel() % found.numel() == 0:
         found = found.reshape(1, -1).expand(target.numel() // found.numel(), -1)
     if found.numel() != target.numel():
-        raise ValueError("the output %s is %s, and %s was planned" % (name, list(found.shape), list(target.shape)))
+        raise ValueError(f"the output {name} is {list(found.shape)}, and {list(target.shape)} was planned")
     target.copy_(found.detach().reshape(target.shape))
 
 
@@ -271,7 +270,7 @@ class Worker:
         elif what == "run":
             self._run(number)
         else:
-            raise ValueError("there is no command %r" % (what,))
+            raise ValueError(f"there is no command {what!r}")
         return {}
 
     def close(self) -> None:
@@ -317,7 +316,7 @@ def serve(commands: Any, replies: Any, folder: str) -> None:
 
 
 def _described(error: Exception) -> str:
-    return "%s: %s" % (type(error).__name__, error)
+    return f"{type(error).__name__}: {error}"
 
 
 def end_with_parent(folder: str) -> None:
