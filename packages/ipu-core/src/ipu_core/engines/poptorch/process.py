@@ -24,7 +24,7 @@ from .worker import PROTOCOL
 
 logger = logging.getLogger(__name__)
 WORKER = Path(__file__).with_name("worker.py")
-START_SECONDS = 120.0
+START_SECONDS = 300.0  # a machine may be busy with others
 END_SECONDS = 10.0
 LOG = "worker.log"
 TORCH = (2, 0)  # what programs are written for
