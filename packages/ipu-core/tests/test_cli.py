@@ -119,7 +119,8 @@ def test_doctor_says_which_engines_are_usable_and_why_not(capsys):
     printed = capsys.readouterr().out
     assert f"transformers  {transformers.__version__}" in printed
     assert "host          usable: this process" in printed
-    assert "poptorch      not usable: PopTorch is not installed" in printed
+    assert "poptorch      not usable: no Poplar SDK is enabled, and IPU_POPTORCH_PYTHON is not set: set" in printed
+    assert "worker: $IPU_POPTORCH_PYTHON FOLDER/worker.py COMMANDS REPLIES FOLDER" in printed
 
 
 def test_trace_runs_and_writes_what_ran_when(capsys, tmp_path):

@@ -251,7 +251,7 @@ def test_a_model_that_is_not_pipelined_is_refused():
 @pytest.mark.parametrize(
     ("engine", "message"),
     [
-        ("poptorch", "the engine `poptorch` cannot run here: PopTorch is not installed .*; usable here: host"),
+        ("poptorch", "the engine `poptorch` cannot run here: no Poplar SDK is enabled, .*; usable here: host"),
         ("hosts", "there is no engine `hosts`; there are host, distributed, poptorch, did you mean `host`"),
     ],
 )

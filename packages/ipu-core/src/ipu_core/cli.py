@@ -208,6 +208,8 @@ def _doctor(options: argparse.Namespace) -> int:
         print(f"{engine.name:<14}{'usable' if engine.is_usable else 'not usable'}: {engine.obstacle or engine.meaning}")
         if engine.inert:
             print(f"{'':<14}no effect: {', '.join(engine.inert)}")
+        if engine.started_by:
+            print(f"{'':<14}worker: {engine.started_by}")
     if options.config is not None:
         print()
         print(_effects(options.config))

@@ -28,6 +28,7 @@
     ├── EngineNotAvailableError (RuntimeError)    an engine or a device that is not here
     ├── RankError (RuntimeError)                  another process of a distributed run ended, or is silent
     │   └── RankMismatchError                     processes that were started with different things
+    ├── WorkerError (RuntimeError)                a worker that does not start, fails, or ended
     ├── NotCompiledError (RuntimeError)           a plan asked of an executor that has none yet
     └── PluginError (RuntimeError)                a plugin that cannot be used
         ├── BrokenPluginError                     it raised while being loaded
@@ -141,6 +142,10 @@ class RankError(IPUError, RuntimeError):
 
 class RankMismatchError(RankError):
     """Processes of a distributed run that were started with different things."""
+
+
+class WorkerError(IPUError, RuntimeError):
+    """A worker of an engine that does not start, fails at what it is asked, or ended."""
 
 
 class NotCompiledError(IPUError, RuntimeError):

@@ -31,6 +31,7 @@ from .capture.loss import loss_value
 from .capture.loss_terms import Terms
 from .compile.disk_cache import ExecutableCache
 from .config.execution_config import ExecutionConfig
+from .config.options import EVERY_N
 from .engines.engine import Engine
 from .engines.registry import usable_engine
 from .errors import BatchError, BatchSizeError, IncompatibleIPUConfigError, NotCompiledError, nearest
@@ -181,6 +182,11 @@ class Executor:
                 f"rank of the {self._engine.name} engine has those of its own stages: use another optimizer, or the "
                 "host engine"
             )
+        if self._engine.steps_itself and self._optimizer is None and not self._config.inference:
+            raise IncompatibleIPUConfigError(
+                f"the {self._engine.name} engine steps where the gradients are, and the executor has no optimizer to "
+                "step: pass one to `training_model`; where somebody else steps, as a trainer does, use another engine"
+            )
         self._engine.check(self._model, self._config)
         cache = ExecutableCache(self._config.executable_cache_dir)
         lowered = lower(
@@ -236,8 +242,14 @@ class Executor:
         """What the gradient of the last update is of, a scalar: the weighted losses of its micro-batches.
 
         Raises:
-            NotCompiledError: it is not a training executor, or was not called yet.
+            NotCompiledError: it is not a training executor, or was not called yet; its engine steps by itself, and the
+                output mode returns some micro-batches alone.
         """
+        if self._update_loss is None and self._engine.steps_itself and self.is_compiled:
+            raise NotCompiledError(
+                f"the {self._engine.name} engine returns the losses that `output_mode={self._config.output_mode!r}` "
+                'asks for, which are not all of an update: set `output_mode="all"`'
+            )
         if self._update_loss is None:
             raise NotCompiledError("there is no loss yet: call a training executor first")
         return self._update_loss
@@ -337,6 +349,8 @@ class Executor:
             raise BatchSizeError(
                 f"`loss_weights` has {len(weights)} numbers, and {arithmetic(self._config)}: give one each"
             )
+        if self._engine.steps_itself:
+            return self._whole_call(compiled, parts, [compiled.starts(weight) for weight in weights])
         outputs: list[list[Any]] = []
         for iteration in range(self._config.device_iterations):
             update = slice(iteration * per_update, (iteration + 1) * per_update)
@@ -354,6 +368,16 @@ class Executor:
             if self._config.output_mode == "final":
                 del outputs[: -self._config.replication_factor]
         return outputs
+
+    def _whole_call(
+        self, compiled: _Compiled, parts: Sequence[Mapping[str, Any]], starts: Sequence[Mapping[str, float]]
+    ) -> list[list[Any]]:
+        """Run all updates of a call in one, and their steps; return the outputs that the output mode asks for."""
+        found = list(compiled.program.train(parts, compiled.order, starts=starts, on_action=self._timed))
+        last = [loss for _, loss in found][-self._config.micro_batches_per_update :]
+        is_whole = self._config.output_mode in ("all", EVERY_N) or len(last) == len(parts)
+        self._update_loss = torch.as_tensor(sum(last)) if is_whole else None
+        return [leaves for leaves, _ in found]
 
     def _update(
         self,

@@ -36,6 +36,9 @@ class Engine:
             the value of the graph that a backward pass starts from, None in inference, and what the caller reads.
         has_ranks: whether each IPU is a process of its own: replicas run side by side, and IPUs that read a tied
             parameter have copies of it.
+        steps_itself: whether a training program runs all micro-batches of a call at once, and steps the optimizer in
+            it: `train` then yields those that the output mode returns.
+        started_by: the command line that starts what it runs in; empty where that is this process.
     """
 
     name: str
@@ -45,6 +48,8 @@ class Engine:
     check: Callable[[torch.nn.Module, ExecutionConfig], None] | None = None
     program: MakeProgram | None = None
     has_ranks: bool = False
+    steps_itself: bool = False
+    started_by: str = ""
 
     @property
     def is_usable(self) -> bool:

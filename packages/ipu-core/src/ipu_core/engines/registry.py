@@ -3,22 +3,16 @@
 
 from __future__ import annotations
 
-from importlib.machinery import PathFinder
-
 from ..errors import EngineNotAvailableError, nearest
 from .distributed.engine import DISTRIBUTED, world_size
 from .engine import Engine
 from .host import HOST
+from .poptorch.engine import poptorch_engine
 
 
 def engines() -> dict[str, Engine]:
     """Return every engine by name."""
-    known = (
-        HOST,
-        DISTRIBUTED,
-        Engine(name="poptorch", meaning="Graphcore IPUs, with PopTorch", obstacle=_poptorch_obstacle()),
-    )
-    return {engine.name: engine for engine in known}
+    return {engine.name: engine for engine in (HOST, DISTRIBUTED, poptorch_engine())}
 
 
 def usable_engine(name: str | None) -> Engine:
@@ -47,10 +41,3 @@ def usable_engine(name: str | None) -> Engine:
             f"the engine `{name}` cannot run here: {engine.obstacle}; usable here: {usable} (see `ipu doctor`)"
         )
     return engine
-
-
-def _poptorch_obstacle() -> str:
-    # On the path of imports alone: under `ipu run` the name is that of an interface of ours.
-    if PathFinder.find_spec("poptorch") is None:
-        return "PopTorch is not installed (it comes with the Poplar SDK, not from a package registry)"
-    return "not part of this version of ipu-core"
