@@ -72,7 +72,7 @@ class RankLoop:
 
         _refuse_runs_of_the_model(given["logits_processor"])
         run = Run(model, len(ids), self.in_flight, **given)
-        with self.ranks.watchdog.doing("waits in generation"):
+        with self.ranks.watchdog.doing("generates"):
             refuse_disagreement(_facts_of_call(ids, given))
             found = _Decoding(run, loop, self.ranks, ids, streamer).result()
         if streamer is not None:

@@ -45,7 +45,9 @@ class Choices:
     def hear(self, sizes: Sequence[int]) -> Sequence[torch.Tensor]:
         """Return what was told, integers of these sizes, once it is there."""
         message = torch.empty(sum(sizes), dtype=torch.long, device=self._ranks.device)
+        self._ranks.watchdog.set("waits for the tokens of the last stage")
         dist.recv(message, src=self._from, group=self._ranks.pipeline, tag=TAG)
+        self._ranks.watchdog.set("generates")
         return message.split(list(sizes))
 
     def share(self, found: Any) -> Any:

@@ -75,6 +75,7 @@ class RankExchange:
     """
 
     def __init__(self, captured: Capture, stage_graphs: Sequence[StageGraph], ranks: Ranks) -> None:
+        self._watchdog = ranks.watchdog
         ipu_of = {stage_graph.stage: stage_graph.ipu for stage_graph in stage_graphs}
         values = {node.name: node.meta.get("val") for node in captured.graph.nodes}
         self._incoming: dict[int, Incoming] = {}
@@ -97,7 +98,12 @@ class RankExchange:
 
     def received(self, stage: int) -> Mapping[str, torch.Tensor]:
         """Return what a stage takes from the rank of the one before it."""
-        return self._incoming[stage].receive() if stage in self._incoming else {}
+        if stage not in self._incoming:
+            return {}
+        self._watchdog.set(f"waits for what stage {stage} takes")
+        values = self._incoming[stage].receive()
+        self._watchdog.set(f"runs stage {stage}")
+        return values
 
     def sent(self, stage: int) -> Collection[str]:
         """Return the names of what a stage hands to the rank of the one behind it."""
