@@ -50,11 +50,6 @@ class Attention:
             return tuple((shape, self.dtype) for shape in shapes)
         return tuple(part for shape in shapes for part in ((shape, torch.int8), ((*shape[:-1], 1), self.dtype)))
 
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of what is kept."""
-        return sum(torch.Size(shape).numel() * dtype.itemsize for shape, dtype in self.tensors)
-
 
 def attentions_of(cache: Any, *, rows: int, places: int, is_rounded: bool = False) -> tuple[Attention, ...]:
     """Read off a cache that upstream filled with one token what each attention of the model caches; nothing may be.

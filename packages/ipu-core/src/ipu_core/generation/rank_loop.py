@@ -11,6 +11,7 @@ Shapes: R rows of a group, T tokens so far.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -172,14 +173,12 @@ class _Decoding:
             torch.set_rng_state(state)  # where tokens are drawn generators go on, and elsewhere too
         return found
 
-    @property
+    @functools.cached_property
     def choices(self) -> Choices:
         """How tokens come from the last rank: which one that is, is known once a step has run."""
-        if not hasattr(self, "_choices"):
-            from ..engines.distributed.choices import Choices
+        from ..engines.distributed.choices import Choices
 
-            self._choices = Choices(self.ranks, self.run.model._decoder.last_ipu)
-        return self._choices
+        return Choices(self.ranks, self.run.model._decoder.last_ipu)
 
 
 def refuse_on_ranks(model: PipelineMixin, engine: str, tokens_per_call: int) -> None:
