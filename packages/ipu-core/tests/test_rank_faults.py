@@ -3,9 +3,9 @@
 
 import pytest
 import rank_faults
-from ipu_core import IPUConfig, generation_model, inference_model, to_pipelined, training_model
+from ipu_core import IPUConfig, inference_model, to_pipelined, training_model
 from ipu_core.engines.registry import usable_engine
-from ipu_core.errors import EngineNotAvailableError, GenerationModeError, IncompatibleIPUConfigError
+from ipu_core.errors import EngineNotAvailableError, IncompatibleIPUConfigError
 from models import Chain, batch, make
 from ranks import Failure, ranks_results, run_ranks
 
@@ -65,8 +65,3 @@ def test_the_host_engine_refuses_zero_bubble():
     executor = training_model(to_pipelined(make(Chain), IPUConfig(schedule="zero_bubble")))
     with pytest.raises(IncompatibleIPUConfigError, match="`schedule='zero_bubble'` is for ranks"):
         executor(**batch(2))
-
-
-def test_ranks_do_not_generate():
-    with pytest.raises(GenerationModeError, match="`engine='distributed'` trains and infers, and does not generate"):
-        generation_model(to_pipelined(rank_faults.make(rank_faults.CASE), IPUConfig()), engine="distributed")

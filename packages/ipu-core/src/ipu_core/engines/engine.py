@@ -13,6 +13,7 @@ from ..compile.disk_cache import ExecutableCache
 from ..config.execution_config import ExecutionConfig
 from ..partition.lowered import Lowered
 from ..runtime.program import Returned, StageProgram
+from ..runtime.share import ALL_STAGES, StepShare
 
 if TYPE_CHECKING:
     from ..model.mixin import PipelineMixin
@@ -20,11 +21,17 @@ if TYPE_CHECKING:
     MakeProgram = Callable[
         [PipelineMixin, Lowered, ExecutionConfig, ExecutableCache, str | None, Returned], StageProgram
     ]
+    MakeShare = Callable[[PipelineMixin, Lowered, ExecutionConfig], StepShare]
+
+
+def all_stages(model: PipelineMixin, lowered: Lowered, config: ExecutionConfig) -> StepShare:
+    """Return the share of decode steps of an engine that runs all stages in this process."""
+    return ALL_STAGES
 
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
-    """One engine: a value with a name and two functions.
+    """One engine: a value with a name and three functions.
 
     Attributes:
         name: what `engine=` calls it.
@@ -34,6 +41,7 @@ class Engine:
         check: refuses, before anything is captured, what the engine cannot run: ``check(model, config)``.
         program: makes what was lowered ready to run: ``program(model, lowered, config, cache, loss, returned)``, with
             the value of the graph that a backward pass starts from, None in inference, and what the caller reads.
+        share: makes the share of a decode step that this process runs: ``share(model, lowered, config)``.
         has_ranks: whether each IPU is a process of its own: replicas run side by side, and IPUs that read a tied
             parameter have copies of it.
         steps_itself: whether a training program runs all micro-batches of a call at once, and steps the optimizer in
@@ -47,6 +55,7 @@ class Engine:
     inert: tuple[str, ...] = ()
     check: Callable[[torch.nn.Module, ExecutionConfig], None] | None = None
     program: MakeProgram | None = None
+    share: MakeShare = all_stages
     has_ranks: bool = False
     steps_itself: bool = False
     started_by: str = ""

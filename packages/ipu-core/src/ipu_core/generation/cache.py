@@ -50,11 +50,6 @@ class Attention:
             return tuple((shape, self.dtype) for shape in shapes)
         return tuple(part for shape in shapes for part in ((shape, torch.int8), ((*shape[:-1], 1), self.dtype)))
 
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of what is kept."""
-        return sum(torch.Size(shape).numel() * dtype.itemsize for shape, dtype in self.tensors)
-
 
 def attentions_of(cache: Any, *, rows: int, places: int, is_rounded: bool = False) -> tuple[Attention, ...]:
     """Read off a cache that upstream filled with one token what each attention of the model caches; nothing may be.
@@ -268,7 +263,7 @@ class StaticKV(Cache):
 
     Attributes:
         attentions: what each attention caches.
-        tensors: what each of them keeps.
+        tensors: what each of them keeps, on the meta device where another process has it.
         length: the number of tokens in it.
         capacity: the most it is for.
         is_written: whether the encoder's keys and values are there.
@@ -288,12 +283,12 @@ class StaticKV(Cache):
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all keys and values."""
-        return sum(attention.num_bytes for attention in self.attentions)
+        """Bytes of the keys and values that are here."""
+        return sum(tensor.nbytes for tensor in self.tensors if not tensor.is_meta)
 
     def move(self, devices: Sequence[torch.device | None]) -> None:
-        """Move each tensor to a device, where it has one."""
-        self.tensors = tuple(t if d is None else t.to(d) for t, d in zip(self.tensors, devices, strict=True))
+        """Move each tensor to a device, where it has one; one that was nowhere begins there."""
+        self.tensors = tuple(t if d is None else _moved(t, d) for t, d in zip(self.tensors, devices, strict=True))
 
     def slots(self, position: torch.Tensor) -> Slots:
         """Return it as a captured graph takes it; `position` is a scalar tensor of `length`."""
@@ -345,6 +340,10 @@ class StaticKV(Cache):
             for tensor in kept:
                 used = tensor[: len(beam_idx)] if attention.is_cross else tensor[: len(beam_idx), :, : self.length]
                 used.copy_(used.index_select(0, beam_idx.to(tensor.device)))
+
+
+def _moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    return torch.zeros_like(tensor, device=device) if tensor.is_meta else tensor.to(device)
 
 
 class GroupedKV(Cache):

@@ -19,6 +19,7 @@ from ..compile.disk_cache import ExecutableCache
 from ..compile.stages import STEP_OPTIONS, Compilation, changed_once
 from ..compile.worker_pool import Compilers
 from ..config.execution_config import ExecutionConfig
+from ..engines.engine import Engine
 from ..errors import GenerationModeError
 from ..kernels.decode import DecodeKernels
 from ..kernels.quantization import Quantization
@@ -26,7 +27,7 @@ from ..kernels.quantize_pass import QuantizedWeight, QuantizedWeights, Quantizer
 from ..kernels.sink_pass import sink
 from ..lowering import lower
 from ..partition.stage_graph import StageGraph
-from ..runtime.device_placement import DevicePlacement, homes
+from ..runtime.device_placement import DevicePlacement
 from ..runtime.replay import Replay
 from ..runtime.streaming import NOTHING_STREAMED, ParameterCopies, StreamedParameters
 from ..runtime.weights import Tensors, Weights
@@ -72,6 +73,7 @@ class Parts:
         view: the part of it that is captured.
         later_view: the same for what need not come by every point, for another program did.
         config: its options for inference.
+        engine: where steps run.
         rows: of every call of a program.
         weights: one of WEIGHTS, to quantize those of linear layers; None to leave them.
         quantizer: has those that are quantized.
@@ -88,6 +90,7 @@ class Parts:
     view: Any
     later_view: Any
     config: ExecutionConfig
+    engine: Engine
     rows: int
     weights: str | None
     quantizer: Quantizer
@@ -128,6 +131,7 @@ class Program:
         config = parts.config
         view = parts.later_view if kind.is_cached and not kind.writes_cross else parts.view
         self.lowered = lower(view, config, batch, micro_batch_size=parts.rows, cache=parts.cache)
+        self._share = parts.engine.share(parts.model, self.lowered, config)
         captured = self.lowered.captured
         self._weights: Tensors = Weights(captured, parts.model)
         stage_graphs = self.lowered.stage_graphs
@@ -153,7 +157,7 @@ class Program:
                     more={quantized_weight.name: quantized_weight.like for quantized_weight in quantized_weights},
                     options=STEP_OPTIONS,
                     operators=kernels.operators,
-                    only=list(itertools.compress(lowered, is_chosen)),
+                    only=self._share.own(list(itertools.compress(lowered, is_chosen))),
                     compilers=parts.compilers,
                 )
             stage_graphs = lowered
@@ -166,22 +170,29 @@ class Program:
         self.moves = dict(moves)
 
     @functools.cached_property
-    def device_placement(self) -> DevicePlacement:
+    def _device_placement(self) -> DevicePlacement:
         """Where the tensors it reads have to be."""
         return DevicePlacement(self._weights, self.lowered.stage_graphs, self._streamed)
 
+    def begin(self) -> None:
+        """Have the model's tensors where they are read, for another turn."""
+        self._share.fetch()
+        self._device_placement.move_to_stages()
+
     def replay(self) -> Replay:
-        """Return it as a line of calls, with tensors of its own."""
+        """Return what this process runs of it as a line of calls, with tensors of its own."""
         if any(self._kernels.are_called(stage_graph.program) for stage_graph in self.lowered.stage_graphs):
             self._kernels.load(self._cache)
         if self._compilation is not None:
             self.lowered = replace(self.lowered, stage_graphs=self._compilation.finish())
             self._compilation = None
-        return Replay(self.lowered.captured, self.lowered.stage_graphs, self._weights, self._streamed)
+        stage_graphs = self.lowered.stage_graphs
+        own, exchange = self._share.own(stage_graphs), self._share.exchange(stage_graphs)
+        return Replay(self.lowered.captured, own, self._weights, self._streamed, exchange)
 
     def place(self, cache: StaticKV) -> None:
         """Move what is cached to the devices of the stages that write it."""
-        home = homes(self.lowered.stage_graphs)
+        home = self._share.homes(self.lowered.stage_graphs)
         paths = {source.name: value for value, source in self.lowered.captured.sources.items()}
         # The first leaf is the position.
         cache.move([home.get(paths.get(f"{CACHE}[{i + 1}]", "")) for i in range(len(cache.tensors))])
@@ -210,7 +221,7 @@ class BoundProgram:
         own = {n for n, v in leaves.items() if isinstance(v, torch.Tensor) and not _is_cached(n)}
         moves = self._program.moves
         if turn != self._turn:
-            self._program.device_placement.move_to_stages()
+            self._program.begin()
             self._bound = {name: leaf.clone() if name in own else leaf for name, leaf in leaves.items()}
             self._replay.bind(self._bound)
             self._turn, self._given, self._streak = turn, {name: leaves[name] for name in own}, 0

@@ -25,6 +25,7 @@ from ..capture.guards import Guards
 from ..compile.disk_cache import ExecutableCache
 from ..compile.worker_pool import Compilers
 from ..config.execution_config import ExecutionConfig
+from ..engines.engine import Engine
 from ..errors import CacheError, CaptureError, CompileError, GenerationModeError, IncompatibleIPUConfigError, IPUError
 from ..kernels.decode import TORCH, decode_kernels
 from ..kernels.quantize_pass import Quantizer
@@ -85,6 +86,7 @@ class Decoder:
     Args:
         model: made by `to_pipelined`.
         config: its options for inference.
+        engine: where its steps run.
         sizes: the shapes.
         weights: one of WEIGHTS, to quantize those of linear layers; None to leave them.
         rounds_cache: whether keys and values are kept as integers of 8 bits.
@@ -98,6 +100,7 @@ class Decoder:
         self,
         model: PipelineMixin,
         config: ExecutionConfig,
+        engine: Engine,
         sizes: Sizes,
         *,
         weights: str | None = None,
@@ -127,6 +130,7 @@ class Decoder:
             view=view,
             later_view=view if later is points else part(model, StepView, rewrites_with(model, later)),
             config=config,
+            engine=engine,
             rows=sizes.rows,
             weights=weights,
             quantizer=Quantizer(),
@@ -165,6 +169,11 @@ class Decoder:
     def programs(self) -> tuple[Lowered, ...]:
         """What was made of the model, for the most tokens first."""
         return tuple(program.lowered for _, program in sorted(self._parts.programs.items(), reverse=True))
+
+    @property
+    def last_ipu(self) -> int:
+        """The IPU that has the logits; there is a program."""
+        return self.programs[0].plan.stages[-1].ipu
 
     @property
     def num_bytes(self) -> int:
@@ -209,7 +218,9 @@ class Decoder:
         if self._cache is None:
             attentions = self._attentions(encoder_outputs)
             capacity = self.sizes.max_length
-            self._cache = StaticKV(attentions, capacity=capacity, device=self._device) if attentions else None
+            # Of a process that has some of the stages it is nowhere until it is known which attentions these are.
+            device = torch.device("meta") if self._parts.engine.has_ranks else self._device
+            self._cache = StaticKV(attentions, capacity=capacity, device=device) if attentions else None
         else:
             self._cache = self._cache.renewed()
         return self._cache
@@ -415,7 +426,7 @@ class Decoder:
         if self._compiles_ahead():
             self._parts.compilers.start()  # they get ready while the first graph is captured
         try:
-            program = Program(self._parts, kind, batch, moves)
+            program = Program(self._parts, kind, self._all_there(batch), moves)
             self._parts.guards.take(program.lowered.captured)
             self._parts.programs[kind] = program
         except Exception as error:
@@ -426,6 +437,15 @@ class Decoder:
             raise CacheError(
                 f"`{name}` has no forward of static shapes with a cache ({error}): generate with `use_cache=False`"
             ) from error
+
+    def _all_there(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return a batch as one process would have it, for a graph to be made of: without values."""
+
+        def stand_in(tensor: torch.Tensor) -> torch.Tensor:
+            return torch.empty_like(tensor, device=self._device) if tensor.is_meta else tensor
+
+        there: Mapping[str, Any] = pytree.tree_map_only(torch.Tensor, stand_in, dict(batch))
+        return there
 
     def _batch(
         self, given: Mapping[str, Any], cache: StaticKV | None, first: int, last: int, width: int

@@ -12,7 +12,7 @@ import inspect
 import logging
 import threading
 from collections.abc import Collection, Hashable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import GenerationConfig
@@ -33,9 +33,13 @@ from .cache import GroupedKV, StaticKV
 from .decode_step import WEIGHTS
 from .decoder import EMBEDS, LARGEST_PREFILL_CHUNK, Decoder, Sizes
 from .loops import DeviceLoop
+from .rank_loop import RankLoop, refuse_on_ranks
 from .step_points import EncoderPoints, points_of_parts, refuse_other_loops, values_of_groups
 from .upstream_loop import repeated, upstream_loop
 from .views import ASKING, EncoderView, part
+
+if TYPE_CHECKING:
+    from ..engines.distributed.ranks import Ranks
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +68,7 @@ class Generator:
         *,
         in_flight: int = 1,
         rounds_cache: bool = False,
+        on_all_ranks: bool = False,
     ) -> None:
         self.model = model
         self.config = config
@@ -73,6 +78,8 @@ class Generator:
         self._rounding: dict[str, Any] = {"weights": weights, "rounds_cache": rounds_cache}
         self.tokens_per_call = tokens_per_call
         self.in_flight = in_flight
+        self._on_all_ranks = on_all_ranks
+        self._ranks: Ranks | None = None  # of an engine with ranks, once they have met
         self.decoders: tuple[Decoder, ...] = ()  # one for each group in flight
         self.executors: dict[Hashable, tuple[Executor, int]] = {}
         self.activations: tuple[dict[str, torch.Tensor], ...] = ()  # of each step of the last call
@@ -93,8 +100,10 @@ class Generator:
         return self._encoder_points.activations
 
     @property
-    def device_loop(self) -> DeviceLoop | None:
-        """The decode loop of several tokens per call, or groups; None where upstream's own runs."""
+    def device_loop(self) -> DeviceLoop | RankLoop | None:
+        """The decode loop of several tokens per call, of groups, or of ranks; None where upstream's own runs."""
+        if self._ranks is not None:
+            return RankLoop(self._ranks, self.in_flight)
         loop = DeviceLoop(self.tokens_per_call, self.in_flight)
         return None if loop == DeviceLoop(1, 1) else loop
 
@@ -120,10 +129,13 @@ class Generator:
         self._encoder_points.begin(self._values)
         _refuse_other_inputs(self.model, args, kwargs)
         _refuse_other_modes(self.model, kwargs)
+        if self.engine.has_ranks:
+            self._meet(kwargs)
         if self.device_loop is not None and kwargs.get("custom_generate") is not None:
             raise GenerationModeError(
                 f"`custom_generate` is a loop of its own, and `tokens_per_call={self.tokens_per_call}` with "
-                f"`in_flight={self.in_flight}` asks for another one: leave one of them out"
+                f"`in_flight={self.in_flight}` and `engine={self.engine.name!r}` asks for another one: leave one of "
+                "them out"
             )
         self._is_under_way = False
         for decoder in self.decoders[:1]:
@@ -134,11 +146,27 @@ class Generator:
             for name in ("activations", "encoder_activations") if isinstance(outputs, dict) else ():
                 if found := getattr(self, name):
                     outputs[name] = found
-            return outputs
+            return outputs if self._returns else None
         except IPUError:
             if not any(decoder.num_captures for decoder in self.decoders):
                 self.decoders = ()  # a call that was refused fixes no sizes
             raise
+
+    @property
+    def _returns(self) -> bool:
+        """Whether this process returns what was generated."""
+        return self._ranks is None or self._on_all_ranks or self._ranks.is_first
+
+    def _meet(self, kwargs: dict[str, Any]) -> None:
+        """Meet the other ranks before the first call; where nothing is returned nothing is streamed."""
+        from ..engines.distributed.ranks import ranks_for
+
+        if self._ranks is None:
+            assert self.engine.check is not None, "it is usable"
+            self.engine.check(self.model, self.config)
+            self._ranks = ranks_for(self.config, next(self.model.parameters()).device)
+        if kwargs.get("streamer") is not None and not self._returns:
+            kwargs["streamer"] = _SilentStreamer()
 
     def schedule(self, num_tokens: int) -> Schedule:
         """Return what every IPU does for some tokens between two looks of the host; it prints as a grid.
@@ -177,7 +205,7 @@ class Generator:
                     "batch that is a multiple of it"
                 )
             more: dict[str, Any] = {"in_flight": self.in_flight, "source_length": self._source_length}
-            first = Decoder(self.model, self.config, Sizes(**sizes, **more), **self._rounding)
+            first = Decoder(self.model, self.config, self.engine, Sizes(**sizes, **more), **self._rounding)
             self.decoders = (first, *(first.sibling() for _ in range(1, self.in_flight)))
         known = self.decoders[0].sizes
         # A call that generates several times has fewer sequences left towards its end.
@@ -224,7 +252,7 @@ class Generator:
         sizes = dataclasses.replace(
             known, max_length=max(max_length, known.max_length), source_length=self._source_length
         )
-        first = Decoder(self.model, self.config, sizes, **self._rounding)
+        first = Decoder(self.model, self.config, self.engine, sizes, **self._rounding)
         self.decoders = (first, *(first.sibling() for _ in range(1, self.in_flight)))
 
     @staticmethod
@@ -311,6 +339,14 @@ class Generator:
         return executor(**(repeated(inputs, all_rows) if self._is_under_way else inputs)), rows
 
 
+class _SilentStreamer:
+    """A streamer of a rank that returns nothing."""
+
+    def put(self, value: torch.Tensor) -> None: ...
+
+    def end(self) -> None: ...
+
+
 def _lengthened(value: Any, missing: int) -> Any:
     """Fill what is of a source, [R, S] or [R, S, D], up with zeros: a mask hides them."""
     if missing <= 0 or not isinstance(value, torch.Tensor) or value.dim() < 2:
@@ -332,6 +368,7 @@ def generation_model(
     in_flight: int = 1,
     activations: Collection[str] | None = None,
     interventions: Mapping[str, Any] | None = None,
+    on_all_ranks: bool = False,
 ) -> Generator:
     """Make a generator of a pipelined model, with static caches.
 
@@ -342,7 +379,8 @@ def generation_model(
 
     Args:
         model: made by `to_pipelined`.
-        engine: "host" (the default), or another engine `ipu doctor` calls usable.
+        engine: "host" (the default), "distributed" where `torchrun` started a process an IPU, or another engine that
+            `ipu doctor` calls usable.
         batch_size: sequences of every call; by default those of the first one.
         num_beams: beams of each, or the sequences that are sampled of it (`num_return_sequences`); by default those of
             the first call.
@@ -364,11 +402,14 @@ def generation_model(
         activations: names or patterns of points to read in each step; see `ipu_core.points`.
         interventions: what is done to points, as for `inference_model`; `points.steer(vector, from_step=1)` begins with
             a step.
+        on_all_ranks: whether every process of a distributed run returns what was generated; by default the first does,
+            and the others None.
 
     Raises:
         PointError: a point that the model does not have, an intervention from a step on in an encoder; when capturing,
             a point that never runs.
-        GenerationModeError: activations of several tokens a call, or an engine with ranks.
+        GenerationModeError: activations of several tokens a call or on ranks; on ranks, a model with an encoder, or
+            `tokens_per_call`.
         EngineNotAvailableError: the engine is not usable here.
         TypeError: `model` is not pipelined, or is none of transformers, or a number is none.
         ValueError: `weights` or `cache_dtype` is something else, or `tokens_per_call` or `in_flight` is less than 1.
@@ -394,15 +435,17 @@ def generation_model(
     config = model.ipu_config.for_inference()
     if config.compile:
         refuse_other_processors(model, config)
-    more: dict[str, Any] = {"in_flight": in_flight, "rounds_cache": cache_dtype is not None}
+    more: dict[str, Any] = {
+        "in_flight": in_flight,
+        "rounds_cache": cache_dtype is not None,
+        "on_all_ranks": on_all_ranks,
+    }
     model = with_points(model, activations, interventions)
     refuse_other_loops(model, tokens_per_call=tokens_per_call, in_flight=in_flight)
     chosen = usable_engine(engine)
     if chosen.has_ranks:
-        raise GenerationModeError(
-            f"`engine={chosen.name!r}` trains and infers, and does not generate: its ranks have no way back from the "
-            "last stage to the first; generate with `engine='host'`, whose stages may be on several `devices`"
-        )
+        refuse_on_ranks(model, chosen.name, tokens_per_call)
+        config = dataclasses.replace(config, ties_apart=True)
     return Generator(model, config, chosen, sizes, weights, tokens_per_call, **more)
 
 

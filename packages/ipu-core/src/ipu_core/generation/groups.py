@@ -42,14 +42,23 @@ Value = TypeVar("Value", bound=tuple[torch.Tensor, ...])
 class Loop(Protocol[Value]):
     """What a decode loop does in each step."""
 
+    def begin(self, run: Run, ids: torch.Tensor) -> Value:
+        """Return what the whole batch begins with, after a prompt [R, T]."""
+
     def ids(self, value: Value, length: int) -> torch.Tensor:
         """Return the tokens so far, [rows, T]."""
 
     def next(self, run: Run, group: Group, value: Value, logits: torch.Tensor, length: int) -> Value:
         """Choose tokens for the whole batch, each row's from that row alone."""
 
-    def reorder(self, group: Group, value: Value, length: int) -> None:
-        """Let the cache of a group follow its rows."""
+    def origins(self, value: Value, length: int) -> torch.Tensor | None:
+        """Return the row of the whole batch that each row goes on from, [rows]; None where they stay."""
+
+    def is_done(self, run: Run, value: Value) -> torch.Tensor:
+        """Return whether the whole batch has ended."""
+
+    def result(self, run: Run, value: Value) -> dict[str, Any]:
+        """Return what upstream's loop returns, by name."""
 
 
 class Group:
@@ -85,14 +94,14 @@ class Group:
         elif decoder.can_advance(self.model_kwargs.get(CACHE)):
             # From here on masks and positions are the decoder's to count: those in `model_kwargs` are read no more.
             all_logits = yield from decoder.advancing(ids[:, -1:])
-            return all_logits[:, -1].to(copy=True, dtype=torch.float32, device=ids.device)
+            return _scores_of(all_logits, ids)
         else:
             length = 1 if self.model_kwargs["use_cache"] else None
             inputs = self.model.prepare_inputs_for_generation(ids, next_sequence_length=length, **self.model_kwargs)
             outputs = self.model(**inputs, return_dict=True)
         self._is_first_step = False
         self.model_kwargs = updated_model_kwargs(self.model, outputs, self.model_kwargs)
-        return outputs.logits[:, -1].to(copy=True, dtype=torch.float32, device=ids.device)
+        return _scores_of(outputs.logits, ids)
 
     def of(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the part of a tensor, of rows or sequences of the whole batch, that is this group's."""
@@ -129,11 +138,20 @@ class Group:
             if kept is not None and steps:
                 del kept[-steps:]
 
-    def reorder(self, rows: torch.Tensor) -> None:
-        """Let each row go on from the row of the whole batch that `rows` names; they are of this group."""
-        if self.model_kwargs.get(CACHE) is not None:
-            first = int(self.first * len(rows) / (self.last - self.first))
-            self.model_kwargs[CACHE] = self.model.reordered_cache(self.model_kwargs[CACHE], rows - first)
+    def reorder(self, rows: torch.Tensor | None) -> None:
+        """Let the cache of each row go on from the row of the whole batch that `rows` names, one of this group."""
+        if rows is not None and self.model_kwargs.get(CACHE) is not None:
+            self.model_kwargs[CACHE] = self.model.reordered_cache(self.model_kwargs[CACHE], self.within(rows))
+
+    def within(self, rows: torch.Tensor) -> torch.Tensor:
+        """Number rows of the whole batch, as many as this group has, from the first of this group."""
+        return rows - int(self.first * len(rows) / (self.last - self.first))
+
+
+def _scores_of(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Return the last of some logits as upstream's processors take them; those that another rank has stay without."""
+    there = logits.device if logits.is_meta else ids.device
+    return logits[:, -1].to(copy=True, dtype=torch.float32, device=there)
 
 
 class Run:
@@ -204,7 +222,7 @@ class Run:
             if len(self._random) == step + 1:
                 self._random.append(generator_states())
             value = mapped(group.of, everyone)
-            loop.reorder(group, value, length)
+            group.reorder(loop.origins(value, length))
             found.append(value)
         return found
 
@@ -229,20 +247,21 @@ class Run:
         if steps and self.cache is not None:
             self.cache.crop(steps)
 
-    def output(self, sequences: torch.Tensor, **of_beams: Any) -> Any:
-        """Return what upstream's loop returns."""
+    def kept(self) -> dict[str, Any]:
+        """Return what was kept of each step, by name."""
+        return {
+            "scores": _of_each_step([group.scores for group in self.groups]),
+            "logits": _of_each_step([group.logits for group in self.groups]),
+        }
+
+    def output(self, *, sequences: torch.Tensor, **more: Any) -> Any:
+        """Return what upstream's loop returns: sequences, or a result that has more, by name."""
         if not self.config.return_dict_in_generate:
             return sequences
         kinds: Any = (GenerateDecoderOnlyOutput, GenerateBeamDecoderOnlyOutput)
         if self.model.config.is_encoder_decoder:
             kinds = (GenerateEncoderDecoderOutput, GenerateBeamEncoderDecoderOutput)
-        return kinds[bool(of_beams)](
-            sequences=sequences,
-            scores=_of_each_step([group.scores for group in self.groups]),
-            logits=_of_each_step([group.logits for group in self.groups]),
-            **{CACHE: self.cache},
-            **of_beams,
-        )
+        return kinds["beam_indices" in more](sequences=sequences, **{CACHE: self.cache}, **more)
 
 
 def _of_each_step(kept: Sequence[list[torch.Tensor] | None]) -> tuple[torch.Tensor, ...] | None:

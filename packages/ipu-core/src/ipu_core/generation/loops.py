@@ -26,7 +26,7 @@ from .._transformers import (
     pad_token,
     top_continuations,
 )
-from .groups import Group, Run, joined
+from .groups import Group, Loop, Run, Value, joined
 
 UNLIKELY = -1e9  # upstream's score of a beam that is not one yet
 
@@ -50,7 +50,7 @@ class DeviceLoop:
             GenerationModeError: `synced_gpus`; with groups, a processor or criterion that may look at other rows.
         """
         run = Run(model, len(input_ids), self.in_flight, **given)
-        return _sample(run, input_ids, self.tokens_per_call, streamer)
+        return _decode(run, RowLoop(), input_ids, self.tokens_per_call, streamer)
 
     def beam_search(self, model: Any, input_ids: torch.Tensor, **given: Any) -> Any:
         """Search with beams, or sample them, as upstream's `_beam_search`.
@@ -61,7 +61,31 @@ class DeviceLoop:
         run = Run(model, len(input_ids), self.in_flight, **given)
         # Beams that go on too long are reordered, and a cache cannot be put back: one that is returned is not to be.
         is_returned = run.config.return_dict_in_generate and run.cache is not None
-        return _beam_search(run, input_ids, 1 if is_returned else self.tokens_per_call)
+        loop = BeamLoop(input_ids.shape[1])
+        return _decode(run, loop, input_ids, 1 if is_returned else self.tokens_per_call)
+
+
+def _decode(run: Run, loop: Loop[Value], ids: torch.Tensor, tokens_per_call: int, streamer: Any = None) -> Any:
+    """Go on until all have ended, looking once in so many tokens."""
+    groups: Sequence[Value] = run.begun(loop.begin(run, ids))
+    length, is_done = ids.shape[1], False
+    while not is_done:
+        found = run.call(loop, groups, length, tokens_per_call)
+        is_done, surplus = _surplus([loop.is_done(run, joined(each)) for each in found])
+        groups = found[len(found) - 1 - surplus]
+        run.forget(surplus)
+        before, length = length, length + len(found) - surplus
+        if streamer is not None:
+            stream(streamer, loop.ids(joined(groups), length)[:, before:])
+    if streamer is not None:
+        streamer.end()
+    return run.output(**loop.result(run, joined(groups)), **run.kept())
+
+
+def stream(streamer: Any, tokens: torch.Tensor) -> None:
+    """Hand new tokens [R, T] to a streamer, those of a step together."""
+    for column in tokens.cpu().unbind(1):
+        streamer.put(column)
 
 
 def _surplus(ends: list[torch.Tensor]) -> tuple[bool, int]:
@@ -82,32 +106,19 @@ class _Rows(NamedTuple):
     unfinished: torch.Tensor
 
 
-def _sample(run: Run, ids: torch.Tensor, tokens_per_call: int, streamer: Any) -> Any:
-    """Search greedily, or sample."""
-    groups: Sequence[_Rows] = run.begun(_Rows(ids, torch.ones(len(ids), dtype=torch.long, device=ids.device)))
-    length, is_done = ids.shape[1], False
-    while not is_done:
-        found = run.call(_RowLoop(), groups, length, tokens_per_call)
-        is_done, surplus = _surplus([torch.cat([rows.unfinished for rows in each]).max() == 0 for each in found])
-        groups = found[len(found) - 1 - surplus]
-        run.forget(surplus)
-        ids = joined(groups).ids
-        if streamer is not None:
-            for column in ids[:, length:].cpu().unbind(1):
-                streamer.put(column)
-        length = ids.shape[1]
-    if streamer is not None:
-        streamer.end()
-    return run.output(ids)
-
-
-class _RowLoop:
+class RowLoop:
     """Greedy search and sampling."""
 
+    def begin(self, run: Run, ids: torch.Tensor) -> _Rows:
+        """Return what the whole batch begins with."""
+        return _Rows(ids, torch.ones(len(ids), dtype=torch.long, device=ids.device))
+
     def ids(self, rows: _Rows, length: int) -> torch.Tensor:
+        """Return the tokens so far, [R, T]."""
         return rows.ids
 
     def next(self, run: Run, group: Group, rows: _Rows, logits: torch.Tensor, length: int) -> _Rows:
+        """Choose the likeliest token of each row, or draw one."""
         scores = run.processed(group, rows.ids, logits, logits)
         if run.config.do_sample:
             tokens = torch.multinomial(scores.softmax(dim=-1), num_samples=1).squeeze(1)
@@ -118,8 +129,16 @@ class _RowLoop:
         ids = torch.cat([rows.ids, tokens[:, None]], dim=-1)
         return _Rows(ids, rows.unfinished & ~run.ended(group, ids))
 
-    def reorder(self, group: Group, rows: _Rows, length: int) -> None:
-        """Leave them."""
+    def is_done(self, run: Run, rows: _Rows) -> torch.Tensor:
+        """Return whether all sequences have ended."""
+        return rows.unfinished.max() == 0
+
+    def origins(self, rows: _Rows, length: int) -> None:
+        """Leave rows where they are."""
+
+    def result(self, run: Run, rows: _Rows) -> dict[str, Any]:
+        """Return all sequences."""
+        return {"sequences": rows.ids}
 
 
 class _Beams(NamedTuple):
@@ -144,29 +163,6 @@ class _Beams(NamedTuple):
     is_finished: torch.Tensor
     can_improve: torch.Tensor
     ended: torch.Tensor
-
-
-def _beam_search(run: Run, ids: torch.Tensor, tokens_per_call: int) -> Any:
-    """Search with beams, or sample them."""
-    config, prompt_length = run.config, ids.shape[1]
-    groups: Sequence[_Beams] = run.begun(_first_beams(run, ids))
-    length, is_done = prompt_length, False
-    while not is_done:
-        found = run.call(_BeamLoop(prompt_length), groups, length, tokens_per_call)
-        is_done, surplus = _surplus([_is_done(run, joined(each)) for each in found])
-        groups = found[len(found) - 1 - surplus]
-        run.forget(surplus)
-        length += len(found) - surplus
-    beams = joined(groups)
-    kept = config.num_return_sequences
-    origins = beams.origins[:, :kept].flatten(0, 1)
-    new_tokens = int((origins >= 0).sum(dim=1).max())
-    scores = beams.scores[:, :kept].flatten(0, 1)
-    return run.output(
-        beams.sequences[:, :kept].flatten(0, 1)[:, : prompt_length + new_tokens],
-        sequences_scores=scores if run.groups[0].scores is not None else None,
-        beam_indices=origins[:, :new_tokens],
-    )
 
 
 def _first_beams(run: Run, ids: torch.Tensor) -> _Beams:
@@ -196,25 +192,43 @@ def _first_beams(run: Run, ids: torch.Tensor) -> _Beams:
     )
 
 
-def _is_done(run: Run, beams: _Beams) -> torch.Tensor:
-    """Return whether the search has ended."""
-    unfinished = goes_on(run.model, beams.can_improve, beams.is_finished, beams.ended, run.config.early_stopping)
-    return ~unfinished
-
-
 @dataclass(frozen=True)
-class _BeamLoop:
+class BeamLoop:
     """Beam search and beam sampling after a prompt of some length."""
 
     prompt_length: int
 
+    def begin(self, run: Run, ids: torch.Tensor) -> _Beams:
+        """Return what the whole batch begins with."""
+        return _first_beams(run, ids)
+
     def ids(self, beams: _Beams, length: int) -> torch.Tensor:
+        """Return the tokens of the beams that go on, [R, T]."""
         return beams.running[:, :, :length].flatten(0, 1)
 
-    def reorder(self, group: Group, beams: _Beams, length: int) -> None:
-        group.reorder(beams.running_origins[..., length - self.prompt_length].flatten())
+    def origins(self, beams: _Beams, length: int) -> torch.Tensor:
+        """Return the row of the whole batch that each goes on from after a step at `length`."""
+        return beams.running_origins[..., length - self.prompt_length].flatten()
+
+    def is_done(self, run: Run, beams: _Beams) -> torch.Tensor:
+        """Return whether the search has ended."""
+        unfinished = goes_on(run.model, beams.can_improve, beams.is_finished, beams.ended, run.config.early_stopping)
+        return ~unfinished
+
+    def result(self, run: Run, beams: _Beams) -> dict[str, Any]:
+        """Return the best beams."""
+        kept = run.config.num_return_sequences
+        origins = beams.origins[:, :kept].flatten(0, 1)
+        new_tokens = int((origins >= 0).sum(dim=1).max())
+        scores = beams.scores[:, :kept].flatten(0, 1)
+        return {
+            "sequences": beams.sequences[:, :kept].flatten(0, 1)[:, : self.prompt_length + new_tokens],
+            "sequences_scores": scores if run.groups[0].scores is not None else None,
+            "beam_indices": origins[:, :new_tokens],
+        }
 
     def next(self, run: Run, group: Group, beams: _Beams, logits: torch.Tensor, length: int) -> _Beams:
+        """Choose the beams that go on, and those that have ended."""
         model, config = run.model, run.config
         batch_size, num_beams = beams.scores.shape
         eos = end_tokens(config)

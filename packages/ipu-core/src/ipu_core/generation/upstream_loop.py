@@ -17,6 +17,7 @@ from ..errors import GenerationModeError
 from ..model.mixin import view
 from ..upstream import CACHE
 from .decoder import EMBEDS, Decoder
+from .rank_loop import refuse_without_cache
 
 if TYPE_CHECKING:
     from .generator import Generator
@@ -77,6 +78,8 @@ class _Loop(GenerationHooks):
             raise GenerationModeError(
                 "`use_cache=False` keeps no keys and values, and `cache_dtype='int8'` says how: leave one of them out"
             )
+        if not config.use_cache and generator.engine.has_ranks:
+            refuse_without_cache(generator.model.plain_class().__name__)
         if not config.use_cache or model_kwargs.get(CACHE) is not None:
             return
         cache = generator.new_cache(model_kwargs.get("encoder_outputs"))
@@ -88,6 +91,8 @@ class _Loop(GenerationHooks):
             raise GenerationModeError(
                 f"`{name}` keeps no keys and values for `cache_dtype='int8'` to round: leave it out"
             )
+        if generator.engine.has_ranks:
+            refuse_without_cache(name)
         logger.warning("%s keeps no keys and values of attention: each step runs all tokens again", name)
         config.use_cache = model_kwargs["use_cache"] = False
 

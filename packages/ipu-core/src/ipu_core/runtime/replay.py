@@ -9,6 +9,7 @@ ones.
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -19,6 +20,7 @@ from ..batch import input_leaves
 from ..capture.capture import Capture
 from ..compile.executable import Executable, Spec
 from ..partition.stage_graph import StageGraph
+from .share import NOTHING_EXCHANGED, Exchange
 from .streaming import NOTHING_STREAMED, StreamedParameters
 from .transfers import Call, moved, stage_call
 from .weights import Tensors
@@ -40,6 +42,8 @@ class Replay:
         stage_graphs: its stage graphs, in run order.
         weights: the model's tensors.
         streamed: parameters that live on the host, of which devices have copies for a while.
+        exchange: with the processes that run the stages that are not among these; what these make of the outputs is on
+            the meta device.
     """
 
     def __init__(
@@ -48,15 +52,22 @@ class Replay:
         stage_graphs: Sequence[StageGraph],
         weights: Tensors,
         streamed: StreamedParameters = NOTHING_STREAMED,
+        exchange: Exchange = NOTHING_EXCHANGED,
     ) -> None:
         self._captured = captured
-        self._streamed = streamed
+        self._streamed, self._exchange = streamed, exchange
         self._on_the_host: dict[str, torch.Tensor] = {}  # those that are streamed
         self._stage_graphs = tuple(stage_graphs)
         self._weights = weights
-        names = [*captured.sources, *(name for stage_graph in stage_graphs for name in stage_graph.outputs)]
+        made = [name for stage_graph in stage_graphs for name in stage_graph.outputs]
+        returned = [value for value in captured.outputs if isinstance(value, str)]
+        names = [*captured.sources, *made, *exchange.names, *returned]
         self._number = {name: i for i, name in enumerate(dict.fromkeys(names))}
         self._values: list[Any] = [None] * len(self._number)
+        elsewhere = set(returned) - {*captured.sources, *made}
+        for node in captured.graph.nodes if elsewhere else ():
+            if node.name in elsewhere:
+                self._values[self._number[node.name]] = torch.empty_like(node.meta["val"], device="meta")
         self._last = {name: i for i, stage_graph in enumerate(stage_graphs) for name in stage_graph.inputs}
         self._calls: list[_Call] = []
         self._is_checked = False
@@ -89,15 +100,18 @@ class Replay:
 
     def _turn_by_turn(self, turns: Iterator[None]) -> Generator[None, None, list[Any]]:
         values = self._values
-        stage = self._stage_graphs[0].stage if self._stage_graphs else 0
-        for stage_graph, call in zip(self._stage_graphs, self._calls, strict=True):
-            if stage_graph.stage != stage:
-                stage = stage_graph.stage
+        calls = zip(self._stage_graphs, self._calls, strict=True)
+        for position, (stage, parts) in enumerate(itertools.groupby(calls, lambda part: part[0].stage)):
+            if position:
                 yield
-            next(turns)  # what others, who had their turn at the stop, may have dropped is there again
-            self._run(stage_graph, call)
-            for number in call.forgotten:
-                values[number] = None
+            for name, value in self._exchange.received(stage).items():
+                values[self._number[name]] = value
+            for stage_graph, call in parts:
+                next(turns)  # what others, who had their turn at the stop, may have dropped is there again
+                self._run(stage_graph, call)
+                for number in call.forgotten:
+                    values[number] = None
+            self._exchange.send(stage, {name: values[self._number[name]] for name in self._exchange.sent(stage)})
         self._is_checked = True
         return [values[self._number[v]] if isinstance(v, str) else v.value for v in self._captured.outputs]
 
@@ -118,7 +132,8 @@ class Replay:
             values[number] = value
 
     def _call(self, index: int, stage_graph: StageGraph, fixed: Mapping[str, Any]) -> _Call:
-        kept = {value for value in self._captured.outputs if isinstance(value, str)} | self._captured.sources.keys()
+        returned = {value for value in self._captured.outputs if isinstance(value, str)}
+        kept = returned | self._captured.sources.keys() | set(self._exchange.names)
         weights = [fixed.get(name) for name in stage_graph.inputs]
         if stage_graph.device is not None:
             weights = [moved(v, stage_graph.device) if isinstance(v, torch.Tensor) else v for v in weights]

@@ -16,6 +16,7 @@ from ...config.options import HARDWARE_HINTS
 from ...errors import IncompatibleIPUConfigError
 from ...partition.lowered import Lowered
 from ...runtime.program import Returned, StageProgram
+from ...runtime.share import StepShare
 from ..engine import Engine
 
 if TYPE_CHECKING:
@@ -67,6 +68,12 @@ def _program(
     return DistributedProgram(model, lowered, config, cache, loss, returned)
 
 
+def _share(model: PipelineMixin, lowered: Lowered, config: ExecutionConfig) -> StepShare:
+    from .step_share import RankShare
+
+    return RankShare(model, lowered, config)
+
+
 DISTRIBUTED = Engine(
     name="distributed",
     meaning="a process an IPU, started by torchrun, with torch.distributed",
@@ -74,5 +81,6 @@ DISTRIBUTED = Engine(
     inert=("matmul_proportion", *HARDWARE_HINTS),
     check=_check,
     program=_program,
+    share=_share,
     has_ranks=True,
 )

@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from torch.utils.weak import WeakIdKeyDictionary
 
+from ...partition.stage_graph import StageGraph
+
 # Tensor -> the ranks that have its value; of one that is not in it, all have.
 _HAVE: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
@@ -31,6 +33,14 @@ def fetch(wanted: Iterable[tuple[torch.Tensor, frozenset[int]]]) -> None:
         if not readers <= have:
             dist.broadcast(tensor.detach(), src=min(have))
             _HAVE[tensor] = everyone
+
+
+def ipus_of_values(stage_graphs: Iterable[StageGraph]) -> dict[str, frozenset[int]]:
+    """Map each value that stages read to their IPUs."""
+    found: dict[str, frozenset[int]] = {}
+    for graph in stage_graphs:
+        found.update({name: found.get(name, frozenset()) | {graph.ipu} for name in graph.inputs})
+    return found
 
 
 def readers_of(

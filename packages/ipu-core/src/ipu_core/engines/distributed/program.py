@@ -75,7 +75,7 @@ class DistributedProgram:
         self._weights = Weights(lowered.captured, model)
         self._whole = Interpreter(lowered.captured, lowered.stage_graphs, self._weights)
         self._drawing = frozenset(graph.ipu for graph in lowered.stage_graphs if draws(graph))
-        self._ipus = self._ipus_of_values()
+        self._ipus = holdings.ipus_of_values(lowered.stage_graphs)
         self._results = Results(lowered, loss, returned, self._ranks)
         self._runners: dict[Any, _Runner] = {}
         self._sharded: ShardedOptimizer | None = None
@@ -84,7 +84,7 @@ class DistributedProgram:
 
     def move_to_stages(self, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Bring to this rank what its stages read, where another one has trained it."""
-        self._fetch({id(t): (t, self._global(ipus)) for t, ipus in self._readers().values()})
+        self._fetch({id(t): (t, self._ranks.of_ipus(ipus)) for t, ipus in self._readers().values()})
 
     def release(self) -> None:
         """Bring every parameter and buffer to all ranks, so that each has the whole model."""
@@ -127,7 +127,7 @@ class DistributedProgram:
             self._add_up(trained)
             gradients.put_back(held)
             holdings.changed(
-                (t, self._global(ipus))
+                (t, self._ranks.of_ipus(ipus))
                 for t, ipus in readers.values()
                 if t.requires_grad or not isinstance(t, torch.nn.Parameter)
             )
@@ -154,7 +154,7 @@ class DistributedProgram:
 
     def owners(self) -> dict[int, int]:
         """Map the identity of each parameter to the first of the ranks that train it."""
-        return {key: min(self._global(ipus)) for key, (_, ipus) in self._readers().items()}
+        return {key: min(self._ranks.of_ipus(ipus)) for key, (_, ipus) in self._readers().items()}
 
     def all_spans(self, spans: SpanList) -> SpanList:
         """Return what all ranks of the first replica measured, on one clock; all ranks call it alike."""
@@ -179,19 +179,8 @@ class DistributedProgram:
         self._recomputed = frozenset(made.get(id(graph), graph) for graph in self._recomputed)
         return replace(lowered, stage_graphs=tuple(made.get(id(graph), graph) for graph in lowered.stage_graphs))
 
-    def _ipus_of_values(self) -> dict[str, frozenset[int]]:
-        """Map each value to the IPUs that read it."""
-        found: dict[str, frozenset[int]] = {}
-        for graph in self._lowered.stage_graphs:
-            found.update({name: found.get(name, frozenset()) | {graph.ipu} for name in graph.inputs})
-        return found
-
     def _readers(self) -> dict[int, tuple[torch.Tensor, frozenset[int]]]:
         return holdings.readers_of(self._weights.read(self._ipus.keys()), self._ipus)
-
-    def _global(self, ipus: frozenset[int]) -> frozenset[int]:
-        """Return the ranks of some IPUs in all replicas, and in all copies."""
-        return frozenset(int(rank) for ipu in ipus for rank in self._ranks.mesh.mesh[..., ipu].flatten())
 
     def _tied(self) -> dict[int, tuple[int, ...]]:
         """Map the parameters that several IPUs read to these."""

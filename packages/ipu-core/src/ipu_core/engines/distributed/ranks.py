@@ -8,7 +8,7 @@ run as often as they allow, each time by ranks of its own, with the same results
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
@@ -50,6 +50,11 @@ class Ranks:
         return self.mesh.get_local_rank("ipu")
 
     @property
+    def is_first(self) -> bool:
+        """Whether this is the first rank of those that run together."""
+        return dist.get_rank() == self.rank(0, 0)
+
+    @property
     def num_replicas(self) -> int:
         """The number of replicas."""
         return self.mesh["replica"].size()
@@ -67,6 +72,10 @@ class Ranks:
     def rank(self, replica: int, ipu: int) -> int:
         """Return the rank of an IPU of a replica, of this copy."""
         return int(self.mesh.mesh[self.mesh.get_local_rank("copy"), replica, ipu])
+
+    def of_ipus(self, ipus: Collection[int]) -> frozenset[int]:
+        """Return the ranks of some IPUs in all replicas, and in all copies."""
+        return frozenset(int(rank) for ipu in ipus for rank in self.mesh.mesh[..., ipu].flatten())
 
     def of_copy(self) -> list[int]:
         """Return the ranks that run together."""

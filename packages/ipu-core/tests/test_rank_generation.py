@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Generation on ranks against the plain model's: tokens, scores and random numbers, on two and four processes."""
+
+import pytest
+import rank_generation
+from ipu_core import IPUConfig, generation_model, to_pipelined
+from ipu_core.errors import GenerationModeError
+from ranks import run_ranks
+from transformers import T5Config, T5ForConditionalGeneration
+
+REFUSED = {
+    "batch": "CacheError: `in_flight=2` groups cannot share a batch of 3 evenly",
+    "prompt": "RankMismatchError: the prompt differs between ranks",
+    "length": "RankMismatchError: `max_.*` differs between ranks: .* on rank 0, .* on rank 1",
+    "use_cache": "GenerationModeError: `LlamaForCausalLM` runs all tokens in each step",
+    "guidance_scale": "GenerationModeError: `guidance_scale` runs the model once more in each step",
+    "hidden_states": "GenerationModeError: `output_hidden_states` and `output_attentions` are of each step",
+    "world": "IncompatibleIPUConfigError: there are 2 ranks, and .* are 4 IPUs",
+}
+
+
+def assert_equal(found):
+    assert [found[name] for name in ("greedy", "ending", "sampled")] == [[], [], []]
+    assert found["stopped early"] and found["captures"] == 2
+
+
+@pytest.mark.turns(3)
+def test_two_ranks_generate_as_the_plain_model_and_refuse_what_they_do_not():
+    first, second = run_ranks(2, rank_generation.two_ranks)
+    for found in (first, second):
+        assert_equal(found["llama"])
+        held, whole = found["llama"]["cache"]
+        assert held == whole / 2
+        assert found["beams"] == []
+        assert found["trained"]["is_equal"]
+        for name, message in REFUSED.items():
+            with pytest.raises(AssertionError, match=message):
+                raise AssertionError(found["refused"][name])
+    assert first["trained"]["returns"] and not second["trained"]["returns"]
+    # The prompt, each step's tokens, and the end.
+    assert (first["trained"]["streamed"], second["trained"]["streamed"]) == (2 + rank_generation.NEW_TOKENS, 0)
+
+
+@pytest.mark.turns(16)
+@pytest.mark.parametrize(("kind", "in_flight"), [("gpt2", 4), ("llama", 1), ("llama", 2)])
+def test_four_ranks_generate_as_the_plain_model(kind, in_flight):
+    for found in run_ranks(4, rank_generation.equal_runs, kind, 4, in_flight):
+        assert_equal(found)
+
+
+def test_a_model_with_an_encoder_and_several_tokens_a_call_are_refused_on_ranks():
+    sizes = {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2, "vocab_size": 16}
+    t5 = to_pipelined(T5ForConditionalGeneration(T5Config(**sizes)), IPUConfig())
+    with pytest.raises(GenerationModeError, match="`T5ForConditionalGeneration` has an encoder"):
+        generation_model(t5, engine="distributed")
+    llama = to_pipelined(rank_generation.make("llama"), IPUConfig())
+    with pytest.raises(GenerationModeError, match="`tokens_per_call=4` lets a host wait for its devices less often"):
+        generation_model(llama, engine="distributed", tokens_per_call=4)
