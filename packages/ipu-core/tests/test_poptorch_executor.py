@@ -479,7 +479,7 @@ def test_inference_follows_the_training_of_its_module_and_not_edits():
 
 
 def test_weights_that_a_training_executor_has_are_plain_in_copies_and_files():
-    executor, _, (x, y), _ = trained(options())
+    executor, *_ = trained(options())
     model, weight = executor.model, executor.model.fc.weight
     assert type(weight).__name__ == "PoptorchParameter" and isinstance(weight, torch.nn.Parameter)
     assert weight.requires_grad and type(weight.detach()) is torch.Tensor and type(weight + 1) is torch.Tensor

@@ -58,7 +58,7 @@ DEFAULTS = {
 }
 
 
-# Arguments that are read into something else: a list of enumerations.
+# Arguments that have no effect, and are emptied.
 KEPT_OTHERWISE = {"debug"}
 
 

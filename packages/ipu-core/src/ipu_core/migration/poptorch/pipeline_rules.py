@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a pipeline of stages refuses: too few micro-batches, a weight of several IPUs, going back to an earlier stage."""
+"""What a pipeline of stages refuses: few micro-batches, a weight of several IPUs, going back to an earlier stage."""
 
 from __future__ import annotations
 
