@@ -65,9 +65,7 @@ class OldArguments:
             if old in changed:
                 self._set(old, new, changed[old])
         if self.debug:
-            note(
             note(f"`debug={self.debug}` has no effect here: no hook sees values; a loss that is not finite is named")
-            )
             self.debug = ""
         for old, (new, read) in READ.items():
             if old in changed:
