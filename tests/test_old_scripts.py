@@ -329,37 +329,69 @@ def test_image_classification(tmp_path):
     assert_same(tmp_path / "out", today, metrics)
 
 
-def test_packed_bert(tmp_path):
-    model = bert("BertForSequenceClassification")
+PACKED = {"attention_mask": [1, 1, 1, 2, 2, 2, 2, 0, 1, 2], "position_ids": [1, 2, 3, 1, 2, 3, 4, 0, 0, 0]}
+
+
+def packs(count):
+    """Return rows of two sentences, of which every third row lacks the label of the second."""
     generator = torch.Generator().manual_seed(0)
-    rows = [
-        {
-            "input_ids": torch.randint(5, 20, (10,), generator=generator).tolist(),
-            "attention_mask": [1, 1, 1, 2, 2, 2, 2, 0, 1, 2],
-            "position_ids": [1, 2, 3, 1, 2, 3, 4, 0, 0, 0],
-            "labels": [i % 2, (i // 2) % 2 if i % 3 else -100],
-        }
-        for i in range(8)
-    ]
-    folder, data = saved(tmp_path, model, rows)
+    ids = torch.randint(5, 20, (count, 10), generator=generator).tolist()
+    labels = [[i % 2, (i // 2) % 2 if i % 3 else -100] for i in range(count)]
+    return [{"input_ids": row, "labels": both, **PACKED} for row, both in zip(ids, labels, strict=True)]
+
+
+def test_packed_bert(tmp_path):
+    rows = packs(8)
+    # Eight micro-batches an update: an update sees every pack, whatever their order.
+    config = IPUConfig(layers_per_ipu=[1, 1], gradient_accumulation_steps=8)
+    folder, data = saved(tmp_path, bert("BertForSequenceClassification"), rows, config)
     assert run("run_packed_bert.py", folder, data, tmp_path / "out") == 0
 
-    plain = transformers.BertForSequenceClassification.from_pretrained(tmp_path / "out").eval()
-    losses = [loss_of_sentences(plain, **row) for row in rows[:3]]
+    plain = transformers.BertForSequenceClassification.from_pretrained(folder)
+    losses = trained_alone(plain, rows, rates=[1e-2, 2e-2 / 3, 1e-2 / 3])
+    written = json.loads((tmp_path / "out" / "train_results.json").read_text())
+    assert written["train_loss"] == pytest.approx(mean(losses), rel=1e-5)
+    found = plain.from_pretrained(tmp_path / "out")
+    with torch.inference_mode():
+        expected = sum(mean(losses_of_sentences(found.eval(), **row)).item() for row in rows[:3]) / 3
     written = json.loads((tmp_path / "out" / "eval_results.json").read_text())
-    assert written["eval_loss"] == pytest.approx(sum(losses) / 3, rel=1e-5)
+    assert written["eval_loss"] == pytest.approx(expected, rel=1e-5)
+    for (name, tensor), weight in zip(found.state_dict().items(), plain.state_dict().values(), strict=True):
+        if not name.endswith("key.bias"):  # it moves no attention: its gradient is rounding alone
+            torch.testing.assert_close(tensor, weight, atol=1e-5, rtol=1e-4, msg=name)
 
 
-@torch.inference_mode()
-def loss_of_sentences(plain, input_ids, attention_mask, labels, **_):
-    """Return the mean loss of the sentences of a row, each run alone, its first token at the end of the row."""
+def trained_alone(plain, rows, rates):
+    """Step a plain model on sentences that each run alone, once on all of them for each rate; return the losses.
+
+    A loss of an update is the mean over the labels of all its micro-batches.
+    """
+    optimizer = torch.optim.AdamW(plain.parameters(), weight_decay=0.0)
+    losses = []
+    for rate in rates:
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.zero_grad()
+        loss = mean([loss for row in rows for loss in losses_of_sentences(plain, **row)])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def mean(losses):
+    return sum(losses) / len(losses)
+
+
+def losses_of_sentences(plain, input_ids, attention_mask, labels, **_):
+    """Return the losses of the sentences of a row, each run alone, its first token at the end of the row."""
     losses = []
     for number, label in enumerate(labels, 1):
         *rest, first = [token for token, of in zip(input_ids, attention_mask, strict=True) if of == number]
         logits = plain.classifier(plain.bert(torch.tensor([[first, *rest]]))[0][:, 0])
         if label != -100:
-            losses.append(torch.nn.functional.cross_entropy(logits, torch.tensor([label])).item())
-    return sum(losses) / len(losses)
+            losses.append(torch.nn.functional.cross_entropy(logits, torch.tensor([label])))
+    return losses
 
 
 def test_stable_diffusion(tmp_path):

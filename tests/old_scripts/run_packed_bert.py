@@ -51,6 +51,6 @@ trainer = IPUTrainer(
     train_dataset=rows,
     eval_dataset=rows[:3],
 )
-trainer.train()
+trainer.save_metrics("train", trainer.train().metrics)
 trainer.save_model()
 trainer.save_metrics("eval", trainer.evaluate())

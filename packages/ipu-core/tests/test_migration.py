@@ -94,11 +94,25 @@ CONFIGS = [
         },
         {"inference_matmul_proportion": [0.6, 0.6, 0.1, 0.3]},
     ),
+    ({"matmul_proportion": 0.6}, {"ipus_per_replica": 1, "matmul_proportion": 0.6}),
+    ({"ipus_per_replica": 2, "matmul_proportion": 0.3}, {"inference_ipus_per_replica": 2}),
+    (
+        {"ipus_per_replica": 4, "matmul_proportion": [0.06, 0.1, 0.1, 0.1], "attn_matrix_target_mem_mb": 45},
+        {"inference_matmul_proportion": [0.06, 0.1, 0.1, 0.1]},
+    ),
+    # Those that its encoders and decoders share.
+    ({"layers_per_ipu": [6, 6]}, {"ipus_per_replica": 2}),
+    ({"layers_per_ipu": [3, 3, 6]}, {"ipus_per_replica": 3}),
+    ({"layers_per_ipu": [6, 0, 0, 6]}, {"ipus_per_replica": 4, "inference_layers_per_ipu": [6, 0, 0, 6]}),
+    ({"layers_per_ipu": [2, 2, 2, 6]}, {"ipus_per_replica": 4}),
+    ({"layers_per_ipu": [6, 2, 2, 2]}, {"ipus_per_replica": 4}),
     # Pod-keyed numbers, and keys that had no effect or are retired.
     ({"replication_factor": {"default": 2, "pod4": 1}}, {"replication_factor": 2}),
     ({"sharded_execution_for_inference": True, "enable_half_first_order_momentum": True}, {"ipus_per_replica": 1}),
     ({"parallelize_kwargs": {"use_cache": True}}, {"parallelize_kwargs": {"use_cache": True}}),
+    ({"inference_parallelize_kwargs": {"use_cache": True}}, {"parallelize_kwargs": {}}),
 ]
+assert len(CONFIGS) == 25
 
 
 @pytest.mark.parametrize(("options", "attributes"), CONFIGS)
@@ -131,7 +145,10 @@ def test_layers_lie_where_they_lay(options, layers, expected):
 
 @pytest.mark.parametrize(
     ("layers", "expected"),
-    [([6, 6], ([6], [6])), ([3, 3, 6], ([3, 3], [6])), ([6, 0, 0, 6], ([6, 0], [0, 6])), ([2, 2, 2, 6], None)],
+    [
+        *[([6, 6], ([6], [6])), ([3, 3, 6], ([3, 3], [6])), ([6, 0, 0, 6], ([6, 0], [0, 6])), ([2, 2, 2, 6], None)],
+        ([6, 2, 2, 2], ([6], [2, 2, 2])),
+    ],
 )
 def test_encoder_and_decoder_are_cut_where_they_were(layers, expected):
     for mode in ("training", "inference"):

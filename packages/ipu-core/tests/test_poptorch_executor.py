@@ -6,6 +6,11 @@ import copy
 import datetime
 import gc
 import io
+import pickle
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import ipu_core.migration.poptorch as poptorch
 import pytest
@@ -214,13 +219,49 @@ def test_an_input_that_is_changed_in_place_changes_for_the_caller():
     assert x.tolist() == returned.tolist() == [1, 1, 1, 1]
 
 
-def test_anchors_are_refused_by_name():
+def test_inputs_that_share_memory_are_not_both_changed_in_place():
+    x = torch.zeros(4)
+    with pytest.raises(Error, match="More than one alias for graph input"):
+        infer(lambda _, x, y: (x.add_(1), y.add_(2)), x, x)
+    assert infer(lambda _, x, y: (x.add_(1), y), x, x.clone())[0].tolist() == x.tolist() == [1, 1, 1, 1]
+
+
+def test_anchors_are_returned_as_outputs_are():
+    names = ["Gradient___fc.bias", "UpdatedVar___fc.weight", "Accl1___fc.weight", "finalLossScale"]
+    opts = options(di=2, ga=2, mode=poptorch.OutputMode.All)
+    for name in names:
+        opts.anchorTensor(name[:4], name)
+    executor, plain, batch, _ = trained(opts, lambda p: poptorch.optim.Adam(p, lr=0.1, loss_scaling=4.0))
+    found = {name: executor.getAnchoredTensor(name[:4]) for name in names}
+    assert {*names[:2], names[3]} <= {*executor.getTensorNames()}
+    assert found["finalLossScale"].tolist() == [4.0] * 4
+    for i, (x, y) in enumerate(zip(*(t.chunk(4)[:2] for t in batch), strict=True)):
+        (gradient,) = torch.autograd.grad(plain(x, y)[1], plain.fc.bias)
+        torch.testing.assert_close(found["Gradient___fc.bias"].chunk(4)[i], 4 * gradient)
+    first, _, _, last = found["UpdatedVar___fc.weight"].chunk(4)
+    assert torch.equal(last, executor.model.fc.weight) and not torch.equal(first, last)
+    accumulated = executor._optimizer.state_dict()["ipu_state"]["Accl1___fc.weight"]
+    assert torch.equal(found["Accl1___fc.weight"].chunk(4)[3], accumulated)
+
+
+def test_an_anchor_is_a_value_of_the_forward_or_is_refused_by_name():
+    opts = options(di=2).useIpuModel(False)
+    opts.anchorTensor("product", "mul")
+    executor = poptorch.inferenceModel(Scale().eval(), opts)
+    with pytest.raises(AssertionError, match="No tensor with name product found"):
+        executor.getAnchoredTensor("product")
+    executor(torch.ones(4))
+    assert "mul" in executor.getTensorNames() and executor.getAnchoredTensor("product").tolist() == [2, 2, 2, 2]
     opts = options()
     opts.anchorTensor("grad", "Gradient___fc.weight")
-    with pytest.raises(Error, match=r"anchorTensor: there are no anchors here \(\['grad'\]\)"):
-        poptorch.inferenceModel(Scale(), opts)
-    with pytest.raises(AssertionError, match="No tensor with name grad found"):
-        poptorch.inferenceModel(Scale()).getAnchoredTensor("grad")
+    with pytest.raises(Error, match="there is no tensor called Gradient___fc.weight; getTensorNames"):
+        poptorch.inferenceModel(Scale().eval(), opts)(torch.ones(2))
+
+
+def test_synthetic_data_leaves_inputs_unread():
+    executor = poptorch.inferenceModel(Scale().eval(), options().enableSyntheticData(True))
+    rows, _ = executor(torch.ones(2))
+    assert not rows.any() and executor.getLatency() == (0.0, 0.0, 0.0)
 
 
 # 2.3: arguments
@@ -391,21 +432,101 @@ def test_what_needs_an_executable_says_so(tmp_path):
         executor.copyNamedBuffersToDevice()
 
 
-def test_weights_are_the_modules_own_whoever_changes_them():
+def test_weights_travel_when_somebody_says_so():
+    executor, _, (x, y), _ = trained(options())
+    model, kept = executor.model, executor._weights.at("fc.weight")
+    assert executor._has_newer_weights  # nobody read them yet
+    before = model.fc.weight.detach().clone()
+    assert not executor._has_newer_weights and torch.equal(before, kept)
+    executor(x, y)
+    assert not torch.equal(model.fc.weight, before)
+    with torch.no_grad():
+        model.fc.weight.zero_()
+    executor(x, y)
+    assert kept.any() and torch.equal(model.fc.weight, kept)  # nobody uploaded the zeros
+    with torch.no_grad():
+        model.fc.weight.zero_()
+    executor.copyWeightsToDevice()
+    assert not kept.any()
+    executor.detachFromDevice()
+    with torch.no_grad():
+        model.fc.weight.fill_(1.0)
+    executor.attachToDevice()
+    assert kept.eq(1).all()
+
+
+def test_what_calls_made_of_weights_is_lost_where_older_ones_are_uploaded_first():
+    executor, plain, _, _ = trained(options())
+    assert executor._has_newer_weights
+    executor.copyWeightsToDevice()
+    assert torch.equal(executor.model.fc.weight, plain.fc.weight)
+    assert not executor.copyWeightsToHostIfNeeded()
+
+
+def test_inference_follows_the_training_of_its_module_and_not_edits():
     executor, _, (x, y), _ = trained(options())
     model = executor.model
     inference = poptorch.inferenceModel(model)
     torch.testing.assert_close(inference(x, y)[0], model.fc(x))
-    before = model.fc.weight.detach().clone()
     executor(x, y)
-    assert not torch.equal(model.fc.weight, before)
     torch.testing.assert_close(inference(x, y)[0], model.fc(x))
-    executor.copyWeightsToHost()
-    assert not executor.copyWeightsToHostIfNeeded()
+    before = inference(x, y)[0]
     zeros = {name: torch.zeros_like(value) for name, value in model.state_dict().items()}
-    assert executor.load_state_dict(zeros).missing_keys == []
-    executor.copyWeightsToDevice()
+    assert model.load_state_dict(zeros).missing_keys == []
+    assert torch.equal(inference(x, y)[0], before)
+    assert inference.load_state_dict(zeros).missing_keys == []
     assert not inference(x, y)[0].any()
+
+
+def test_weights_that_a_training_executor_has_are_plain_in_copies_and_files():
+    executor, *_ = trained(options())
+    model, weight = executor.model, executor.model.fc.weight
+    assert type(weight).__name__ == "PoptorchParameter" and isinstance(weight, torch.nn.Parameter)
+    assert weight.requires_grad and type(weight.detach()) is torch.Tensor and type(weight + 1) is torch.Tensor
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert type(copied.fc.weight) is torch.nn.Parameter and torch.equal(copied.fc.weight, weight)
+    assert {type(value) for value in model.state_dict().values()} == {torch.Tensor}
+    executor.destroy()
+    assert type(weight) is torch.nn.Parameter and model.fc.weight is weight
+
+
+def test_what_was_trained_is_the_modules_when_nobody_has_its_executor_any_more():
+    executor, plain, _, _ = trained(options())
+    model = executor.model
+    del executor
+    gc.collect()
+    assert not torch.equal(model.fc.weight, plain.fc.weight)
+
+
+def test_a_buffer_of_a_class_of_its_own_is_refused_in_training():
+    class Own(torch.Tensor):
+        """A tensor of one's own."""
+
+    model = Function(None, own=torch.zeros(2).as_subclass(Own))
+    with pytest.raises(Error, match=r"All buffers must be an instance of torch.Tensor \(Got .*Own"):
+        poptorch.trainingModel(model, None, torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))]))
+    assert type(model) is Function
+
+
+def test_weights_of_64_bits_have_32_on_the_device():
+    model = Scale().double()
+    executor = poptorch.inferenceModel(model.eval())
+    assert [t.dtype for t in executor(torch.ones(2, dtype=torch.float64))] == [torch.float32] * 2
+    executor.copyWeightsToHost()
+    assert executor._weights.at("w").dtype is torch.float32 and model.w.dtype is torch.float64
+
+
+def test_named_buffers_alone_are_uploaded():
+    opts = options().updatableNamedBuffers(["a"])
+    executor = poptorch.inferenceModel(
+        Function(lambda self, x: x + self.a + self.b, a=torch.zeros(1), b=torch.zeros(1)).eval(), opts
+    )
+    x = torch.zeros(1)
+    assert executor(x).item() == 0
+    executor.model.a.fill_(1), executor.model.b.fill_(10)
+    assert executor(x).item() == 0
+    executor.copyNamedBuffersToDevice()
+    assert executor(x).item() == 1
 
 
 def test_executors_share_a_pool_of_ipus(pool):
@@ -516,16 +637,103 @@ def test_there_is_a_tick_for_each_micro_batch():
     assert executor.getHostIpuLatency() == executor.getIpuHostLatency() == (0.0, 0.0, 0.0)
 
 
-def test_weights_of_single_replicas_are_not_there():
-    executor = poptorch.trainingModel(Scale())
-    with pytest.raises(AttributeError, match="replicaGrouping"):
-        executor.w.replicaGrouping(poptorch.CommGroupType.Consecutive, 1, 0)
+KINDS = poptorch.CommGroupType
+ONE, EACH = poptorch.VariableRetrievalMode.OnePerGroup, poptorch.VariableRetrievalMode.AllReplicas
 
 
-def test_several_processes_are_refused_in_training():
+@pytest.mark.parametrize(
+    ("kind", "shards", "retrieval", "expected"),
+    [
+        (KINDS.NoGrouping, 0, EACH, [1, 2, 3, 4]),
+        (KINDS.Consecutive, 2, ONE, [1, 1, 2, 2]),
+        (KINDS.Orthogonal, 2, ONE, [1, 2, 1, 2]),
+    ],
+)
+def test_replicas_have_weights_of_their_own(kind, shards, retrieval, expected):
+    model = Scale().eval()
+    model.w = torch.nn.Parameter(torch.arange(1.0, 1 + len({*expected}))[:, None])
+    executor = poptorch.inferenceModel(model, options(replicas=4))
+    executor.w.replicaGrouping(kind, shards, retrieval)
+    assert executor(torch.ones(4))[0].tolist() == expected and torch.equal(executor.w, model.w)
+
+
+def test_groups_of_replicas_train_weights_of_their_own():
+    def forward(self, x):
+        return poptorch.identity_loss((x * self.w).square(), "sum")
+
+    model = Function(forward)
+    model.w = torch.nn.Parameter(torch.tensor([[1.0], [2.0]]))
+    plain = model.w.detach().clone().requires_grad_()
+    executor = poptorch.trainingModel(model, options(replicas=2, ga=2), poptorch.optim.Adam(model.parameters(), lr=0.1))
+    executor.w.replicaGrouping(KINDS.NoGrouping, 0, ONE)
+    x = torch.arange(1.0, 5.0)
+    executor(x)
+    ((x.reshape(2, 2) * plain.reshape(1, 2)) ** 2).mean(0).sum().backward()
+    torch.optim.Adam([plain], lr=0.1).step()
+    torch.testing.assert_close(model.w.detach(), plain.detach())
+    assert executor._optimizer.state_dict()["ipu_state"]["Accl1___w"].shape == (2, 1)
+
+
+def test_groups_that_do_not_fit_are_refused():
+    executor = poptorch.trainingModel(Scale(), options(replicas=2))
+    with pytest.raises(Error, match="groups of 3 do not divide 2 replicas"):
+        executor.w.replicaGrouping(KINDS.Consecutive, 3, ONE)
+    with pytest.raises(Error, match=r"a value of each of 2 replicas has no room .* 1 groups"):
+        executor.w.replicaGrouping(KINDS.All, 0, EACH)
+    executor.w.replicaGrouping(KINDS.NoGrouping, 0, ONE)
+    with pytest.raises(Error, match=r"w is \[1\], and 2 groups of replicas have values of their own"):
+        executor(torch.ones(2))
+    scalar = Function(lambda self, x: x)
+    scalar.w = torch.nn.Parameter(torch.tensor(1.0))
+    with pytest.raises(Error, match="Scalars cannot be passed as per-replica weight tensor values"):
+        poptorch.inferenceModel(scalar).w.replicaGrouping(KINDS.NoGrouping, 0, ONE)
+
+
+# The other of two processes that train together: it has the second half of every micro-batch.
+SECOND = """
+import sys
+sys.path.insert(0, {tests!r})
+import test_poptorch_executor as tests
+tests.trained_in_part(1)
+"""
+
+
+def trained_in_part(rank):
+    """Train as one of two processes, on its rows; return the model."""
+    opts = options(ga=2)
+    opts.Distributed.configureProcessId(rank, 2)
+    model = Loss()
+    executor = poptorch.trainingModel(model, opts, torch.optim.SGD(model.parameters(), lr=0.1))
+    x, y = (torch.randn(8, n, generator=torch.Generator().manual_seed(n)) for n in (3, 2))
+    executor(x[rank * 4 : rank * 4 + 4], y[rank * 4 : rank * 4 + 4])
+    return model
+
+
+def test_processes_train_together(monkeypatch):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    for name, value in (("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", port)):
+        monkeypatch.setenv(name, value)
+    script = SECOND.format(tests=str(Path(__file__).parent))
+    with subprocess.Popen([sys.executable, "-c", script]) as second:
+        try:
+            model, plain = trained_in_part(0), Loss()
+            x, y = (torch.randn(8, n, generator=torch.Generator().manual_seed(n)) for n in (3, 2))
+            plainly_trained(plain, (x, y), updates=1, micro_batches=4)
+            for name, weight in plain.named_parameters():
+                torch.testing.assert_close(model.get_parameter(name).detach(), weight.detach())
+            assert second.wait(timeout=300) == 0
+        finally:
+            second.kill()
+            torch.distributed.destroy_process_group()
+
+
+def test_processes_that_do_not_know_where_to_meet_are_refused(monkeypatch):
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
     opts = options()
     opts.Distributed.configureProcessId(0, 2)
-    with pytest.raises(Error, match="2 processes: an executor trains in one process"):
+    with pytest.raises(Error, match="2 processes train together, and they do not know where to meet: set"):
         poptorch.trainingModel(Loss(), opts)
 
 
@@ -566,6 +774,22 @@ def test_attributes_change_when_an_optimizer_is_set():
     assert torch.equal(weight, before)
     with pytest.raises(AssertionError, match="Unsupported optimizer type"):
         executor.setOptimizer(torch.optim.Adagrad(executor.model.parameters()))
+
+
+def test_gradients_accumulate_in_half_precision_where_an_optimizer_says_so():
+    half = lambda p: poptorch.optim.SGD(p, lr=1.0, accum_type=torch.float16)  # noqa: E731
+    executor, plain, batch, _ = trained(options(ga=2), half)
+    strategy = executor.options.Training.meanAccumulationAndReplicationReductionStrategy
+    assert strategy is poptorch.MeanReductionStrategy.Running
+    first, second = (
+        torch.autograd.grad(plain(*part)[1] / 2, plain.fc.bias)[0]
+        for part in zip(*(t.chunk(2) for t in batch), strict=True)
+    )
+    expected = (first.half().float() + second).half().float()
+    assert torch.equal(plain.fc.bias - expected, executor.model.fc.bias) and not torch.equal(first + second, expected)
+    executor, *_ = trained(options(), lambda p: poptorch.optim.SGD(p, lr=1.0))
+    with pytest.raises(ValueError, match="Invalid optimizer: the new optimizer would require changing"):
+        executor.setOptimizer(half(executor.model.parameters()))
 
 
 def test_a_state_goes_on_in_another_executor():

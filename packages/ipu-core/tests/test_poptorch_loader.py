@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Loaders of the PopTorch interface: batches, parts, and reading ahead (2.10 of the contract)."""
 
+import subprocess
+import sys
+
 import ipu_core.migration.poptorch as poptorch
 import pytest
 import torch
@@ -173,3 +176,30 @@ def test_a_failure_of_the_process_is_told():
         assert next(passing).item() == 1
         with pytest.raises(AssertionError, match="An error occurred in the data fetcher: KeyError: 'row 2'"):
             next(passing)
+
+
+@pytest.mark.turns(2)
+@pytest.mark.parametrize("strategy", ["ForkServer", "SharedMemory"])
+def test_processes_that_start_anew_read_ahead_with_workers_of_their_own(strategy):
+    start = {"sharing_strategy": poptorch.SharingStrategy[strategy]}
+    arguments = {"drop_last": False, "rebatched_worker_size": 3, "num_workers": 2, "async_options": start}
+    with poptorch.DataLoader(options(), rows(10), mode=MODE.AsyncRebatched, **arguments) as loader:
+        for _ in range(2):
+            assert listed(loader) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+
+
+FORGETS = """
+import torch
+import ipu_core.migration.poptorch as poptorch
+
+options = poptorch.Options().deviceIterations(2)
+rows = torch.utils.data.TensorDataset(torch.arange(8))
+start = {"sharing_strategy": poptorch.SharingStrategy.Fork}
+loader = poptorch.DataLoader(options, rows, num_workers=1, mode=poptorch.DataLoaderMode.Async, async_options=start)
+print([batch[0].tolist() for batch in loader])
+"""
+
+
+def test_a_program_that_terminates_no_loader_ends():
+    ended = subprocess.run([sys.executable, "-c", FORGETS], capture_output=True, text=True, timeout=600, check=True)
+    assert ended.stdout.strip() == "[[0, 1], [2, 3], [4, 5], [6, 7]]"

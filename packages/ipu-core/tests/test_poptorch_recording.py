@@ -4,7 +4,7 @@
 import ipu_core.migration.poptorch as poptorch
 import pytest
 import torch
-from ipu_core.migration.poptorch.program import check_stages
+from ipu_core.migration.poptorch.pipeline_rules import check_pipeline
 
 Error = poptorch.Error
 
@@ -102,6 +102,8 @@ def test_integer_buffers_are_constants_and_others_persist_with_every_micro_batch
     model = poptorch.inferenceModel(Model(forward, **buffers).eval(), options(di=2))
     x = torch.zeros(2, 2)
     assert model(x)[:, 0].tolist() == [2, 3] and model(x)[:, 0].tolist() == [4, 5]
+    assert (model.count.item(), model.seen.item()) == (0, 0)
+    model.copyWeightsToHost()
     assert (model.count.item(), model.seen.item()) == (0, 4)
 
 
@@ -116,6 +118,7 @@ def test_replicas_that_change_buffers_keep_their_own():
     apart = options(replicas=2).broadcastBuffers(False)
     model = poptorch.inferenceModel(Model(forward, seen=torch.zeros(1)).eval(), apart)
     assert model(x)[:, 1].tolist() == [1, 2] and model(x)[:, 1].tolist() == [2, 4]
+    model.copyWeightsToHost()
     assert model.seen.item() == 2
 
 
@@ -310,19 +313,61 @@ def test_a_pipeline_has_a_micro_batch_for_each_stage():
     def forward(self, x):
         for number in (0, 1, 2, 3):
             poptorch.Block.start(str(number), ipu_id=number)
-            x = self.first(x)
+            x = x + self.shift[number]
         return x, poptorch.identity_loss(x, "mean")
 
     model = Model(forward)
+    model.shift = torch.nn.ParameterList([torch.zeros(2) for _ in range(4)])
     executor = poptorch.trainingModel(model, options(ga=7, strategy=poptorch.PipelinedExecution()))
     executor.compile(torch.ones(7, 2))
     recorded = executor._program.recorded
     fewer = options(di=3, ga=6, strategy=poptorch.PipelinedExecution())
     with pytest.raises(Error, match=r"gradientAccumulation must be .* \(7\) .* model with 4 pipeline stages"):
-        check_stages(recorded, fewer, training=True)
+        check_pipeline(recorded, fewer, training=True)
     with pytest.raises(Error, match=r"deviceIterations must be .* \(4\) when using PopTorch.PipelinedExecution"):
-        check_stages(recorded, fewer, training=False)
-    check_stages(recorded, options(ga=1), training=True)
+        check_pipeline(recorded, fewer, training=False)
+    check_pipeline(recorded, options(ga=1), training=True)
+
+
+def test_a_weight_of_a_pipeline_is_read_on_one_ipu():
+    def forward(self, x):
+        x = self.first(x)
+        poptorch.Block.start("a", ipu_id=1)
+        return self.first(x)
+
+    message = "Can not copy variable tensor first.weight between virtual graphs when pipelining"
+    with pytest.raises(Error, match=message) as error:
+        graph_of(forward, poptorch.PipelinedExecution())
+    assert error.value.type == "popart_exception"
+    assert ipus_of(graph_of(forward, poptorch.ShardedExecution())) == [0, 1]
+
+
+def back_and_forth(self, x):
+    poptorch.Block.start("a", ipu_id=1)
+    x = self.first(x)
+    poptorch.Block.start("b", ipu_id=0)
+    return self.second(x)
+
+
+def test_values_of_a_pipeline_go_to_later_stages_whatever_ipus_these_are_on():
+    with pytest.raises(Error, match=r"of pipeline stage 1 is read in stage 0: values of a pipeline go to later"):
+        graph_of(back_and_forth, poptorch.PipelinedExecution())
+    stages = [poptorch.Stage("a").ipu(1), poptorch.Stage("b").ipu(0)]
+    assert ipus_of(graph_of(back_and_forth, poptorch.PipelinedExecution(*stages))) == [1, 0]
+    counted = poptorch.PipelinedExecution(poptorch.AutoStage.AutoIncrement)
+    assert ipus_of(graph_of(back_and_forth, counted)) == [1, 0]
+    assert ipus_of(graph_of(back_and_forth, poptorch.ShardedExecution())) == [1, 0]
+
+
+def test_a_slice_has_elements():
+    with pytest.raises(Error, match=r"Zero-sized tensors are unsupported \(Got shape \[1, 0\]\)"):
+        infer(lambda _, x: (x[:, 1:1], x), torch.ones(1, 2))
+    assert infer(lambda _, x: x[:, 1:9], torch.ones(1, 2)).shape == (1, 1)
+
+
+def test_a_tensor_of_the_graph_prints_no_values(capsys):
+    infer(lambda _, x: (print(x), x)[1], torch.ones(1, 2))
+    assert capsys.readouterr().out.startswith("tensor(<unavailable>, device='ipu:0', size=[1, 2]")
 
 
 def test_a_pipeline_trains_as_the_plain_model():

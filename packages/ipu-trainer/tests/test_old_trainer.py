@@ -58,6 +58,10 @@ DEFAULTS = {
 }
 
 
+# Arguments that have no effect, and are emptied.
+KEPT_OTHERWISE = {"debug"}
+
+
 @pytest.fixture(autouse=True)
 def _say_again():
     note.cache_clear()
@@ -69,6 +73,40 @@ def test_every_argument_is_there_with_its_default():
         found = {field.name: field.default for field in dataclasses.fields(cls)}
         for name, default in DEFAULTS.items():
             assert found[name] == default or (default is False and found[name] is None), name
+
+
+# Another value of every argument that is neither a flag, nor a number, nor a name.
+OTHERS = {
+    **{"eval_steps": 5, "data_seed": 1, "save_total_limit": 1, "gradient_accumulation_steps": 2, "n_ipu": 4},
+    **{"label_names": ["labels"], "greater_is_better": True, "loss_scaling": 2.0, "lr_scheduler_type": "cosine"},
+    **{"log_level": "info", "evaluation_strategy": "epoch", "logging_strategy": "epoch", "save_strategy": "epoch"},
+    **{"hub_strategy": "end", "debug": "underflow_overflow", "dataloader_mode": "async_rebatched", "pod_type": "pod4"},
+    **{"warmup_ratio": 0.1, "weight_decay": 0.1, "report_to": "tensorboard", "disable_tqdm": True},
+    **{"ipu_config_overrides": "seed=1", "label_smoothing_factor": 0.1, "past_index": 0},
+}
+# What an argument asks for beside itself.
+BESIDE = {
+    "load_best_model_at_end": {"evaluation_strategy": "epoch", "save_strategy": "epoch"},
+    "group_by_length": {"length_column_name": "length"},
+}
+
+
+def another(name, default):
+    """Return a value of an argument that is not its default."""
+    if name in OTHERS:
+        return OTHERS[name]
+    if isinstance(default, bool):
+        return not default
+    return default + 1 if isinstance(default, (int, float)) else "name"
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_every_argument_is_accepted(name):
+    value = another(name, DEFAULTS[name])
+    assert value != DEFAULTS[name]
+    args = IPUTrainingArguments("out", **{name: value, **BESIDE.get(name, {})})
+    kept = getattr(args, name)
+    assert kept == value or kept == [value] or name in KEPT_OTHERWISE, kept
 
 
 @pytest.mark.parametrize(

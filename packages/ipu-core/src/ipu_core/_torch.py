@@ -63,14 +63,18 @@ __all__ = [
     "storage_key",
     "version_of",
     "without_modes",
+    "without_subclasses",
 ]
 
 # pytree: nested containers as a list of leaves and a structure.
 # TorchDispatchMode: see every operation that runs inside a block.
 # FakeTensorMode, FakeTensor: run operations on tensors that have shapes and no data; such a tensor.
 # without_modes: leave all dispatch modes, such as that of the tracer, inside a block.
+# without_subclasses: take tensors of any class for plain ones inside a block.
 # OpOverload, HigherOrderOperator: what a node of a captured graph calls.
 # LazyGraphModule: a graph as a module whose code is made at the first call.
+
+without_subclasses = torch._C.DisableTorchFunctionSubclass
 
 # The generated source of every graph of this process, which torch keeps for tracebacks.
 GRAPH_SOURCES = torch.fx.graph_module._loader

@@ -341,7 +341,7 @@ def split_encoder_decoder_ipu_config(
     Splits of the embedding must lie on the encoder's IPUs, and those of the projection on the decoder's.
 
     Raises:
-        IncompatibleIPUConfigError: one IPU only, or no cut that leaves each side a power of two of IPUs.
+        IncompatibleIPUConfigError: one IPU only, or no cut that leaves the encoder a power of two of IPUs.
         TypeError: something else than a configuration and whole numbers.
         ValueError: a side without layers, or splits on the wrong side.
     """

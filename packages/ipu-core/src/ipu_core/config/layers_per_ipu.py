@@ -96,22 +96,22 @@ def round_starts(layers_per_ipu: Sequence[int], num_rounds: int) -> frozenset[in
 
 
 def encoder_decoder_cut(layers_per_ipu: Sequence[int], *, num_encoder_layers: int, name: str = "layers_per_ipu") -> int:
-    """Return the number of leading IPUs that hold exactly the encoder, where both sides are powers of two.
+    """Return the number of leading IPUs that hold exactly the encoder, a power of two of them.
 
-    The largest such cut wins: ``[6, 0, 0, 6]`` with 6 encoder layers is cut at 2.
+    The largest such cut wins: ``[6, 0, 0, 6]`` with 6 encoder layers is cut at 2. Decoders may have any number of IPUs.
 
     Raises:
-        IncompatibleIPUConfigError: no cut leaves the encoder and the decoder a power of two of IPUs each.
+        IncompatibleIPUConfigError: no cut leaves the encoder a power of two of IPUs.
     """
     totals = list(accumulate(layers_per_ipu))
     cuts = [i + 1 for i, total in enumerate(totals[:-1]) if total == num_encoder_layers]
-    good = [cut for cut in cuts if _is_power_of_two(cut) and _is_power_of_two(len(totals) - cut)]
+    good = [cut for cut in cuts if _is_power_of_two(cut)]
     if not good:
         found = f"its cuts after {num_encoder_layers} layers leave {[(c, len(totals) - c) for c in cuts]} IPUs"
         raise IncompatibleIPUConfigError(
             f"`{name}={list(layers_per_ipu)}` cannot be split after {num_encoder_layers} encoder layers: "
             f"{found if cuts else 'an IPU would hold layers of both'}; encoder and decoder cannot share an IPU, "
-            "and each needs a power of two of them"
+            "and the encoder needs a power of two of them"
         )
     return max(good)
 

@@ -152,7 +152,7 @@ OTHERS = (
         _MODELING,
         "split_encoder_decoder_ipu_config",
         today="ipu_core.split_encoder_decoder_ipu_config",
-        change="`for_inference=` in the place of the mode; the decoder's IPUs too are a power of two",
+        change="`for_inference=` in the place of the mode",
     ),
     *_served("modeling_utils", _MODELING, "_expand_layers_per_ipu_wildcard", today="ExecutionConfig.expand_layers"),
     *_served(

@@ -52,6 +52,7 @@ class OldArguments:
     fp32: bool = _help("A model trains in its own type, whatever this says.", False)
     lamb_no_bias_correction: bool = _help("Now `lamb`.", False)
     dataloader_mode: str = _help("Has no effect: batches are the same.", "sync")
+    debug: str = _help("Has no effect: no hook looks at values of a captured graph.", "")
     pad_on_batch_axis: bool = _help("Has no effect: incomplete batches are evaluated as they are.", False)
 
     def __post_init__(self) -> None:
@@ -63,6 +64,9 @@ class OldArguments:
         for old, new in RENAMED.items():
             if old in changed:
                 self._set(old, new, changed[old])
+        if self.debug:
+            note(f"`debug={self.debug}` has no effect here: no hook sees values; a loss that is not finite is named")
+            self.debug = ""
         for old, (new, read) in READ.items():
             if old in changed:
                 self._set(old, new, read(self))

@@ -7,6 +7,7 @@ import contextlib
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from multiprocessing.util import Finalize
 from typing import Any
 
 import torch
@@ -62,6 +63,8 @@ class AsynchronousDataAccessor:
         self._dataset = dataset
         self._wait = miss_sleep_time_in_ms / 1000
         context: Any = torch.multiprocessing.get_context(_START_METHODS[sharing_strategy])
+        if sharing_strategy is SharingStrategy.ForkServer:  # what it has imported, its processes need not import
+            context.set_forkserver_preload(["__main__", __name__])
         self._connection, theirs = context.Pipe()
         self._free = context.Semaphore(buffer_size)
         self._stop = context.Event()
@@ -77,6 +80,8 @@ class AsynchronousDataAccessor:
         )
         self._process.start()
         theirs.close()
+        # A process with workers of its own is no daemon, and a program that ends would wait for it.
+        self._at_exit = Finalize(None, _stopped, (self._process, self._stop, self._free), exitpriority=1)
         self._is_asked = early_preload
         self._is_at_end = False
         self._load_indefinitely = load_indefinitely
@@ -133,6 +138,7 @@ class AsynchronousDataAccessor:
 
     def terminate(self) -> None:
         """End the process."""
+        self._at_exit.cancel()
         self._stop.set()
         self._free.release()
         with contextlib.suppress(OSError):  # it may have ended already
@@ -168,6 +174,15 @@ def _checked_drop_last(dataset: Any, rebatched_size: int | None) -> bool:
             "drop_last=False needs rebatched_size: the last batch is smaller than the shared tensors"
         )
     return bool(drop_last)
+
+
+def _stopped(process: Any, stop: Any, free: Any) -> None:
+    """End a process that nobody ended before the program does."""
+    stop.set()
+    free.release()
+    process.join(timeout=1)
+    if process.is_alive():  # it waits for another pass to be asked for
+        process.terminate()
 
 
 def _has_workers(dataset: Any) -> bool:

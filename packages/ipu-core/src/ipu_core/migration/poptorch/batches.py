@@ -77,22 +77,17 @@ def check_rows(arguments: Arguments, options: Options) -> None:
             raise createPoptorchError(f"Zero-sized tensors are unsupported (Got shape {list(tensor.shape)})")
 
 
-def on_device(tensors: Iterable[torch.Tensor], *, keeps_double: bool) -> list[torch.Tensor]:
+def on_device(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
     """Return tensors as a model is given them: contiguous, detached, of the dtypes IPUs have but for integers.
 
     Integers keep 64 bits, which torch's functions ask for, and become 32 when they are returned.
-
-    Args:
-        tensors: the inputs.
-        keeps_double: whether the model has weights of 64 bits.
     """
     given = list(tensors)
     if not all(tensor.is_contiguous() for tensor in given):
         warnings.warn("At least one input tensor is not contiguous: it is copied at every call", stacklevel=5)
     if any(tensor.requires_grad for tensor in given):
         warnings.warn("Input tensor has requires_grad=True set: it is detached, inputs have no gradients", stacklevel=5)
-    narrow = {torch.bfloat16} if keeps_double else {torch.float64, torch.bfloat16}
-    return [(t.float() if t.dtype in narrow else t).detach().contiguous() for t in given]
+    return [(t.float() if t.dtype in (torch.float64, torch.bfloat16) else t).detach().contiguous() for t in given]
 
 
 def slice_of(tensors: Iterable[torch.Tensor], number: int, factor: int) -> tuple[torch.Tensor, ...]:

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
+from .device_weights import DeviceWeights
 from .errors import Error, logger
 from .optim import EXTRAS, KINDS, Optimizer
 from .update_rules import RULES, State, clipped
@@ -55,6 +56,7 @@ class DeviceOptimizer:
     Args:
         optimizer: the user's, whose attributes are read now and when it is set again.
         names: the parameters of the model by name.
+        weights: the copies of them that are stepped; without these it is the parameters.
         loss_scaling_varies: whether the loss scale may change, whatever the optimizer says.
         is_relaxed: whether attributes that nobody knows are told without a warning.
     """
@@ -63,6 +65,7 @@ class DeviceOptimizer:
         self,
         optimizer: Any,
         names: Mapping[str, torch.nn.Parameter],
+        weights: DeviceWeights | None = None,
         *,
         loss_scaling_varies: bool = False,
         is_relaxed: bool = False,
@@ -72,18 +75,37 @@ class DeviceOptimizer:
         self.names = {id(parameter): name for name, parameter in names.items()}
         self.groups = _groups(optimizer)
         self.members = [list(group["params"]) for group in optimizer.param_groups]
-        self.state: dict[int, State] = {}
+        self._weights = weights
+        self.state: dict[int, list[State]] = {}
         self._constants = _constants(optimizer, self.groups, loss_scaling_varies)
 
-    @property
-    def parameters(self) -> list[torch.nn.Parameter]:
-        """The parameters of all groups."""
-        return [parameter for members in self.members for parameter in members]
+    def _stepped(self) -> Iterator[tuple[dict[str, Any], State, torch.Tensor]]:
+        """Yield the weights that have gradients, with their attributes and their state."""
+        for group, members in zip(self.groups, self.members, strict=True):
+            for parameter in members:
+                weights = self._copies(parameter)
+                states = self.state.setdefault(id(parameter), [{} for _ in weights])
+                for weight, state in zip(weights, states, strict=True):
+                    if weight.grad is not None:
+                        yield group, state, weight
 
     @property
     def loss_scaling(self) -> float:
         """What the loss is multiplied by."""
         return float(self.groups[0]["loss_scaling"])
+
+    @property
+    def accumulates_half(self) -> bool:
+        """Whether gradients are accumulated in half precision."""
+        return accumulates_half(self.groups[0])
+
+    @torch.no_grad()
+    def round_gradients(self) -> None:
+        """Round what was accumulated so far to half precision, where it is kept in that."""
+        if self.accumulates_half:
+            for *_, weight in self._stepped():
+                assert weight.grad is not None
+                weight.grad.copy_(weight.grad.half())
 
     def read(self, optimizer: Any) -> None:
         """Take over the attributes of an optimizer.
@@ -116,24 +138,25 @@ class DeviceOptimizer:
 
     @torch.no_grad()
     def step(self) -> None:
-        """Step every parameter that has a gradient, and drop the gradients."""
-        grads = {id(p): p.grad.float() / self.loss_scaling for p in self.parameters if p.grad is not None}
-        clipped(list(grads.values()), self.groups[0]["max_grad_norm"])
-        for group, members in zip(self.groups, self.members, strict=True):
-            for parameter in members:
-                if id(parameter) in grads:
-                    weight = parameter.float()
-                    RULES[self.kind](weight, grads[id(parameter)], self.state.setdefault(id(parameter), {}), group)
-                    if weight is not parameter:
-                        parameter.copy_(weight)
-                    parameter.grad = None
+        """Step every weight that has a gradient, and drop the gradients."""
+        stepped = list(self._stepped())
+        grads = [weight.grad.float() / self.loss_scaling for *_, weight in stepped if weight.grad is not None]
+        clipped(grads, self.groups[0]["max_grad_norm"])
+        for (group, state, own), grad in zip(stepped, grads, strict=True):
+            weight = own.float()
+            RULES[self.kind](weight, grad, state, group)
+            if weight is not own:
+                own.copy_(weight)
+            own.grad = None
 
     def state_by_name(self) -> dict[str, torch.Tensor]:
         """Return the state of all parameters, ``Accl1___lin.weight``."""
         return {
-            f"{name}{self.names[number]}": tensor.clone()
-            for number, state in self.state.items()
-            for name, tensor in state.items()
+            f"{name}{self.names[number]}": torch.stack([state[name] for state in states]).reshape(
+                (len(states), *tensor.shape) if len(states) > 1 else tensor.shape
+            )
+            for number, states in self.state.items()
+            for name, tensor in (states[0].items() if states else ())
         }
 
     def parameters_by_name(self) -> dict[str, torch.Tensor]:
@@ -155,7 +178,26 @@ class DeviceOptimizer:
             if path not in numbers:
                 logger.warning("Ignoring the optimizer state %s: the model has no such parameter", name)
                 continue
-            self.state.setdefault(numbers[path], {})[f"{prefix}___"] = tensor.clone()
+            states = self._states_at(numbers[path])
+            for state, value in zip(states, tensor.unbind(0) if len(states) > 1 else [tensor], strict=True):
+                state[f"{prefix}___"] = value.clone()
+
+    def _states_at(self, number: int) -> list[State]:
+        parameter = next(p for members in self.members for p in members if id(p) == number)
+        return self.state.setdefault(number, [{} for _ in self._copies(parameter)])
+
+    def _copies(self, parameter: torch.nn.Parameter) -> Sequence[torch.Tensor]:
+        return [parameter] if self._weights is None else self._weights.copies(parameter)
+
+
+def accumulates_half(group: Mapping[str, Any]) -> bool:
+    """Return whether attributes ask for gradients to be accumulated in half precision."""
+    return group.get("accum_type") is torch.float16 and not group.get("use_combined_accum")
+
+
+def half_accumulators(optimizer: Any) -> bool:
+    """Return whether an optimizer asks for gradients to be accumulated in half precision."""
+    return accumulates_half(_groups(optimizer)[0])
 
 
 def _groups(optimizer: Any) -> list[dict[str, Any]]:

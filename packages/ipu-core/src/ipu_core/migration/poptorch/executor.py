@@ -17,16 +17,18 @@ from . import counters, executable_file
 from .arguments import Arguments, by_keys_of
 from .batches import check_rows, num_slices, on_device, slice_of
 from .blocks import module_repr
-from .device_optimizer import DeviceOptimizer
+from .device_optimizer import DeviceOptimizer, half_accumulators
+from .device_weights import DeviceWeights, Grouping
 from .devices import POOL, reserved
-from .enums import ConnectionType
+from .enums import CommGroupType, ConnectionType, MeanReductionStrategy, VariableRetrievalMode
 from .errors import createPoptorchError, logger
 from .optim import Optimizer
 from .options import Options, resolved_output_mode
-from .program import Program, check_stages, is_ipu_model, refuse_what_is_not_served
+from .pipeline_rules import check_pipeline
+from .program import Program, is_ipu_model, refuse_what_is_not_served
 from .recorded import record
 from .structures import tensors_of
-from .wrapping import is_wrapped, unwrap, wrap
+from .wrapping import is_wrapped, owner, unwrap, wrap
 
 
 class PoplarExecutor:
@@ -37,7 +39,8 @@ class PoplarExecutor:
         model = poptorch.trainingModel(module, options, optimizer)
         output, loss = model(x, labels)          # the first call records the forward
 
-    Weights are the module's own: what a call changes of them is seen at once. What is no member of the executor is the
+    The executor has copies of the weights. Who reads a weight of the module while it trains reads what the last call
+    made of it; an edit of the module counts from `copyWeightsToDevice()` on. What is no member of the executor is the
     module's.
 
     Raises:
@@ -64,7 +67,11 @@ class PoplarExecutor:
         self._executable_inputs: Arguments | None = None
         self._is_attached = False
         self._num_ipus = 0
+        self._weights: DeviceWeights | None = None
+        self._groupings: dict[int, Grouping] = {}
         self._has_newer_weights = False
+        self._num_trainings = 0
+        self._trainings_seen = 0
         self._compilation_seconds: float | None = None
         seed = options.random_seed if options.exists("random_seed") else torch.random.initial_seed() & 0x7FFFFFFF
         self._seed = int(seed)
@@ -86,7 +93,24 @@ class PoplarExecutor:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or "_user_model" not in self.__dict__:
             raise AttributeError(name)
-        return getattr(self._user_model, name)
+        found = getattr(self._user_model, name)
+        return _Weight(self, found) if isinstance(found, torch.nn.Parameter) and not self._training else found
+
+    def group_replicas(
+        self, weight: torch.Tensor, kind: CommGroupType, shards: int, retrieval: VariableRetrievalMode
+    ) -> None:
+        """Let groups of replicas have values of their own of a weight, one for each row of its dimension 0.
+
+        Raises:
+            Error: it is compiled already, the weight is a scalar, or the groups do not divide the replicas.
+        """
+        if self._program is not None:
+            raise createPoptorchError("replicaGrouping comes before the model is compiled: call destroy() on it first")
+        if weight.ndim == 0:
+            raise createPoptorchError("Scalars cannot be passed as per-replica weight tensor values")
+        grouping = Grouping.of(kind, shards, retrieval, self._options.replication_factor)
+        if grouping.num_groups > 1:
+            self._groupings[id(weight)] = grouping
 
     def __repr__(self) -> str:
         return module_repr(self._user_model)
@@ -107,27 +131,31 @@ class PoplarExecutor:
         ordered = {name: by_keys_of(compiled.values[name], value) for name, value in arguments.values.items()}
         compiled.check(arguments.with_values(ordered))
         tensors = [tensor for value in ordered.values() for tensor in tensors_of(value)]
-        leaves = self._run(self._program, on_device(tensors, keeps_double=self._keeps_double()))
+        self._program.refuse_shared_inputs(tensors)
+        self._follow_training()
+        leaves = self._run(self._program, on_device(tensors))
         return self._program.recorded.returned(iter(leaves))
 
     def _run(self, program: Program, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Run with the executor's own random numbers, and leave the gradients that the user's parameters have."""
-        gradients = [(parameter, parameter.grad) for parameter in self._user_model.parameters()]
+        """Run with the executor's own random numbers."""
         outside = torch.get_rng_state()
         torch.set_rng_state(self._rng)
         try:
-            for parameter, _ in gradients:
-                parameter.grad = None
             return program.run(tensors, self._device_optimizer)
         finally:
             self._rng = torch.get_rng_state()
             torch.set_rng_state(outside)
-            for parameter, gradient in gradients:
-                parameter.grad = gradient
             self._has_newer_weights = self._training
+            self._num_trainings += self._training
 
-    def _keeps_double(self) -> bool:
-        return any(p.dtype is torch.float64 for p in self._user_model.parameters())
+    def _follow_training(self) -> None:
+        """Infer with what a training executor of the same module made of its weights since."""
+        training = owner(self._user_model)
+        if self._training or training is None or training._num_trainings == self._trainings_seen:
+            return
+        training.copyWeightsToHostIfNeeded()
+        self._on_device().upload()
+        self._trainings_seen = training._num_trainings
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Record the forward for arguments like these, without running it."""
@@ -142,19 +170,22 @@ class PoplarExecutor:
         check_rows(arguments, options)
         arguments.warn_of_dicts()
         tensors = [tensor for value in arguments.values.values() for tensor in tensors_of(value)]
-        first = slice_of(on_device(tensors, keeps_double=self._keeps_double()), 0, num_slices(options))
+        first = slice_of(on_device(tensors), 0, num_slices(options))
         options.strategy.reset_auto_ids()
         self._model.training = self._user_model.training
-        recorded = record(self._model, arguments, first, options.strategy)
-        program = Program(recorded, options, training=self._training)
-        optimizer = self._new_device_optimizer() if self._training else None
+        weights = DeviceWeights(self._user_model, self._groupings)
+        with weights.laid_in():
+            recorded = record(self._model, arguments, first, options.strategy)
+        program = Program(recorded, weights, options, training=self._training)
+        optimizer = self._new_device_optimizer(weights) if self._training else None
         self._refuse_unknown_buffers()
         used = max(len(recorded.trace.ipus), max(recorded.trace.ipus) + 1) * options.replication_factor
         counts = not is_ipu_model(options)
         self._num_ipus = reserved(used, rounds=options.auto_round_num_ipus or not counts)
-        check_stages(recorded, options, training=self._training)
+        check_pipeline(recorded, options, training=self._training)
         if options._Popart.instrumentWithHardwareCycleCounter:
             raise createPoptorchError("Cycle count logging is only supported on actual IPU hardware.")
+        self._weights = weights
         if options.connection_type == ConnectionType.Always:
             self._attach()
         self._program, self._device_optimizer, self._executable_inputs = program, optimizer, arguments
@@ -162,10 +193,14 @@ class PoplarExecutor:
             self.write_optimizer()
         self._compilation_seconds = time.perf_counter() - started
 
-    def _new_device_optimizer(self) -> DeviceOptimizer:
+    def _new_device_optimizer(self, weights: DeviceWeights) -> DeviceOptimizer:
+        if half_accumulators(self._optimizer):
+            self._options._freeze(False)
+            self._options.Training.setMeanAccumulationAndReplicationReductionStrategy(MeanReductionStrategy.Running)
+            self._options._freeze()
         names = dict(self._user_model.named_parameters())
         varies, is_relaxed = bool(self._options.Training.auto_loss_scaling), self._options._relax_optimizer_checks
-        made = DeviceOptimizer(self._optimizer, names, loss_scaling_varies=varies, is_relaxed=is_relaxed)
+        made = DeviceOptimizer(self._optimizer, names, weights, loss_scaling_varies=varies, is_relaxed=is_relaxed)
         if isinstance(self._optimizer, Optimizer):
             self._optimizer.owner = weakref.ref(self)
         return made
@@ -193,9 +228,15 @@ class PoplarExecutor:
         if not is_ipu_model(self._options):
             POOL.acquire(self, self._num_ipus)
         self._is_attached = True
+        self._on_device().upload()
+
+    def _on_device(self) -> DeviceWeights:
+        if self._weights is None:
+            raise createPoptorchError("Model has not been compiled or has been destroyed.")
+        return self._weights
 
     def attachToDevice(self) -> None:
-        """Take IPUs of the pool.
+        """Take IPUs of the pool, and the weights that the module has.
 
         Raises:
             Error: it has some already, is not compiled, or there are not enough.
@@ -210,7 +251,7 @@ class PoplarExecutor:
         self._attach()
 
     def detachFromDevice(self) -> None:
-        """Give the IPUs back; what was learned is the module's.
+        """Give the IPUs back, and what was learned to the module.
 
         Raises:
             Error: it has none, or is not compiled.
@@ -233,7 +274,7 @@ class PoplarExecutor:
         self.copyWeightsToHostIfNeeded()
         self.read_optimizer()
         self._detach()
-        self._program = self._device_optimizer = self._executable_inputs = None
+        self._program = self._device_optimizer = self._executable_inputs = self._weights = None
         if self._training:
             if not is_wrapped(self._user_model):
                 raise createPoptorchError("model was never wrapped")
@@ -241,6 +282,8 @@ class PoplarExecutor:
 
     def __del__(self) -> None:
         POOL.release(self)
+        if self.__dict__.get("_has_newer_weights"):  # nobody could fetch them any more
+            self.copyWeightsToHostIfNeeded()
 
     def _compiled(self) -> Program:
         if self._program is None:
@@ -248,30 +291,34 @@ class PoplarExecutor:
         return self._program
 
     def copyWeightsToHost(self) -> None:
-        """Have the weights in the module, where they are anyway.
+        """Give the module the weights and the buffers that calls made.
 
         Raises:
             Error: it is not compiled.
         """
         self._compiled()
         self._has_newer_weights = False
+        self._on_device().download()
 
     def copyWeightsToHostIfNeeded(self) -> bool:
-        """Return whether the weights changed since they were last asked for."""
+        """Give the module the weights where calls changed them since; return whether they did."""
         needed, self._has_newer_weights = self._has_newer_weights, False
+        if needed:
+            self._on_device().download()
         return needed
 
     def copyWeightsToDevice(self) -> None:
-        """Let the next call run with the weights of the module, as every call does.
+        """Let the next call run with the weights that the module has; what calls made that nobody read is lost.
 
         Raises:
             Error: it is not compiled.
         """
         self._compiled()
         self._has_newer_weights = False
+        self._on_device().upload()
 
     def copyNamedBuffersToDevice(self) -> None:
-        """Let the next call run with the named buffers of the module, as every call does.
+        """Let the next call run with the named buffers of the module.
 
         Raises:
             Error: none was named, or it is not compiled.
@@ -279,10 +326,14 @@ class PoplarExecutor:
         self._compiled()
         if not self._named_buffers():
             raise createPoptorchError("No named buffers marked as updatable via updatableNamedBuffers option")
+        self._on_device().upload(self._named_buffers())
 
     def load_state_dict(self, state_dict: Any, strict: bool = True) -> Any:
-        """Load weights into the module, and return what torch returns."""
-        return self._user_model.load_state_dict(state_dict, strict=strict)
+        """Load weights into the module, and onto the IPUs it has; return what torch returns."""
+        found = self._user_model.load_state_dict(state_dict, strict=strict)
+        if self.isAttachedToDevice():
+            self.copyWeightsToDevice()
+        return found
 
     def train(self, mode: bool = True) -> PoplarExecutor:
         """Set the training flags of the module; a forward that was recorded stays as it is."""
@@ -303,8 +354,15 @@ class PoplarExecutor:
         Raises:
             Error: an attribute differs that is a constant of the executable.
             AssertionError: an optimizer of another kind.
+            ValueError: it accumulates in half precision, and the one that was compiled does not.
         """
         if self._device_optimizer is not None:
+            if half_accumulators(optimizer) and not self._device_optimizer.accumulates_half:
+                raise ValueError(
+                    "Invalid optimizer: the new optimizer would require changing the mean reduction strategy to "
+                    "Running, which is fixed by the first call: give the first one accum_type=torch.float16, or this "
+                    "one torch.float32"
+                )
             self.read_optimizer()
             self._device_optimizer.read(optimizer)
         before, self._optimizer = self._optimizer, optimizer
@@ -387,17 +445,19 @@ class PoplarExecutor:
         return counters.latency(self.getPerfCounters(), "output", "output_complete")
 
     def getTensorNames(self) -> list[str]:
-        """Return the names of the values of the recorded forward."""
+        """Return the names that `Options.anchorTensor` can ask for."""
         assert self._program is not None, "compile the model before asking for the names of its tensors"
-        return [node.name for node in self._program.recorded.captured.graph.nodes if node.op != "output"]
+        return self._program.anchors.names(self._program.values, self._program.trained)
 
     def getAnchoredTensor(self, short_name: str) -> torch.Tensor:
-        """Raise: there are no anchors here.
+        """Return what the last call made of a tensor that `Options.anchorTensor` asked for, in the output mode.
 
         Raises:
-            AssertionError: always.
+            AssertionError: nobody asked for it, or there was no call.
         """
-        raise AssertionError(f"No tensor with name {short_name} found.")
+        found = self._program.anchored if self._program is not None else {}
+        assert short_name in found, f"No tensor with name {short_name} found."
+        return found[short_name]
 
     def save(self, filename: str, export_model: bool = True, save_rng_state: bool = True) -> None:
         """Write what the executable was made for, as tensors; `loadExecutable` reads it.
@@ -426,3 +486,26 @@ class PoplarExecutor:
         self._seed = read.seed
         if read.rng is not None:
             self._rng = read.rng
+
+
+class _Weight:
+    """A weight of a module that an inference executor has: the weight itself, whose replicas can be grouped."""
+
+    def __init__(self, executor: PoplarExecutor, weight: torch.nn.Parameter) -> None:
+        self._executor = executor
+        self._weight = weight
+
+    def replicaGrouping(
+        self, comm_group_type: CommGroupType, shards: int, variable_retrieval_mode: VariableRetrievalMode
+    ) -> None:
+        """Let groups of replicas have values of their own, one for each row of dimension 0."""
+        self._executor.group_replicas(self._weight, comm_group_type, shards, variable_retrieval_mode)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._weight, name)
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call what was asked for with the weight."""
+        plain = [arg._weight if isinstance(arg, cls) else arg for arg in args]
+        return func(*plain, **(kwargs or {}))

@@ -109,6 +109,7 @@ def record(
     found = module.record
     _refuse_host_tensors(captured)
     _refuse_outside(captured)
+    _refuse_empty_slices(captured)
     if any(found.is_on_host):
         warnings.warn("Output expected to be on the IPU but is on cpu", stacklevel=4)
     return Recorded(
@@ -177,6 +178,15 @@ def _refuse_outside(captured: Capture) -> None:
             )
 
 
+def _refuse_empty_slices(captured: Capture) -> None:
+    for node in captured.graph.nodes:
+        if operator_name(node) == "slice" and node.meta["val"].numel() == 0:
+            raise createPoptorchError(
+                f"Zero-sized tensors are unsupported (Got shape {list(node.meta['val'].shape)}): a slice begins where "
+                "it ends; leave it out"
+            )
+
+
 def _with_constant_integers(captured: Capture) -> Capture:
     """Let integer buffers be constants: what a forward changes of them lasts as long as a micro-batch."""
     graph = captured.graph
@@ -191,6 +201,14 @@ def _with_constant_integers(captured: Capture) -> Capture:
         copied.meta["val"] = node.meta["val"]
         node.replace_all_uses_with(copied, delete_user_cb=lambda user, copied=copied: user is not copied)
     return replace(captured)
+
+
+def changed_inputs(captured: Capture) -> list[int]:
+    """Return the numbers of the inputs that the forward changes in place."""
+    roots = aliases(captured.graph.nodes)
+    changed = {roots.get(value, value).name for node in captured.graph.nodes for value in written(node)}
+    inputs = [name for name, source in captured.sources.items() if source.kind == "input"]
+    return [number for number, name in enumerate(inputs) if name in changed]
 
 
 def changed_buffers(captured: Capture) -> list[str]:

@@ -90,6 +90,12 @@ class Strategy:
             return stage.ipu_id
         return self._stages.index(stage) if ipu_id is None else ipu_id
 
+    def stage_number(self, block_id: str, ipu: int) -> int:
+        """Return which stage a block is in that was put on an IPU: stages that nobody listed have the IPU's number."""
+        if self._auto is AutoStage.SameAsIpu:
+            return ipu
+        return self._stage_of[block_id] if self._auto is not None else self._stages.index(self.stage(block_id))
+
 
 class PipelinedExecution(Strategy):
     """Stages that work on several micro-batches at once.

@@ -42,7 +42,7 @@ class Trace:
         self.overlapped = False
         self._blocks = blocks
         self._last_ipu = 0
-        blocks.on(0)
+        blocks.on(0, stage=0)
 
     def begin_block(self, user_id: str | None, ipu_id: int | None) -> None:
         """Go on on the IPU of a block."""
@@ -51,7 +51,7 @@ class Trace:
         self.switches += ipu != self._last_ipu
         self._last_ipu = ipu
         self.ipus.add(ipu)
-        self._blocks.on(ipu)
+        self._blocks.on(ipu, stage=self.strategy.stage_number(block_id, ipu))
 
     def leave_block(self) -> None:
         """Be in no block, until the next one begins."""
@@ -96,6 +96,8 @@ class OnIPU(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Answer or change what is asked of torch."""
         kwargs = kwargs or {}
+        if func == torch.Tensor.__repr__ and isinstance(args[0], FakeTensor):
+            return f"tensor(<unavailable>, device='ipu:0', size={list(args[0].shape)}, dtype={args[0].dtype})"
         if func in _READS and isinstance(args[0], FakeTensor):
             raise createPoptorchError(
                 "aten::item is only supported in eager mode, but was intercepted in the model's forward: "

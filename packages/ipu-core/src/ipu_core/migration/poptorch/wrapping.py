@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
-import copyreg
 import weakref
 from typing import Any
 
 import torch
+
+from .fetching import fetch_when_read, stop_fetching
 
 _EXECUTORS: weakref.WeakKeyDictionary[torch.nn.Module, Any] = weakref.WeakKeyDictionary()
 
@@ -20,12 +21,17 @@ class _Wrapped:
         owner(self).destroy()
 
     def copyWeightsToHostIfNeeded(self) -> bool:
-        """Return whether weights changed since they were last asked for; they are the model's own."""
-        return bool(owner(self).copyWeightsToHostIfNeeded())
+        """Fetch the weights from the device where those are newer, and return whether they were."""
+        executor = owner(self)
+        return executor is not None and bool(executor.copyWeightsToHostIfNeeded())
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Be of the model's own class in a copy, or in a file."""
-        return copyreg.__newobj__, (plain_class(type(self)),), dict(vars(self))  # type: ignore[attr-defined]
+        return _new, (plain_class(type(self)),), dict(vars(self))
+
+
+def _new(cls: type[Any]) -> Any:
+    return cls.__new__(cls)
 
 
 def plain_class(cls: type[Any]) -> type[Any]:
@@ -48,12 +54,14 @@ def wrap(model: torch.nn.Module, executor: Any) -> None:
     """Give a model to a training executor, which it refers to weakly."""
     plain = type(model)
     body = {"__module__": plain.__module__, "__doc__": plain.__doc__}
+    fetch_when_read(model, executor)
     model.__class__ = type(f"Poptorch{plain.__name__}", (plain, _Wrapped), body)
     _EXECUTORS[model] = weakref.ref(executor)
 
 
 def unwrap(model: torch.nn.Module) -> None:
     """Take a model back from its executor."""
+    stop_fetching(model)
     model.__class__ = plain_class(type(model))
     _EXECUTORS.pop(model, None)
 
