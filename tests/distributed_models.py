@@ -24,10 +24,13 @@ SIZES = {"num_attention_heads": 2, "hidden_size": 16, "intermediate_size": 24, "
 MICRO_BATCHES = 2
 
 
-def make(name: str) -> torch.nn.Module:
-    """Make a tiny model with random weights, in double precision and without dropout."""
+def make(name: str, *, tied: bool) -> torch.nn.Module:
+    """Make a tiny model with random weights, in double precision and without dropout; its head tied or not."""
     torch.manual_seed(0)
-    model = MAKERS.get(name, causal)(name)
+    model = MAKERS.get(name, causal)(name, tied)
+    if name != "vit":
+        is_tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+        assert is_tied == tied, f"{name} does not tie its head as it was told to"
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
@@ -38,18 +41,19 @@ def make(name: str) -> torch.nn.Module:
     return model if name == "xglm" else model.double()
 
 
-def causal(name: str) -> torch.nn.Module:
-    config = transformers.AutoConfig.for_model(name, **TINY[name])
+def causal(name: str, tied: bool) -> torch.nn.Module:
+    config = transformers.AutoConfig.for_model(name, **{**TINY[name], "tie_word_embeddings": tied})
     return transformers.AutoModelForCausalLM.from_config(config)
 
 
-def t5(name: str) -> torch.nn.Module:
+def t5(name: str, tied: bool) -> torch.nn.Module:
     sizes = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 2}
     config = transformers.T5Config(**sizes, vocab_size=37, dropout_rate=0.0, decoder_start_token_id=0)
+    config.tie_word_embeddings = tied
     return transformers.T5ForConditionalGeneration(config)
 
 
-def whisper(name: str) -> torch.nn.Module:
+def whisper(name: str, tied: bool) -> torch.nn.Module:
     heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24}
     tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
     config = transformers.WhisperConfig(
@@ -63,11 +67,12 @@ def whisper(name: str) -> torch.nn.Module:
         max_source_positions=10,
         max_target_positions=16,
         dropout=0.0,
+        tie_word_embeddings=tied,
     )
     return transformers.WhisperForConditionalGeneration(config)
 
 
-def vit(name: str) -> torch.nn.Module:
+def vit(name: str, tied: bool) -> torch.nn.Module:
     config = transformers.ViTConfig(**SIZES, image_size=16, patch_size=4, num_labels=3, hidden_dropout_prob=0.0)
     return transformers.ViTForImageClassification(config)
 
@@ -75,21 +80,21 @@ def vit(name: str) -> torch.nn.Module:
 MAKERS = {"t5": t5, "whisper": whisper, "vit": vit}
 
 
-def run_models(rank: int, names: list[str], ipus: int) -> dict[str, Any]:
-    """Train each model; returns the names of the gradients this rank has, or a traceback."""
-    found: dict[str, Any] = {}
-    for name in names:
+def run_models(rank: int, cases: list[tuple[str, bool]], ipus: int) -> dict[tuple[str, bool], Any]:
+    """Train each model, tied or not; returns the names of the gradients this rank has, or a traceback."""
+    found: dict[tuple[str, bool], Any] = {}
+    for case in cases:
         try:
-            found[name] = compare(name, ipus)
+            found[case] = compare(*case, ipus)
         except Exception:
-            found[name] = traceback.format_exc()
+            found[case] = traceback.format_exc()
             break
     return found
 
 
-def compare(name: str, ipus: int) -> tuple[set[str], set[str]]:
+def compare(name: str, tied: bool, ipus: int) -> tuple[set[str], set[str]]:
     """Compare loss and gradients; returns the names of those this rank has, and of those of the plain model."""
-    model = make(name)
+    model = make(name, tied=tied)
     inputs = sample_batch(model, batch_size=2 * MICRO_BATCHES, length=8)
     inputs = {
         n: v.to(model.dtype) if isinstance(v, torch.Tensor) and v.is_floating_point() else v for n, v in inputs.items()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 from typing import Any
 
@@ -68,11 +69,25 @@ def is_killed(rank: int) -> str:
     return outcome(lambda: executor(**inputs))
 
 
-def stops(rank: int) -> str:
-    """Let the second rank stop, and stay."""
+def stops(rank: int, stopped: int = 1) -> str:
+    """Let one rank stop, and stay."""
     meet(timeout_seconds=8)
     executor, inputs = compiled()
     executor(**inputs)
-    if rank == 1:
+    if rank == stopped:
         os.kill(os.getpid(), signal.SIGSTOP)
     return outcome(lambda: executor(**inputs))
+
+
+def first_stops(rank: int) -> str:
+    """Let the first rank stop, and with it the store that the ranks met in."""
+    return stops(rank, stopped=0)
+
+
+def port_is_taken(rank: int) -> str:
+    """Let the first rank meet the others where something else listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        os.environ.update(MASTER_PORT=str(taken.getsockname()[1]), TORCHELASTIC_USE_AGENT_STORE="False")
+        return outcome(lambda: meet(timeout_seconds=2))

@@ -9,16 +9,36 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["rank_imports"])
-TIMEOUT_SECONDS = 240
+PRELOADED = ["rank_imports"]
+# Of machines where much else runs, both may be set.
+TIMEOUT_SECONDS = float(os.environ.get("IPU_TEST_TIMEOUT", 240))
+
+
+def start_server() -> None:
+    """Have the process that others are forked from import what they need; without a path it finds none of it.
+
+    Python before 3.13 does not tell it the path of this process.
+    """
+    CONTEXT.set_forkserver_preload(PRELOADED)
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    try:
+        forkserver.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
 
 
 def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout: float = TIMEOUT_SECONDS) -> list[Any]:
@@ -45,6 +65,7 @@ def ranks_results(
     Waits for as many results as are `awaited`, by default for all.
     """
     awaited = world_size if awaited is None else awaited
+    start_server()
     with tempfile.TemporaryDirectory() as folder:
         queue = CONTEXT.SimpleQueue()
         processes = [
@@ -81,7 +102,8 @@ def _run(rank: int, world_size: int, folder: str, queue: Any, function: Callable
     store = dist.FileStore(str(Path(folder) / "store"), world_size)
     try:
         port = _shared_port(store, rank)
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), IPU_RANK_TIMEOUT="60")
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        os.environ.setdefault("IPU_RANK_TIMEOUT", "60")
         result = function(rank, *args)
     except BaseException:
         result = Failure(traceback.format_exc())

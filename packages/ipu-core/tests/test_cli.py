@@ -109,6 +109,21 @@ def test_schedule_recomputation_and_optimizer_change_what_a_plan_holds(capsys):
     assert planned("--optimizer", "Adagrad").memory[0].optimizer == plain.memory[0].optimizer // 2
 
 
+def test_a_plan_for_ranks_has_a_tied_head_on_the_last_ipu_and_refuses_what_they_would(capsys):
+    def heads(*arguments):
+        assert main([*GPT2, "--json", *arguments]) == 0
+        made = Plan.from_json(capsys.readouterr().out)
+        return [stage.ipu for stage in made.stages if "lm_head" in stage.modules], made.memory
+
+    (alone, on_host), (of_ranks, on_ranks) = heads(), heads("--engine", "distributed")
+    assert (alone, of_ranks) == ([0], [1])
+    assert on_ranks[1].parameters > on_host[1].parameters  # a copy of the embedding
+    assert main([*GPT2, "--engine", "distributed", "--schedule", "1f1b"]) == 2
+    assert "`schedule='1f1b'` takes as many micro-batches as there are IPUs" in capsys.readouterr().err
+    assert main([*GPT2, "--engine", "distribute"]) == 2
+    assert "there is no engine `distribute`; there are host, distributed, poptorch" in capsys.readouterr().err
+
+
 def test_a_plan_can_be_measured(capsys):
     assert main([*GPT2, "--measure"]) == 0
     assert "times: measured on this machine, of forward and backward passes" in capsys.readouterr().out

@@ -4,6 +4,7 @@
 import pytest
 import rank_faults
 from ipu_core import IPUConfig, inference_model, to_pipelined, training_model
+from ipu_core.engines.distributed.ranks import meet
 from ipu_core.engines.registry import usable_engine
 from ipu_core.errors import EngineNotAvailableError, IncompatibleIPUConfigError
 from models import Chain, batch, make
@@ -36,14 +37,31 @@ def test_what_does_not_fit_or_differs_is_one_error_on_every_rank():
         ("raises", "rank 1 ended with ValueError: row 7 is no number"),
         ("is_killed", r"rank 1 .* has said nothing for \d+ s"),
         ("stops", r"rank 1 .* has said nothing for \d+ s"),
+        ("first_stops", "the first rank, .* has ended or stopped, and with it the store; rank 0 .* when last heard of"),
     ],
 )
 def test_when_one_rank_ends_the_others_end_and_say_why(fault, message):
-    first, second = ranks_results(2, getattr(rank_faults, fault), timeout=90, awaited=1)
-    assert not isinstance(first, Failure), first
-    with pytest.raises(AssertionError, match=f"RankError: rank 0 .*cannot go on: .*{message}"):
-        raise AssertionError(first)
-    assert isinstance(second, Failure)
+    found = ranks_results(2, getattr(rank_faults, fault), timeout=90, awaited=1)
+    rank = int(fault == "first_stops")
+    assert not isinstance(found[rank], Failure), found[rank]
+    with pytest.raises(AssertionError, match=f"RankError: rank {rank} .*cannot go on: .*{message}"):
+        raise AssertionError(found[rank])
+    assert isinstance(found[1 - rank], Failure)
+
+
+@pytest.mark.turns(16)
+def test_a_port_that_is_taken_is_refused_with_what_to_set():
+    (found,) = run_ranks(1, rank_faults.port_is_taken)
+    with pytest.raises(AssertionError, match="rank 0 cannot meet the others: another program listens at `127.*: set"):
+        raise AssertionError(found)
+
+
+def test_hosts_that_would_start_again_in_the_store_of_before_are_refused(monkeypatch):
+    facts = {"RANK": 0, "WORLD_SIZE": 2, "GROUP_WORLD_SIZE": 2, "TORCHELASTIC_MAX_RESTARTS": 3}
+    for name, value in {**facts, "TORCHELASTIC_USE_AGENT_STORE": True}.items():
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(EngineNotAvailableError, match="2 hosts again .*3.*set `TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1`"):
+        meet()
 
 
 def test_a_process_alone_is_refused_with_what_to_start():

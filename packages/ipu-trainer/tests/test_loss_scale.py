@@ -56,11 +56,11 @@ def test_a_step_that_overflows_changes_nothing(tmp_path, monkeypatch):
     calls = iter(range(100))
     unscale = LossScale.unscale
 
-    def first_overflows(self, given):
+    def first_overflows(self, given, *more):
         given = list(given)
         if next(calls) == 0:
             given[0].grad.fill_(float("inf"))
-        return unscale(self, given)
+        return unscale(self, given, *more)
 
     monkeypatch.setattr(LossScale, "unscale", first_overflows)
     made = trainer(tmp_path, line(1.0, 1.0), auto_loss_scaling=True, max_steps=1, per_device_train_batch_size=4)

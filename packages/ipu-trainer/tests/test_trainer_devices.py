@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run whose stages are on devices of their own goes on from a checkpoint: the optimizer's state follows."""
+"""Runs whose stages are on devices of their own: their checkpoints, and parameters that stay on the host."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import transformers
 from ipu_core import IPUConfig
 from ipu_core.samples import sample_batch
 from ipu_trainer import IPUTrainer, IPUTrainingArguments
-from simulated_devices import Simulation, move_simulated, to_plain
+from simulated_devices import simulating, to_plain
 
 ON_ONE = IPUConfig(layers_per_ipu=[1, 1])
 ON_TWO = ON_ONE.replace(devices=["meta:0", "cpu"])
@@ -17,10 +17,7 @@ ON_TWO = ON_ONE.replace(devices=["meta:0", "cpu"])
 
 @pytest.fixture
 def simulation(monkeypatch):
-    there = (torch.device("cpu"), torch.device("meta", 0))
-    monkeypatch.setattr("ipu_core.runtime.devices.devices_there", lambda: there)
-    monkeypatch.setattr("ipu_core.runtime.device_placement._move", move_simulated)
-    with Simulation() as made:
+    with simulating(monkeypatch) as made:
         yield made
 
 
@@ -53,3 +50,15 @@ def test_training_resumes_on_devices(tmp_path, simulation):
     assert {p.device.type for p in resumed.model.parameters()} == {"meta", "cpu"}
     for name, tensor in resumed.model.state_dict().items():
         torch.testing.assert_close(to_plain(tensor), whole.model.state_dict()[name], atol=1e-6, rtol=0)
+
+
+def test_training_with_parameters_on_the_host_is_that_with_them_on_the_device(tmp_path, simulation):
+    whole = trainer(tmp_path, ON_ONE, save_strategy="no")
+    whole.train()
+    streamed = trainer(tmp_path, ON_ONE.replace(devices=["meta:0"] * 2, parameters_offchip=True), save_steps=2)
+    simulation.watch(streamed.model)
+    streamed.train()
+    assert simulation.seen["meta:0"] and not simulation.held["meta:0"], "copies are left, or none was made"
+    assert {p.device.type for p in streamed.model.parameters()} == {"cpu"}
+    for name, tensor in streamed.model.state_dict().items():
+        torch.testing.assert_close(tensor, whole.model.state_dict()[name], atol=1e-6, rtol=0)

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """`IPUTrainer` with two ranks: the run of one process, its checkpoints, and runs that others resume."""
 
+import pickle
+
 import pytest
 import rank_training
 import torch
-from ranks import run_ranks
+from ranks import Failure, ranks_results, run_ranks
 from transformers import GPT2LMHeadModel
 
 
@@ -34,3 +36,36 @@ def test_ranks_train_as_one_process_and_go_on_from_each_others_checkpoints(resum
         assert result["losses"] == pytest.approx(alone["losses"], abs=1e-4)
         assert result["norms"] == pytest.approx(alone["norms"], abs=1e-6)
         assert result["logs"] is (rank == 0)
+
+
+TROUBLES = {
+    "full": (
+        "Error.*checkpoint-3` could not be written.* removed: the last complete checkpoint is `.*checkpoint-2`",
+        "CheckpointError: the first rank could not write the checkpoint: .*: make room, and resume",
+    ),
+    "full model": (
+        "Error.*model` could not be written",
+        "CheckpointError: the first rank could not write the model: .*: make room, and resume",
+    ),
+    "other model": ("CheckpointError: .*checkpoint-8` is of another model than this `GPT2LMHeadModel`: .*c_attn",) * 2,
+    "arguments": ("the argument `learning_rate` differs between ranks: 0.01 on rank 0, 0.02 on rank 1",) * 2,
+    "config": ("`schedule` differs between ranks: 'gpipe' on rank 0, '1f1b' on rank 1",) * 2,
+}
+
+
+@pytest.mark.turns(16)
+def test_a_full_disk_leaves_what_resumes_exactly_and_what_is_wrong_with_one_rank_is_said_by_all(tmp_path):
+    results = ranks_results(2, rank_training.troubles, str(tmp_path / "full"), timeout=240, awaited=1)
+    first, second = results[0], pickle.loads((tmp_path / "full" / "found-1").read_bytes())
+    assert not isinstance(first, Failure), first
+    for name, messages in TROUBLES.items():
+        for found, message in zip((first, second), messages, strict=True):
+            with pytest.raises(AssertionError, match=message):
+                raise AssertionError(found[name])
+        assert first["left"] == ["checkpoint-1", "checkpoint-2", "model"], "something is left aside"
+    with pytest.raises(AssertionError, match="RankError: rank 0 .*cannot go on: rank 1 ended with ValueError: row 7"):
+        raise AssertionError(first["loader"])
+    whole = run_ranks(2, rank_training.go_on, str(tmp_path / "whole"))[0]["weights"]
+    for weights in (first["weights"], second["weights"]):
+        for name, weight in whole.items():
+            torch.testing.assert_close(weights[name], weight, rtol=0, atol=0, msg=name)

@@ -92,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--inference", action="store_true", help="plan for inference rather than training")
     add("--ipu", metavar="DEVICE", help="say whether it fits: bow, gc200, host (this machine), or bytes an IPU")
     add("--optimizer", metavar="NAME", help='class of torch.optim whose state to count, or "none" (default AdamW)')
+    add("--engine", metavar="NAME", help="plan for this engine: host (default), or distributed, a process an IPU")
     add("--measure", action="store_true", help="measure times on this machine, with random weights")
     add("--svg", metavar="FILE", type=Path, help="write a picture of bytes and work")
     add("--json", action="store_true", help="print JSON")
@@ -281,7 +282,8 @@ def _plan(options: argparse.Namespace) -> int:
 
         batch = _combined_batch(options, model, ipu_config, rows=rows)
         batch = pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), batch)
-        return plan(to_pipelined(model, ipu_config), batch, options.inference, optimizer=optimizer)
+        pipelined = to_pipelined(model, ipu_config)
+        return plan(pipelined, batch, options.inference, optimizer=optimizer, engine=options.engine)
 
     made = plan_of(model.ipu_config, options.batch)
     print(made.to_json() if options.json else made, flush=True)

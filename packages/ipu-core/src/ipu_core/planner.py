@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,7 @@ from .batch import (
 )
 from .capture.loss import loss_value
 from .config.ipu_config import IPUConfig
+from .engines.registry import named_engine
 from .errors import BatchError, LossError
 from .lowering import lower
 from .memory.estimate import with_memory
@@ -32,6 +34,7 @@ def plan(
     *,
     optimizer: torch.optim.Optimizer | type[torch.optim.Optimizer] | None = torch.optim.AdamW,
     loss: str | None = None,
+    engine: str | None = None,
 ) -> Plan:
     """Return which modules sit on which IPU and what they hold, before anything runs.
 
@@ -45,15 +48,21 @@ def plan(
         for_inference: read the inference options of the configuration.
         optimizer: what will step in training, or its class, for the memory of its state; None for none.
         loss: as for `training_model`.
+        engine: that it is planned for, usable here or not. Ranks of "distributed" have copies of tied parameters, so
+            that modules with them are placed like any other.
 
     Raises:
+        EngineNotAvailableError: there is no such engine.
+        IncompatibleIPUConfigError: the engine could not run the plan.
         LossError: the model has no loss for this batch, and one is named, or there is a limit to hold memory against,
             or times are measured. Otherwise the plan says nothing about memory.
     """
     view = ipu_config_of(model)
     refuse_other_types({"for_inference": for_inference}, bool, instead="True or False")
     refuse_other_types({"loss": loss}, str, instead="the name of an output, or None", optional=True)
+    planned_for = named_engine(engine)
     config = view.for_inference() if for_inference else view.for_training()
+    config = replace(config, ties_apart=planned_for.has_ranks)
     refuse_other_optimizers(optimizer, takes_class=True)
     refuse_other_batches(model, inputs)
     refuse_cache(inputs)
@@ -66,6 +75,8 @@ def plan(
         optimizer=optimizer,
         loss=loss,
     )
+    if planned_for.check_plan is not None:
+        planned_for.check_plan(lowered.plan, config)
     try:
         value = None if for_inference else loss_value(lowered.captured, loss)
     except LossError:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 
@@ -38,13 +38,17 @@ class LossScale:
         self.is_dynamic = is_dynamic
         self.num_finite = 0
 
-    def unscale(self, parameters: Iterable[torch.nn.Parameter]) -> bool:
+    def unscale(self, parameters: Iterable[torch.nn.Parameter], is_everywhere: Callable[[bool], bool] = bool) -> bool:
         """Divide gradients by the factor; say whether they are to be used.
 
         Those of a dynamic factor that overflowed are taken away, so that an optimizer's step does nothing.
+
+        Args:
+            parameters: of this process.
+            is_everywhere: says of what holds in this process whether it does in all that train the model.
         """
         parameters = [parameter for parameter in parameters if parameter.grad is not None]
-        if self.is_dynamic and not all(bool(p.grad.isfinite().all()) for p in parameters if p.grad is not None):
+        if self.is_dynamic and not is_everywhere(all(map(_is_finite, parameters))):
             self._overflowed(parameters)
             return False
         if self.value != 1:
@@ -72,3 +76,7 @@ class LossScale:
             parameter.grad = None
         self.value, self.num_finite = self.value / 2, 0
         logger.warning("a gradient is not finite: the step is skipped, and the loss scale is %g now", self.value)
+
+
+def _is_finite(parameter: torch.nn.Parameter) -> bool:
+    return parameter.grad is None or bool(parameter.grad.isfinite().all())

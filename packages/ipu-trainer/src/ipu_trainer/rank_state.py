@@ -28,6 +28,13 @@ def is_first() -> bool:
     return world_size() == 1 or not dist.is_initialized() or dist.get_rank() == 0
 
 
+def doing(what: str) -> contextlib.AbstractContextManager[None]:
+    """Be said to do something inside the block, where other ranks look for what this one does."""
+    from ipu_core.engines.distributed.ranks import meet  # a process alone has no need of it
+
+    return meet().doing(what)
+
+
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
     """Look like a process that nobody started beside others, inside the block."""
@@ -53,7 +60,8 @@ def whole_state(optimizer: torch.optim.Optimizer, owners: Mapping[int, int]) -> 
         if owners.get(id(parameter), 0) == me and parameter in optimizer.state
     }
     everyone: list[dict[int, Any]] | None = [{} for _ in range(dist.get_world_size())] if me == 0 else None
-    dist.gather_object(own, everyone)
+    with doing("waits for the optimizer's state of all ranks"):
+        dist.gather_object(own, everyone)
     for found in everyone or ():
         for number, state in found.items():
             device = parameters[number].device
@@ -73,26 +81,31 @@ def refuse_for_ranks(ipu_config: IPUConfig, args: Any) -> None:
         IncompatibleIPUConfigError: an option that looks at all gradients in one process.
         RankMismatchError: an argument that differs between ranks.
     """
-    if ipu_config.auto_loss_scaling:
-        raise IncompatibleIPUConfigError(
-            "`auto_loss_scaling=True` skips a step by all gradients, and each rank has those of its stages: give "
-            "`loss_scaling`, a factor, or use the host engine"
-        )
     if ipu_config.replicated_tensor_sharding and ipu_config.replication_factor > 1:
         raise IncompatibleIPUConfigError(
             "`replicated_tensor_sharding=True` is for an optimizer that an executor steps, and the trainer's loop "
             "steps its own: leave it out, or train with `training_model(model, optimizer, engine='distributed')`"
         )
     facts = {f"the argument `{name}`": repr(value) for name, value in args.to_dict().items() if name not in _OF_A_RANK}
-    refuse_disagreement(facts)
+    with doing("waits for the arguments of the others"):
+        refuse_disagreement(facts)
 
 
 # Arguments that each process may have of its own.
 _OF_A_RANK = ("local_rank", "logging_dir")
 
 
-def agreed(outcome: Any) -> Any:
-    """Return what the first rank brings, on all ranks."""
+def agreed(outcome: Any, what: str) -> Any:
+    """Return what the first rank brings, on all ranks, which wait for `what` until it does."""
     box = [outcome]
-    dist.broadcast_object_list(box, src=0)
+    with doing(f"waits until the first rank has {what}"):
+        dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def holds_everywhere(holds: bool) -> bool:
+    """Return whether something holds on all ranks; all of them ask."""
+    found = torch.tensor(int(holds))
+    with doing("waits for the gradients of the others"):
+        dist.all_reduce(found, op=dist.ReduceOp.MIN)
+    return bool(found)

@@ -8,6 +8,7 @@ import functools
 import json
 import logging
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ from .losses import ComputeLoss, FiniteWatch, loss_rewrites, refuse_unused_overr
 from .modelcard import IPUTrainingSummary
 from .optimizers import lamb
 from .packing import PackedBatchLoaders
-from .rank_state import ENGINE, agreed, is_first, refuse_for_ranks, whole_state
+from .rank_state import ENGINE, agreed, holds_everywhere, is_first, refuse_for_ranks, whole_state
 from .resuming import CheckedResume
 
 logger = logging.getLogger(__name__)
@@ -225,7 +226,8 @@ class IPUTrainer(CompleteCheckpoints, CheckedResume, PackedBatchLoaders):
             learning_rate=self.learning_rate(),
             is_of_nothing=any(counts) and not any(map(any, counts)),
         )
-        self.loss_scale.unscale(self.model.parameters())
+        is_everywhere = holds_everywhere if self.args.engine == ENGINE else bool
+        self.loss_scale.unscale(self.model.parameters(), is_everywhere)
         return (self.training_executor.update_loss / self.loss_scale.value).to(losses.dtype)
 
     def _shares(self, counts: list[list[float]]) -> list[dict[str, float]]:
@@ -311,12 +313,13 @@ class IPUTrainer(CompleteCheckpoints, CheckedResume, PackedBatchLoaders):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model, as `transformers.Trainer.save_model` does; all ranks of a distributed run call it."""
-        is_of_all = self.args.engine == ENGINE and not _internal_call
-        if is_of_all and self._training is not None:
+        save = functools.partial(super().save_model, output_dir, _internal_call)
+        if self.args.engine != ENGINE or _internal_call:
+            save()
+            return
+        if self._training is not None:
             self.training_executor.release()
-        super().save_model(output_dir, _internal_call)
-        if is_of_all:
-            agreed(None)  # whoever reads it next finds it
+        self._first_writes("the model", save)
 
     def write_checkpoint(self, model: Any, trial: Any) -> None:
         """Write a checkpoint: the first rank does, of what all of them bring."""
@@ -325,18 +328,27 @@ class IPUTrainer(CompleteCheckpoints, CheckedResume, PackedBatchLoaders):
             return
         whole_state(getattr(self.optimizer, "optimizer", self.optimizer), self.training_executor.owning_ranks())
         self.training_executor.release()
+        self._first_writes("the checkpoint", functools.partial(super().write_checkpoint, model, trial))
+
+    def _first_writes(self, what: str, write: Callable[[], None]) -> None:
+        """Have the first rank write, while the others wait; all of them end where it cannot.
+
+        Raises:
+            CheckpointError: on the other ranks, with the error of the first one.
+        """
         problem = None
         if is_first():
             try:
-                super().write_checkpoint(model, trial)
+                write()
             except Exception as error:
                 problem = error
-        text, best = agreed((None if problem is None else f"{problem!r}", self.state.best_model_checkpoint))
+        told = None if problem is None else f"{type(problem).__name__}: {problem}"
+        told, best = agreed((told, self.state.best_model_checkpoint), f"written {what}")
         self.state.best_model_checkpoint = best
         if problem is not None:
             raise problem
-        if text is not None:
-            raise CheckpointError(f"the first rank could not write the checkpoint: {text}: make room, and resume")
+        if told is not None:
+            raise CheckpointError(f"the first rank could not write {what}: {told}: make room, and resume")
 
     def create_model_card(self, **facts: Any) -> None:
         """Write the model card, `README.md`; `facts` are those of `transformers.Trainer.create_model_card`."""

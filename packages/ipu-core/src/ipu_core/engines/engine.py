@@ -12,6 +12,7 @@ import torch
 from ..compile.disk_cache import ExecutableCache
 from ..config.execution_config import ExecutionConfig
 from ..partition.lowered import Lowered
+from ..partition.plan import Plan
 from ..runtime.program import Returned, StageProgram
 from ..runtime.share import ALL_STAGES, StepShare
 
@@ -39,6 +40,7 @@ class Engine:
         obstacle: why it cannot run here, if it cannot.
         inert: the options of `IPUConfig` it gives no effect to.
         check: refuses, before anything is captured, what the engine cannot run: ``check(model, config)``.
+        check_plan: refuses a plan that the engine cannot run, with nothing started: ``check_plan(plan, config)``.
         program: makes what was lowered ready to run: ``program(model, lowered, config, cache, loss, returned)``, with
             the value of the graph that a backward pass starts from, None in inference, and what the caller reads.
         share: makes the share of a decode step that this process runs: ``share(model, lowered, config)``.
@@ -54,6 +56,7 @@ class Engine:
     obstacle: str = ""
     inert: tuple[str, ...] = ()
     check: Callable[[torch.nn.Module, ExecutionConfig], None] | None = None
+    check_plan: Callable[[Plan, ExecutionConfig], None] | None = None
     program: MakeProgram | None = None
     share: MakeShare = all_stages
     has_ranks: bool = False

@@ -15,6 +15,7 @@ from ...config.execution_config import ExecutionConfig
 from ...config.options import HARDWARE_HINTS
 from ...errors import IncompatibleIPUConfigError
 from ...partition.lowered import Lowered
+from ...partition.plan import Plan
 from ...runtime.program import Returned, StageProgram
 from ...runtime.share import StepShare
 from ..engine import Engine
@@ -34,12 +35,26 @@ def _check(model: torch.nn.Module, config: ExecutionConfig) -> None:
     # What takes torch.distributed is imported when it is used: a process alone has no need of it.
     from .agreement import facts_of_process, refuse_disagreement
     from .ranks import meet, refuse_other_world
-    from .schedules import refuse_other_schedules
 
     watchdog = meet()
     with watchdog.doing("waits for what the others were started with"):
         refuse_disagreement(facts_of_process(model, config))
     refuse_other_world(config, dist.get_world_size())
+    _refuse_other_options(config)
+    if config.compile:
+        refuse_other_processors(model, config)
+
+
+def _check_plan(made: Plan, config: ExecutionConfig) -> None:
+    from .schedules import refuse_other_stages
+
+    _refuse_other_options(config)
+    refuse_other_stages(made, config)
+
+
+def _refuse_other_options(config: ExecutionConfig) -> None:
+    from .schedules import refuse_other_schedules
+
     refuse_other_schedules(config)
     if config.devices is not None:
         raise IncompatibleIPUConfigError(
@@ -51,8 +66,6 @@ def _check(model: torch.nn.Module, config: ExecutionConfig) -> None:
             "`parameters_offchip=True` streams the parameters of one process, and each rank has those of its own "
             "stages alone: leave it out, or take more IPUs"
         )
-    if config.compile:
-        refuse_other_processors(model, config)
 
 
 def _program(
@@ -80,6 +93,7 @@ DISTRIBUTED = Engine(
     obstacle="" if dist.is_available() else "this torch was built without torch.distributed",
     inert=("matmul_proportion", *HARDWARE_HINTS),
     check=_check,
+    check_plan=_check_plan,
     program=_program,
     share=_share,
     has_ranks=True,

@@ -16,6 +16,7 @@ from functools import lru_cache
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.rendezvous import rendezvous
 
 from ...config.execution_config import ExecutionConfig
 from ...errors import EngineNotAvailableError, IncompatibleIPUConfigError
@@ -23,6 +24,7 @@ from .watchdog import Watchdog
 
 TIMEOUT = "IPU_RANK_TIMEOUT"
 DEFAULT_TIMEOUT = 300.0
+_MAKING_GROUPS = "waits for the others to make a group"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,11 +85,13 @@ class Ranks:
 
     def group(self, ipus: Sequence[int]) -> dist.ProcessGroup:
         """Return the group of some IPUs of this replica; all ranks ask for the same groups in the same order."""
-        return _group_of(self.mesh, tuple(ipus))
+        with self.watchdog.doing(_MAKING_GROUPS):
+            return _group_of(self.mesh, tuple(ipus))
 
     def together(self) -> dist.ProcessGroup:
         """Return the group of the ranks that run together."""
-        return _group_of_copy(self.mesh)
+        with self.watchdog.doing(_MAKING_GROUPS):
+            return _group_of_copy(self.mesh)
 
 
 def ranks_for(config: ExecutionConfig, device: torch.device) -> Ranks:
@@ -100,7 +104,8 @@ def ranks_for(config: ExecutionConfig, device: torch.device) -> Ranks:
     watchdog = meet()
     refuse_other_world(config, dist.get_world_size())
     shape = (dist.get_world_size() // config.num_ipus, config.replication_factor, config.ipus_per_replica)
-    return Ranks(mesh=_mesh(dist.group.WORLD, device.type, shape), device=device, watchdog=watchdog)
+    with watchdog.doing(_MAKING_GROUPS):
+        return Ranks(mesh=_mesh(dist.group.WORLD, device.type, shape), device=device, watchdog=watchdog)
 
 
 def meet(timeout_seconds: float | None = None) -> Watchdog:
@@ -111,7 +116,7 @@ def meet(timeout_seconds: float | None = None) -> Watchdog:
             `IPU_RANK_TIMEOUT`, or 300.
 
     Raises:
-        EngineNotAvailableError: nobody started several processes.
+        EngineNotAvailableError: nobody started several processes, or they cannot meet, or not again.
     """
     if not dist.is_initialized():
         if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
@@ -121,8 +126,44 @@ def meet(timeout_seconds: float | None = None) -> Watchdog:
             )
         seconds = timeout_seconds or float(os.environ.get(TIMEOUT, DEFAULT_TIMEOUT))
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(seconds=seconds))
+        _refuse_shared_store()
+        timeout = timedelta(seconds=seconds)
+        try:
+            store, rank, world_size = next(rendezvous("env://", timeout=timeout))
+            # Ranks that torchrun starts again meet in the store of before, where the addresses of before still are.
+            store = dist.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+            dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+        except (RuntimeError, ValueError) as error:  # torch's own, of its network and its stores, among them
+            raise _not_met(error) from error
     return _watchdog(dist.group.WORLD)
+
+
+def _refuse_shared_store() -> None:
+    """Refuse restarts of several hosts in one store: agents count them differently, and ranks would not meet.
+
+    Raises:
+        EngineNotAvailableError: with what to set.
+    """
+    restarts, hosts = (int(os.environ.get(name, "0")) for name in ("TORCHELASTIC_MAX_RESTARTS", "GROUP_WORLD_SIZE"))
+    if restarts and hosts > 1 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        raise EngineNotAvailableError(
+            f"torchrun may start the ranks of {hosts} hosts again (`--max-restarts {restarts}`), which would meet in "
+            "the store of those before them, and take their addresses for new: set "
+            "`TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1` where torchrun is started, on every host"
+        )
+
+
+def _not_met(error: Exception) -> EngineNotAvailableError:
+    address = f"`{os.environ.get('MASTER_ADDR', '')}:{os.environ.get('MASTER_PORT', '')}`"
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if "EADDRINUSE" in str(error):
+        why = f"another program listens at {address}: set `MASTER_PORT`, or `--rdzv-endpoint`, to a port that is free"
+    else:
+        why = (
+            f"nothing answers at {address} as the first rank would: see that all {os.environ['WORLD_SIZE']} are "
+            "started, and that `MASTER_ADDR` and `MASTER_PORT` are those of the first one's host"
+        )
+    return EngineNotAvailableError(f"rank {os.environ['RANK']} cannot meet the others: {why} ({first})")
 
 
 def refuse_other_world(config: ExecutionConfig, world_size: int) -> None:

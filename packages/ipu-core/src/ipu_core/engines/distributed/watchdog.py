@@ -46,6 +46,10 @@ class Report:
         silent = f", and has said nothing for {self.age:.0f} s" if self.age > SILENT_SECONDS else ""
         return f"rank {self.rank} {self.doing} for {self.seconds:.0f} s{silent}"
 
+    def last(self) -> str:
+        """Say what the rank did when it was last heard of."""
+        return f"rank {self.rank} {self.doing}, when last heard of"
+
 
 class Watchdog:
     """Says what this rank does, and reads what others do.
@@ -60,7 +64,9 @@ class Watchdog:
         self._store, self._rank, self._world_size = store, rank, world_size
         self._doing, self._since = "is between two calls", time.monotonic()
         self._seen: dict[int, tuple[str, float]] = {}
-        self._ended = threading.Event()
+        self._errors: dict[int, str] = {}
+        self._answered = time.monotonic()
+        self._is_gone = False
         self._warned = 0.0
 
     @classmethod
@@ -102,16 +108,12 @@ class Watchdog:
             self._store.set(self._key("error"), text[:4000])
 
     def reports(self) -> list[Report]:
-        """Return what every other rank last said."""
+        """Return what every other rank last said, as far as the store has answered."""
         now, found = time.monotonic(), []
-        for rank in range(self._world_size):
-            if rank != self._rank and (read := self._read(rank)) is not None:
-                text, heard = read
-                said = json.loads(text)
-                error = self._store.get(self._key("error", rank)).decode() if self._has("error", rank) else ""
-                found.append(
-                    Report(rank=rank, doing=said["doing"], seconds=said["seconds"], age=now - heard, error=error)
-                )
+        for rank in sorted({*self._seen, *self._errors}):
+            text, heard = self._seen.get(rank, ('{"doing": "began", "seconds": 0}', now))
+            said, error = json.loads(text), self._errors.get(rank, "")
+            found.append(Report(rank=rank, doing=said["doing"], seconds=said["seconds"], age=now - heard, error=error))
         return found
 
     def _explained(self, error: BaseException, what: str) -> RankError | None:
@@ -119,47 +121,54 @@ class Watchdog:
         if not _is_of_communication(error):
             return None
         deadline = time.monotonic() + SILENT_SECONDS + 2 * BEAT_SECONDS
-        reports: list[Report] = []
-        while time.monotonic() < deadline:
-            try:
-                reports = self.reports()
-            except Exception:  # the store was with the rank that ended
-                break
-            if any(report.error for report in reports):
-                break
+        # The store is not asked here: it does not answer where its process has stopped.
+        while time.monotonic() < deadline and not self._is_gone and not self._errors:
             time.sleep(BEAT_SECONDS / 2)
-        ended = [report for report in reports if report.error] or [r for r in reports if r.age > SILENT_SECONDS]
-        why = "; ".join(map(str, ended)) or "a rank ended without a word, and what it last did is not known"
+        why = self._cause() or "a rank ended without a word, and what it last did is not known"
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         return RankError(
             f"rank {self._rank} {what}, and cannot go on: {why} ({first}): start the ranks again, from the last "
             "checkpoint where there is one"
         )
 
+    def _cause(self) -> str:
+        """Return what others said that explains an end: errors, or else silence."""
+        reports = self.reports()
+        if errors := [report for report in reports if report.error]:
+            return "; ".join(map(str, errors))
+        if self._is_gone or time.monotonic() - self._answered > SILENT_SECONDS:
+            last = "".join(f"; {report.last()}" for report in reports)
+            return f"the first rank, or the agent that started it, has ended or stopped, and with it the store{last}"
+        return "; ".join(str(report) for report in reports if report.age > SILENT_SECONDS)
+
     def _run(self) -> None:
-        while not self._ended.wait(BEAT_SECONDS):
-            try:
+        try:
+            while True:
+                time.sleep(BEAT_SECONDS)
                 self._beat()
-            except Exception:
-                return  # the store is gone, with the rank or the agent that had it
+        except Exception:
+            self._is_gone = True  # the store, with the rank or the agent that had it
 
     def _beat(self) -> None:
         seconds = time.monotonic() - self._since
         self._store.set(self._key("beat"), json.dumps({"doing": self._doing, "seconds": seconds, "at": time.time()}))
-        reports = self.reports()
+        for rank in range(self._world_size):
+            if rank != self._rank:
+                self._read(rank)
+        self._answered = time.monotonic()
         if "wait" in self._doing and seconds > STALL_SECONDS and time.monotonic() - self._warned > STALL_SECONDS:
             self._warned = time.monotonic()
-            others = "; ".join(map(str, reports))
+            others = "; ".join(map(str, self.reports()))
             logger.warning("rank %d %s for %.0f s; %s", self._rank, self._doing, seconds, others)
 
-    def _read(self, rank: int) -> tuple[str, float] | None:
-        """Return what a rank last said, and when, on this clock, it was first seen here."""
-        if not self._has("beat", rank):
-            return None
-        text = self._store.get(self._key("beat", rank)).decode()
-        if self._seen.get(rank, ("", 0.0))[0] != text:
-            self._seen[rank] = text, time.monotonic()
-        return self._seen[rank]
+    def _read(self, rank: int) -> None:
+        """Read what a rank last said, and note when, on this clock, it was first seen here."""
+        if self._has("beat", rank):
+            text = self._store.get(self._key("beat", rank)).decode()
+            if self._seen.get(rank, ("", 0.0))[0] != text:
+                self._seen[rank] = text, time.monotonic()
+        if self._has("error", rank):
+            self._errors[rank] = self._store.get(self._key("error", rank)).decode()
 
     def _has(self, kind: str, rank: int) -> bool:
         return bool(self._store.check([self._key(kind, rank)]))
