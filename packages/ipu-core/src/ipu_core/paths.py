@@ -37,7 +37,9 @@ def refuse_absent_path(name: str, value: str | os.PathLike[str], instead: str) -
         FileNotFoundError: with what is there.
     """
     if looks_like_path(value) and not os.path.exists(value):
-        raise FileNotFoundError(f"`{name} {value}` is not there{nearest_path(Path(value))}; give {instead}")
+        raise FileNotFoundError(
+            f"`{f'{name} {value}'.strip()}` is not there{nearest_path(Path(value))}; give {instead}"
+        )
 
 
 def nearest_path(path: Path) -> str:

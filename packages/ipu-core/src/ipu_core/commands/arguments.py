@@ -49,7 +49,7 @@ def key_value(text: str) -> tuple[str, Any]:
     """
     key, separator, value = text.partition("=")
     if not separator or not key:
-        raise argparse.ArgumentTypeError(f"`--set {text}` is not KEY=VALUE: give one such as hidden_size=128")
+        raise argparse.ArgumentTypeError(f"`{text}` is not KEY=VALUE: give one such as hidden_size=128")
     try:
         return key, json.loads(value)
     except json.JSONDecodeError:
@@ -83,7 +83,7 @@ def add_model(command: argparse.ArgumentParser) -> None:
     """Add the arguments that say which model, which configuration and which batch."""
     source = command.add_mutually_exclusive_group(required=True)
     source.add_argument("--family", metavar="TYPE", help="a model type, such as bert, in its default size")
-    source.add_argument("--model", metavar="DIR", type=Path, help="a directory with a transformers config.json")
+    source.add_argument("--model", metavar="DIR", type=existing, help="a directory with a transformers config.json")
     add = command.add_argument
     add("--class", dest="class_name", metavar="NAME", help="transformers class; the first declared one by default")
     add_set(command, "change a value of the model's configuration")

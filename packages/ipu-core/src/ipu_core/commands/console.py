@@ -49,7 +49,8 @@ class Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
         """Print them, and end the program."""
         found = [f"{name} {importlib.metadata.version(name)}" for name in ("ipu-core", "torch", "transformers")]
-        parser.exit(0, ", ".join(found) + "\n")
+        print(", ".join(found))
+        parser.exit()
 
 
 def refuse_unknown_command(given: Sequence[str], known: Sequence[str]) -> None:

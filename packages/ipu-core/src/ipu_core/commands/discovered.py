@@ -64,8 +64,8 @@ def facts_of(model_type: str) -> dict[str, Any]:
     if model_type not in transformers.CONFIG_MAPPING:
         known = list(transformers.CONFIG_MAPPING.keys())
         raise ValueError(
-            f"transformers has no model type `{model_type}`{nearest(model_type, known)}: give one with --model-type, or "
-            "--own for an architecture of your own"
+            f"transformers has no model type `{model_type}`{nearest(model_type, known)}: give one with "
+            "--model-type, or --own for an architecture of your own"
         )
     _refuse_declared(model_type)
     config = transformers.AutoConfig.for_model(model_type)

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..paths import read_json, refuse_absent_path, refuse_broken_weights
-from .arguments import add_places, positive
+from ..paths import read_json, refuse_broken_weights
+from .arguments import add_places, existing, positive
 from .console import announced, import_torch
 from .pipeline import given_config
 
@@ -30,7 +30,7 @@ def add(commands: Any) -> None:
     command = commands.add_parser("generate", help="go on from a text, token by token", examples=EXAMPLES)
     add = command.add_argument
     add("text", metavar="TEXT", help="what the text begins with; - for standard input")
-    add("--model", metavar="DIR", type=Path, required=True, help="a directory with a checkpoint and its tokenizer")
+    add("--model", metavar="DIR", type=existing, required=True, help="a directory with a checkpoint and its tokenizer")
     add_places(command)
     add("--max-new-tokens", metavar="N", type=positive, default=64, help="tokens at most (default 64)")
     add("--temperature", metavar="X", type=float, help="sample, at this temperature; by default the likeliest token")
@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
     """Print the text as it comes, and the speed to standard error.
 
     Raises:
-        OSError: the directory is not there, or lacks something.
+        OSError: the directory lacks something.
         ValueError: the model is none that generates, or something is wrong with its files.
     """
     text = sys.stdin.read().rstrip("\n") if options.text == "-" else options.text
@@ -60,10 +60,9 @@ def refuse_other_folders(folder: Path) -> None:
     """Refuse a folder that is no checkpoint with a tokenizer, or whose files are broken.
 
     Raises:
-        OSError: something is not there.
+        OSError: a file is not there.
         ValueError: something is broken.
     """
-    refuse_absent_path("--model", folder, "a directory with a checkpoint")
     for name in ("config.json", "tokenizer_config.json"):
         if not (folder / name).is_file():
             what = "a checkpoint that was saved with its tokenizer"

@@ -15,7 +15,7 @@ from ..config.ipu_config import IPUConfig
 from ..errors import nearest
 from ..model.mixin import PipelineMixin
 from ..model.pipelined import to_pipelined
-from ..paths import read_json, refuse_absent_path
+from ..paths import read_json
 from ..plugins.family import Family, load
 from ..plugins.registry import installed
 from ..samples import sample_batch
@@ -63,7 +63,7 @@ def random_model(options: argparse.Namespace, *, device: str) -> PipelineMixin:
     """Make a pipelined model; on the meta device it has shapes and no weights.
 
     Raises:
-        OSError: the directory of `--model` is not there, or has no config.json.
+        OSError: the directory of `--model` has no config.json.
         ValueError: no such family, class, or value of the configuration.
     """
     ipu_config = ipu_config_of(options)
@@ -92,9 +92,8 @@ def config_file(folder: Path) -> Path:
     """Return the config.json of a checkpoint's directory.
 
     Raises:
-        OSError: there is none.
+        OSError: it has none.
     """
-    refuse_absent_path("--model", folder, "a directory with a config.json")
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"`--model {folder}` is not a directory with a config.json: give one that has it")
     return folder / "config.json"
