@@ -14,7 +14,7 @@ from typing import Any
 
 import datasets
 from ipu_core.errors import IPUError
-from ipu_core.paths import nearest_path, read_json, refuse_broken_weights
+from ipu_core.paths import looks_like_path, nearest_path, read_json, refuse_broken_weights
 from ipu_core.runtime.devices import refuse_missing_devices
 from ipu_core.validation import learned_positions
 from transformers.trainer_utils import get_last_checkpoint
@@ -73,7 +73,8 @@ def misplaced_model(trainer: Any) -> None:
 def absent_data(data: str) -> None:
     """Refuse a file that is not there or empty, and a table without rows."""
     path = Path(data)
-    if not path.exists() and path.suffix[1:] in ("csv", "json", "jsonl", "parquet", "arrow", "txt"):
+    is_table = path.suffix[1:] in ("csv", "json", "jsonl", "parquet", "arrow", "txt")
+    if not path.exists() and (is_table or looks_like_path(data)):
         refuse(f"--data={data} is not there{nearest_path(path)}; give a file, a folder, or the name of a data set")
     if path.is_file() and not path.stat().st_size:
         refuse(f"--data={data} is empty: give a file with a row of names, and rows")
@@ -90,7 +91,7 @@ def unreadable_data(data: str, error: BaseException) -> None:
     path = Path(data)
     reason = next(_broken_lines(path), "") if path.is_file() and path.suffix in (".json", ".jsonl") else ""
     said = " ".join(str(error).split()).removeprefix("Error tokenizing data. C error: ")
-    refuse(f"--data={data} cannot be read: {reason or said}")
+    refuse(f"--data={data} cannot be read: {reason or said}; mend or replace it")
 
 
 def _broken_lines(path: Path) -> Iterator[str]:

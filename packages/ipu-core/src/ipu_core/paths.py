@@ -6,12 +6,14 @@ A hub is never asked for something that looks like a path: its answer would be a
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 from pathlib import Path
 from typing import Any
 
-from .errors import nearest
+# So near to a name that it may be meant.
+_MISSPELT = 0.7
 
 
 def looks_like_path(text: str | os.PathLike[str]) -> bool:
@@ -45,10 +47,11 @@ def refuse_absent_path(name: str, value: str | os.PathLike[str], instead: str) -
 def nearest_path(path: Path) -> str:
     """Return what is near to a path that leads nowhere: a name beside it, or which folder of it is missing."""
     folder = path.parent
-    if folder.is_dir():
-        return nearest(str(path), [str(other) for other in folder.iterdir()]).rstrip("?")
-    missing = next(each for each in reversed([folder, *folder.parents]) if not each.is_dir())
-    return f": there is no folder `{missing}`"
+    if not folder.is_dir():
+        missing = next(each for each in reversed([folder, *folder.parents]) if not each.is_dir())
+        return f": there is no folder `{missing}`"
+    near = difflib.get_close_matches(path.name, [other.name for other in folder.iterdir()], n=1, cutoff=_MISSPELT)
+    return f", did you mean `{folder / near[0]}`?" if near else ""
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:

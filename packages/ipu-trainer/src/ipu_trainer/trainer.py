@@ -11,10 +11,12 @@ import os
 from typing import Any
 
 import torch
-from ipu_core import Executor, IPUConfig, PipelineMixin, to_pipelined
+from ipu_core import Executor, IPUConfig, PipelineMixin, Plan, to_pipelined
 from ipu_core._torch import pytree
 from ipu_core.capture.loss_terms import NUM_ITEMS, shares
 from ipu_core.engines.registry import usable_engine
+from ipu_core.errors import NotCompiledError
+from ipu_core.model.card import write_card
 from ipu_core.peft import has_adapters
 from ipu_core.rewrites.loss import computed_by, takes
 from ipu_core.runtime.device_placement import move_state
@@ -315,8 +317,20 @@ class IPUTrainer(CompleteCheckpoints, CheckedResume, PackedBatchLoaders):
         if is_of_all and self._training is not None:
             self.training_executor.release()
         super().save_model(output_dir, _internal_call)
+        plan = self.plan
+        if plan is not None and self.args.should_save and not has_adapters(self.model):
+            folder = output_dir or self.args.output_dir
+            write_card(folder, type(self.model).plain_class(), self.ipu_config, places=plan)
         if is_of_all:
             agreed(None)  # whoever reads it next finds it
+
+    @property
+    def plan(self) -> Plan | None:
+        """The plan of what trained; None where nothing has."""
+        try:
+            return None if self._training is None else self._training[1].plan
+        except NotCompiledError:
+            return None
 
     def write_checkpoint(self, model: Any, trial: Any) -> None:
         """Write a checkpoint: the first rank does, of what all of them bring."""
