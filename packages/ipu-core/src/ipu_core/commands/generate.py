@@ -49,6 +49,8 @@ def run(options: argparse.Namespace) -> int:
     text = sys.stdin.read().rstrip("\n") if options.text == "-" else options.text
     if not text:
         raise ValueError("the text is empty: give what it begins with")
+    if options.temperature is not None and options.temperature <= 0:
+        raise ValueError(f"`--temperature {options.temperature}`: give more than 0, or leave it out")
     refuse_other_folders(options.model)
     import_torch()
     tokenizer, model = _loaded(options)
@@ -96,6 +98,7 @@ def _generate(options: argparse.Namespace, tokenizer: Any, model: PipelineMixin,
 
     torch.manual_seed(options.seed)
     prompt = tokenizer(text, return_tensors="pt")
+    refuse_too_long(model, prompt["input_ids"].shape[1], options.max_new_tokens)
     generator = generation_model(model, weights=options.weights)
     stopwatch = Stopwatch()
     sampling = {} if options.temperature is None else {"temperature": options.temperature}
@@ -107,6 +110,23 @@ def _generate(options: argparse.Namespace, tokenizer: Any, model: PipelineMixin,
         **sampling,
     )
     print(f"{stopwatch.report}, {_ipus(generator)}", file=sys.stderr, flush=True)
+
+
+def refuse_too_long(model: Any, prompt: int, new: int) -> None:
+    """Refuse more tokens than the model has learned positions for.
+
+    Raises:
+        ValueError: saying how many are left for new ones.
+    """
+    from ..validation import learned_positions
+
+    most = learned_positions(model)
+    needed = max(prompt, new) if model.config.is_encoder_decoder else prompt + new
+    if most is not None and needed > most:
+        raise ValueError(
+            f"a text of {prompt} tokens and {new} new ones need {needed} positions, and the model has {most}: give "
+            f"--max-new-tokens {max(1, most - prompt)} or less, or a shorter text"
+        )
 
 
 def _ipus(generator: Any) -> str:
