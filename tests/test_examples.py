@@ -302,7 +302,7 @@ def test_texts_that_are_cut_are_counted(capsys):
         lambda rows: dict(corpus.tokens_of(tokenizer, rows["text"], length=4)),
     )
     assert capsys.readouterr().out == "train: 1 of 3 rows are longer than --max_length, and cut to it\n"
-    assert sorted(encoded["train"].column_names) == ["attention_mask", "input_ids", "token_type_ids"]
+    assert sorted(encoded["train"].column_names) == ["attention_mask", "input_ids"]
 
 
 def test_a_run_that_is_stopped_says_which_checkpoint_is_there_and_how_to_go_on(monkeypatch, tmp_path, capsys):

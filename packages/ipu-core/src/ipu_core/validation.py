@@ -154,6 +154,6 @@ def learned_positions(model: Any) -> int | None:
     tables = (each for each in model.modules() if isinstance(each, torch.nn.Embedding) and each is not vocabulary)
     for table in tables:
         if 0 <= table.num_embeddings - most <= _MORE_POSITIONS:
-            is_shifted = table.num_embeddings == most and table.padding_idx is not None
-            return most - table.padding_idx - 1 if is_shifted else most
+            padding = table.padding_idx if table.num_embeddings == most else None
+            return most if padding is None else most - padding - 1
     return None

@@ -26,7 +26,8 @@ class Parser(argparse.ArgumentParser):
         if examples:
             heading = "examples" if len(examples) > 1 else "example"
             options["epilog"] = "\n".join([f"{heading}:", *(f"  {example}" for example in examples)])
-        super().__init__(*args, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(*args, **options)
 
     def error(self, message: str) -> NoReturn:
         """End the program with what is wrong, and where help is."""

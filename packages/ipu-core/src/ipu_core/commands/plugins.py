@@ -61,7 +61,8 @@ def _print_plugins(plugins: tuple[Plugin, ...]) -> None:
 def _declares(plugin: Plugin) -> str:
     if plugin.state != "ok":
         return plugin.reason
-    types = dict.fromkeys(each.model_type for each in (*plugin.families, *plugin.architectures))
+    types = [family.model_type for family in plugin.families]
+    types += [each.model_type for each in plugin.architectures if each.model_type not in types]
     if not types:
         return "nothing yet"
     number = sum(len(family.targets) for family in plugin.families)
