@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import json
 import shutil
@@ -322,17 +323,35 @@ def test_a_run_that_is_stopped_says_which_checkpoint_is_there_and_how_to_go_on(m
     assert said.endswith("python text_classification.py --do_train --resume_from_checkpoint last\n")
 
 
-def test_texts_need_no_scipy():
-    code = "import sys; sys.modules['scipy'] = None; import text_classification, translation, text_generation"
-    subprocess.run([sys.executable, "-c", code], cwd=EXAMPLES, check=True)
+def imports_of(script: str) -> set[str]:
+    """Return what a script imports, and the modules beside it that it imports do."""
+    found: set[str] = set()
+    waiting = [script]
+    while waiting:
+        tree = ast.parse((EXAMPLES / f"{waiting.pop()}.py").read_text(encoding="utf-8"))
+        froms = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+        names = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+        new = {name.partition(".")[0] for name in (*froms, *names)} - found
+        found |= new
+        waiting += [name for name in new if (EXAMPLES / f"{name}.py").is_file()]
+    return found
 
 
+@pytest.mark.parametrize("script", sorted({script for script, *_ in LEARNS} | {"text_generation"}))
+def test_texts_need_neither_scipy_nor_pillow(script):
+    needed = imports_of(script) & {"scipy", "PIL"}
+    expected = {"PIL"} if "image" in script else {"scipy"} if "speech" in script or "audio" in script else set()
+    assert needed == expected
+
+
+@pytest.mark.turns(4)
 def test_a_table_of_reviews_is_learned(tmp_path, capsys):
     table = ("--data", EXAMPLES / "reviews.csv", "--max_length", 16, "--num_train_epochs", 4)
     outcome = run("text_classification", tmp_path, *table)
     assert outcome.after["eval_accuracy"] >= 0.9
 
 
+@pytest.mark.turns(4)
 def test_a_tiny_model_writes_what_it_learned(tmp_path, capsys):
     text = importlib.import_module("text_generation").main(["the sun", "--output_dir", str(tmp_path)])
     assert text.startswith("the sun shines")

@@ -21,7 +21,7 @@ def run(*command, folder, **environ):
 
 
 @pytest.mark.turns(4)
-@pytest.mark.parametrize("arguments", [("--own",), ("--model-type", "xglm")], ids=["own", "upstream"])
+@pytest.mark.parametrize("arguments", [("--own",), ("--model-type", "gpt_neox_japanese")], ids=["own", "upstream"])
 def test_its_package_is_a_wheel_that_installs_and_passes_the_kit(arguments, tmp_path):
     pytest.importorskip("hatchling", reason="hatchling builds the wheel")
     package = tmp_path / "ipu-models-mine"
@@ -65,6 +65,11 @@ def test_every_file_is_written_with_its_names_and_caps(tmp_path, capsys):
         (["ipu-models-x-bert", "--model-type", "bert"], "the plugin `bert` declares `bert` already: choose another"),
         (["ipu-models-optt"], "transformers has no model type `optt`, did you mean `opt`?"),
         (["ipu-models-opt", "--model-type", "a b!"], "no model type `a b!`"),
+        (["ipu-models-x", "--own", "--set", "hidden_size=8"], "`--set` has no effect with `--own`"),
+        (
+            ["ipu-models-x", "--model-type", "phi", "--set", "hidden_size=33"],
+            "no tiny `phi` can be made: ",
+        ),
         (["ipu-models-opt", "--folder", "{full}"], "is not empty, it has a.txt: give another folder with --folder"),
         (["ipu-models-opt", "--folder", "{full}/a.txt"], "a.txt` is a file: give another folder with --folder"),
     ],

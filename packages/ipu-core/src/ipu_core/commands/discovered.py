@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ import transformers
 
 from .._transformers import class_with_head
 from ..config.ipu_config import IPUConfig
-from ..errors import IPUError, nearest
+from ..errors import nearest
 from ..lowering import capture_model
 from ..model.pipelined import to_pipelined
 from ..partition.layout import layout
@@ -42,6 +43,7 @@ TINY = {
     **dict.fromkeys(("intermediate_size", "n_inner", "ffn_dim", "hidden_dim", "d_ff"), 64),
     **dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim"), 64),
     **dict.fromkeys(("head_dim", "d_kv"), 16),
+    "rotary_dim": 8,
     **dict.fromkeys(("max_position_embeddings", "n_positions"), 64),
     "vocab_size": 96,
     "image_size": 32,
@@ -52,11 +54,12 @@ TINY = {
     "decoder_start_token_id": 0,
 }
 LENGTH = 16
+WHAT_TO_DO = "give sizes that fit one another with --set, or write the family by hand"
 _NUMBER = re.compile(r"\.\d+(?=\.|$)")
 
 
-def facts_of(model_type: str) -> dict[str, Any]:
-    """Return `layout`, `models`, `tiny` and `num_layers` of the family of a type.
+def facts_of(model_type: str, values: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return `layout`, `models`, `tiny` and `num_layers` of the family of a type; `values` are tiny ones to take.
 
     Raises:
         ValueError: transformers has no such type, a plugin declares it, or no model of it can be made so small.
@@ -69,7 +72,7 @@ def facts_of(model_type: str) -> dict[str, Any]:
         )
     _refuse_declared(model_type)
     config = transformers.AutoConfig.for_model(model_type)
-    tiny = tiny_of(config)
+    tiny = {**tiny_of(config), **(values or {})}
     classes = _classes(type(config), tiny)
     layers = [getattr(config, name) for name in LAYERS if isinstance(getattr(config, name, None), int)]
     return {
@@ -103,7 +106,8 @@ def _classes(config_class: type[Any], tiny: dict[str, Any]) -> list[type[Any]]:
     Raises:
         ValueError: none can.
     """
-    config = config_class(**tiny)
+    with refusing(f"no tiny `{config_class.model_type}` can be made"):
+        config = config_class(**tiny)
     named = [cls for head in HEADS if (cls := class_with_head(getattr(transformers, head), config)) is not None]
     found, reason = [], "it has no class for any of the auto classes that are known here"
     for cls in dict.fromkeys(named):
@@ -114,11 +118,21 @@ def _classes(config_class: type[Any], tiny: dict[str, Any]) -> list[type[Any]]:
         except Exception as error:  # of whatever a model's constructor asks of its sizes
             reason = f"`{cls.__name__}` raised {type(error).__name__}: {error}"
     if not found:
-        raise ValueError(
-            f"no tiny model of `{config.model_type}` can be made: {reason}: write the family by hand, with --own and "
-            "`plain_in` left out"
-        )
+        raise ValueError(f"no tiny `{config.model_type}` can be made: {reason}: {WHAT_TO_DO}")
     return found
+
+
+@contextlib.contextmanager
+def refusing(what: str) -> Iterator[None]:
+    """Raise what goes wrong inside the block, in whatever a model is made of, as a ValueError of one line.
+
+    Raises:
+        ValueError: with what to do.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{what}: {type(error).__name__}: {' '.join(str(error).split())}: {WHAT_TO_DO}") from error
 
 
 def layout_of(cls: type[Any], tiny: dict[str, Any]) -> tuple[str, ...]:
@@ -127,16 +141,11 @@ def layout_of(cls: type[Any], tiny: dict[str, Any]) -> tuple[str, ...]:
     Raises:
         ValueError: its forward is not one static graph.
     """
-    model = to_pipelined(cls(cls.config_class(**tiny)), IPUConfig())
-    batch = sample_batch(model, batch_size=2, length=LENGTH, labels=False)
-    try:
+    with refusing(f"the layout of `{cls.__name__}` cannot be found"):
+        model = to_pipelined(cls(cls.config_class(**tiny)), IPUConfig())
+        batch = sample_batch(model, batch_size=2, length=LENGTH, labels=False)
         captured = capture_model(model, IPUConfig().for_inference(), batch)
         entries = layout(model, None, captured).entries
-    except IPUError as error:
-        raise ValueError(
-            f"the layout of `{cls.__name__}` cannot be found: {error}: write the family by hand, as "
-            "docs/writing-a-plugin.md shows"
-        ) from error
     return tuple(dict.fromkeys(_patterns([(entry.path, entry.repeated) for entry in entries])))
 
 

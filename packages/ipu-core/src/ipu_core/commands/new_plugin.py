@@ -18,6 +18,7 @@ from typing import Any
 
 from ..plugins.hookspecs import GROUP
 from ..upstream import CORE, upstreams
+from .arguments import add_set
 
 TEMPLATE = Path(__file__).parent / "plugin_template"
 EXAMPLES = (
@@ -37,6 +38,7 @@ def add(commands: Any) -> None:
     command.add_argument("name", metavar="NAME", help="what the package is called, such as ipu-models-opt")
     command.add_argument("--model-type", metavar="T", help="a model type; by default the end of the name")
     command.add_argument("--own", action="store_true", help="write an architecture of the package's own too")
+    add_set(command, "a value of the configuration of tiny models, where the usual ones do not fit")
     command.add_argument("--folder", metavar="DIR", type=Path, help="where it goes (default: a folder of its name)")
     command.set_defaults(run=run)
 
@@ -50,9 +52,11 @@ def run(options: argparse.Namespace) -> int:
     """
     names = names_of(options.name, options.model_type)
     folder = options.folder or Path(options.name)
+    if options.own and options.set:
+        raise ValueError("`--set` has no effect with `--own`: leave one of them out")
     refuse_full(folder)
     refuse_taken(names)
-    facts = own_facts(names) if options.own else _upstream_facts(names)
+    facts = own_facts(names) if options.own else _upstream_facts(names, dict(options.set))
     write_package(folder, {**names, **facts, **_ranges()}, "own" if options.own else "upstream")
     print(
         f"wrote {folder}: the family is in src/{names['package']}/families/{names['module']}.py\n"
@@ -129,7 +133,7 @@ def own_facts(names: dict[str, str]) -> dict[str, str]:
     return {**written(**facts), "plain_in": plain_in}  # type: ignore[arg-type]
 
 
-def _upstream_facts(names: dict[str, str]) -> dict[str, str]:
+def _upstream_facts(names: dict[str, str], tiny: dict[str, Any]) -> dict[str, str]:
     """Return what the family of a type of transformers declares, found by looking at tiny models of it."""
     from .console import announced, import_torch
 
@@ -137,7 +141,7 @@ def _upstream_facts(names: dict[str, str]) -> dict[str, str]:
     from .discovered import facts_of
 
     with announced(f"looking at `{names['model_type']}`"):
-        return {**written(**facts_of(names["model_type"])), "plain_in": ""}
+        return {**written(**facts_of(names["model_type"], tiny)), "plain_in": ""}
 
 
 def written(
