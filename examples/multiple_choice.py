@@ -40,9 +40,7 @@ def encode(rows: task.Row, *, tokenizer: Any, length: int) -> task.Row:
     if wrong := next((row for row in rows["endings"] if len(row) != choices), None):
         raise SystemExit(f"error: a row has {len(wrong)} endings and the first {choices}: give every row as many")
     texts = [text for text in rows["text"] for _ in range(choices)]
-    tokens = tokenizer(
-        texts, list(itertools.chain(*rows["endings"])), truncation=True, max_length=length, padding="max_length"
-    )
+    tokens = corpus.tokens_of(tokenizer, texts, list(itertools.chain(*rows["endings"])), length=length)
     grouped = {
         name: [values[i : i + choices] for i in range(0, len(values), choices)] for name, values in tokens.items()
     }

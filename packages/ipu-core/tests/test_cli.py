@@ -1,12 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command `ipu`: `plan` and `doctor`; `plugins` is tested with the plugins."""
 
+import contextlib
+import importlib.metadata
 import json
+import re
+import subprocess
+import sys
+import threading
 
 import pytest
+import torch
 import transformers
 from ipu_core import Family, IPUConfig, Plan
-from ipu_core.cli import main
+from ipu_core.cli import COMMANDS, main
+from ipu_core.commands import console
 from ipu_core.plugins.manager import Plugin
 from ipu_core.plugins.registry import Registry
 
@@ -19,7 +27,8 @@ def gpt2_alone(monkeypatch):
         model_type="gpt2", layout=("wte", "wpe", "h.*", "ln_f"), models={"GPT2Model": "ipu_core.model.pipelined:none"}
     )
     registry = Registry((Plugin(name="gpt2", version="1", state="ok", families=(family,)),))
-    monkeypatch.setattr("ipu_core.cli.installed", lambda: registry)
+    for command in ("random_model", "doctor"):
+        monkeypatch.setattr(f"ipu_core.commands.{command}.installed", lambda: registry)
     monkeypatch.setattr("ipu_core.plugins.registry.installed", lambda: Registry(()))
 
 
@@ -54,23 +63,139 @@ def test_plan_of_a_directory_reads_its_configurations(capsys, tmp_path):
     [
         (["--family", "gpt3"], "no plugin declares the family `gpt3`, did you mean `gpt2`?"),
         (["--family", "gpt2", "--class", "GPT7"], "transformers has no class `GPT7`"),
-        (["--family", "gpt2", "--set", "n_embd"], "`--set n_embd` is not KEY=VALUE"),
+        (
+            ["--family", "gpt2", "--set", "n_embdd=32"],
+            "`--set n_embdd=32`: `GPT2Config` has no option `n_embdd`, did you mean `n_embd`?",
+        ),
+        (["--family", "gpt2", "--set", "n_layer=two"], "`GPT2Config` takes no such value: "),
+        (
+            ["--family", "gpt2", "--length", "1025", *SMALL],
+            "`--length 1025`: `GPT2Model` has learned 1024 positions: give --length 1024 or less",
+        ),
         (["--family", "gpt2", "--optimizer", "AdamWW", *SMALL], "torch.optim has no `AdamWW`, did you mean `AdamW`?"),
         (
             ["--family", "gpt2", "--inference", "--optimizer", "SGD", *SMALL],
             "`--optimizer SGD` has no effect with `--inference`",
         ),
         (["--family", "gpt2", "--ipu", "mk1", *SMALL], "`device_memory='mk1'` is not one of"),
-        (["--model", "nowhere"], "`nowhere` is not a directory with a config.json"),
+        (["--model", "{folder}"], "`--model {folder}` is not a directory with a config.json"),
         (
             ["--family", "gpt2", "--layers-per-ipu", "10,-1", "--set", "n_layer=5", *SMALL],
             "`layers_per_ipu=[10, -1]` places 10 layers, and the model has 5",
         ),
     ],
 )
-def test_what_cannot_be_planned_is_said_and_fails(arguments, message, capsys):
-    assert main(["plan", *arguments]) == 2
-    assert f"ipu plan: {message}" in capsys.readouterr().err
+def test_what_cannot_be_planned_is_said_and_fails(arguments, message, capsys, tmp_path):
+    assert main(["plan", *(argument.replace("{folder}", str(tmp_path)) for argument in arguments)]) == 2
+    assert f"ipu plan: {message.replace('{folder}', str(tmp_path))}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "n_embd"], "--set: `n_embd` is not KEY=VALUE: give one such as hidden_size=128"),
+        (["--batch", "-2"], "--batch: `-2` is no whole number of at least 1: give one such as 4"),
+        (["--length", "0"], "--length: `0` is no whole number of at least 1"),
+        (["--layers-per-ipu", "two"], "--layers-per-ipu: `two` is no list of whole numbers: give layers on each IPU"),
+        (["--config", "no/where"], "--config: `no/where` is not there: there is no folder `no`; give a file or"),
+        (["--lenght", "3"], "unknown argument `--lenght`, did you mean `--length`?"),
+    ],
+)
+def test_an_argument_that_cannot_be_read_is_one_sentence_before_anything_heavy_is_imported(
+    arguments, message, capsys, monkeypatch
+):
+    monkeypatch.setattr("ipu_core.commands.plan.import_torch", None)
+    with pytest.raises(SystemExit, match="2"):
+        main(["plan", "--family", "gpt2", *arguments])
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"ipu plan: {message}")
+    assert printed.endswith(" (see `ipu plan --help`)\n")
+    assert printed.count("\n") == 1
+
+
+def test_a_directory_that_is_not_there_names_the_nearest(capsys, tmp_path):
+    (tmp_path / "checkpoint").mkdir()
+    with pytest.raises(SystemExit, match="2"):
+        main(["plan", "--model", str(tmp_path / "chekpoint")])
+    assert f"did you mean `{tmp_path / 'checkpoint'}`" in capsys.readouterr().err
+
+
+def test_broken_json_is_named_with_its_line_and_column(capsys, tmp_path):
+    (tmp_path / "config.json").write_text('{\n  "model_type": "gpt2",\n  "n_layer" 3\n}')
+    assert main(["plan", "--model", str(tmp_path)]) == 2
+    assert f"`{tmp_path / 'config.json'}` is no JSON: line 3, column 13: Expecting ':'" in capsys.readouterr().err
+    (tmp_path / "ipu_config.json").write_text("{")
+    assert main(["plan", "--family", "gpt2", "--config", str(tmp_path)]) == 2
+    assert f"`{tmp_path / 'ipu_config.json'}` is no JSON: line 1, column 2" in capsys.readouterr().err
+
+
+def test_without_a_command_it_prints_help_with_examples(capsys):
+    assert main([]) == 0
+    assert capsys.readouterr().out.count("\n  ipu ") == 3
+
+
+@pytest.mark.parametrize("command", [*(each.__name__.rpartition(".")[2].replace("_", "-") for each in COMMANDS), "run"])
+def test_the_help_of_each_command_has_an_example(command, capsys):
+    with contextlib.suppress(SystemExit):
+        main([command, "--help"])
+    assert re.search(rf"^  ipu {command}\b", capsys.readouterr().out.partition("example")[2], re.MULTILINE)
+
+
+def test_it_prints_the_versions(capsys):
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    versions = f"ipu-core {importlib.metadata.version('ipu-core')}, torch {torch.__version__}, transformers "
+    assert capsys.readouterr().out == versions + f"{transformers.__version__}\n"
+
+
+def test_an_unknown_command_names_the_nearest(capsys):
+    assert main(["plann"]) == 2
+    assert capsys.readouterr().err == "ipu plann: there is no command `plann`, did you mean `plan`?\n"
+
+
+def test_a_reader_that_goes_away_ends_it_silently():
+    command = f"{sys.executable} -m ipu_core.cli plugins --classes | head -n 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.stdout.count("\n") == 1
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+def test_it_prints_a_script_that_completes_commands_and_options(shell, capsys):
+    pytest.importorskip("shtab", reason="shtab writes the script")
+    assert main(["completion", shell]) == 0
+    printed = capsys.readouterr().out
+    assert "new-plugin" in printed
+    assert "layers-per-ipu" in printed
+
+
+def test_completion_without_shtab_says_what_to_install(capsys, monkeypatch):
+    monkeypatch.setattr("ipu_core.commands.completion.find_spec", lambda name: None)
+    assert main(["completion", "bash"]) == 2
+    assert "`pip install shtab`" in capsys.readouterr().err
+
+
+def test_a_terminal_gets_a_note_of_what_takes_long_and_a_file_none(capsys, monkeypatch):
+    def slow():
+        with console.announced("importing", after=0):
+            threading.Event().wait(0.1)
+        return capsys.readouterr().err
+
+    assert slow() == ""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    assert slow() == "importing ...\n"
+
+
+def test_a_terminal_gets_a_table_with_rules(capsys, monkeypatch):
+    pytest.importorskip("rich")
+    rows = [("bert", "[ok]")]
+    console.print_table(("name", "state"), rows)
+    assert capsys.readouterr().out == "name  state\nbert  [ok]\n"
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    console.print_table(("name", "state"), rows)
+    printed = capsys.readouterr().out
+    assert "───" in printed
+    assert "[ok]" in printed
 
 
 GPT2 = ["plan", "--family", "gpt2", "--class", "GPT2LMHeadModel", "--layers-per-ipu", "1,1", "--length", "8", *SMALL]
@@ -93,7 +218,6 @@ def test_a_plan_that_does_not_fit_is_printed_with_what_would_help_and_fails(caps
     advice = printed.out.partition("what would make it fit:\n")[2].splitlines()
     assert advice[0].startswith("  recompute_checkpoint_every_layer=True: IPU ")
     assert "half the rows a micro-batch: not possible: a micro-batch has one row" in printed.out
-    assert "planning with other options" in printed.err
     assert picture.read_text().startswith("<svg")
 
 

@@ -85,7 +85,7 @@ def installed(monkeypatch):
     """Have `ipu` see one plugin with the edits of these names."""
 
     def install(*names):
-        monkeypatch.setattr(cli, "installed", lambda: Registry((plugin(*names),)))
+        monkeypatch.setattr("ipu_core.commands.edits.installed", lambda: Registry((plugin(*names),)))
 
     return install
 
@@ -139,11 +139,11 @@ def test_a_change_planted_in_a_copied_upstream_file_is_caught(copied, installed,
 
 
 def test_doctor_names_the_families_an_upstream_change_puts_out_of_use(monkeypatch, capsys):
-    monkeypatch.setattr("ipu_core.cli.installed", lambda: Registry((plugin("RUNS", "DRIFTED", "CHANGED"),)))
+    monkeypatch.setattr("ipu_core.commands.doctor.installed", lambda: Registry((plugin("RUNS", "DRIFTED", "CHANGED"),)))
     assert cli.main(["doctor"]) == 1
     printed = capsys.readouterr().out
     assert "source edits  1 of 3 apply (`ipu edits` says more)" in printed
     assert "gpt2: a model with it is refused: GPT2MLP.forward drifted, GPT2MLP.forward body changed" in printed
-    monkeypatch.setattr("ipu_core.cli.installed", lambda: Registry((plugin("RUNS", "CHANGED"),)))
+    monkeypatch.setattr("ipu_core.commands.doctor.installed", lambda: Registry((plugin("RUNS", "CHANGED"),)))
     assert cli.main(["doctor"]) == 0
     assert "gpt2: works, and may differ from the plain model: GPT2MLP.forward body changed" in capsys.readouterr().out

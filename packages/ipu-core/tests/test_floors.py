@@ -14,6 +14,7 @@ ROOT = Path(ipu_core.__file__).parent
 # From the ground up; docs/design/data-flow.md draws them.
 FLOORS = [
     "errors",
+    "paths",
     "moved",
     "_torch",
     "_transformers",
@@ -45,6 +46,7 @@ FLOORS = [
     "pipelines",
     "testing",
     "migration",
+    "commands",
     "cli",
     "packing",
     "migration",

@@ -168,7 +168,9 @@ def test_the_table_says_what_each_plugin_declares():
 
 
 def test_the_command_lists_conflicts_and_fails(monkeypatch, capsys):
-    monkeypatch.setattr("ipu_core.cli.installed", lambda: registry_of(("one", family()), ("two", family())))
+    monkeypatch.setattr(
+        "ipu_core.commands.plugins.installed", lambda: registry_of(("one", family()), ("two", family()))
+    )
     assert main(["plugins"]) == 1
     assert "conflict: TModel is claimed by one and two" in capsys.readouterr().out
     assert main(["plugins", "--json"]) == 1
@@ -176,13 +178,15 @@ def test_the_command_lists_conflicts_and_fails(monkeypatch, capsys):
 
 
 def test_the_command_succeeds_when_all_is_well(monkeypatch, capsys):
-    monkeypatch.setattr("ipu_core.cli.installed", lambda: registry_of(("one", family())))
+    monkeypatch.setattr("ipu_core.commands.plugins.installed", lambda: registry_of(("one", family())))
     assert main(["plugins"]) == 0
+    assert capsys.readouterr().out == "plugin  version  state  declares\none     1        ok     1 classes of t\n"
+    assert main(["plugins", "--classes"]) == 0
     assert registry.describe(registry_of(("one", family())).plugins) in capsys.readouterr().out
 
 
 def test_the_command_shows_where_a_broken_plugin_raised(monkeypatch, capsys, plugin):
     broken = Registry(load_plugins([plugin("bad", "raise RuntimeError('x')")], environ={}))
-    monkeypatch.setattr("ipu_core.cli.installed", lambda: broken)
+    monkeypatch.setattr("ipu_core.commands.plugins.installed", lambda: broken)
     assert main(["plugins", "--traceback"]) == 1
     assert "raise RuntimeError('x')" in capsys.readouterr().out

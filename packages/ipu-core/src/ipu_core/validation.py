@@ -18,6 +18,8 @@ from .peft import forward_parameters
 Types = type[Any] | tuple[type[Any], ...]
 # So near to a name that no other is meant.
 _MISSPELT = 0.8
+# Rows of a table of positions beyond the positions, as of OPT and BART.
+_MORE_POSITIONS = 2
 
 
 def refuse_other_numbers(given: Mapping[str, Any]) -> None:
@@ -134,3 +136,24 @@ def _takes_tensors_alone(annotation: Any) -> bool:
     text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
     kinds = {name.rpartition(".")[2] for name in re.findall(r"[\w.]+", text)} - {"None", "Optional"}
     return bool(kinds) and all(kind.endswith("Tensor") for kind in kinds)
+
+
+def learned_positions(model: Any) -> int | None:
+    """Return how many tokens of a row a model's table of positions has; None where positions are computed.
+
+    A table has `max_position_embeddings` rows, or a few more that no token has; those up to its padding index are none.
+    """
+    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+    most = getattr(config, "max_position_embeddings", None)
+    if not isinstance(most, int):
+        return None
+    try:
+        vocabulary = model.get_input_embeddings()
+    except (AttributeError, NotImplementedError):
+        vocabulary = None
+    tables = (each for each in model.modules() if isinstance(each, torch.nn.Embedding) and each is not vocabulary)
+    for table in tables:
+        if 0 <= table.num_embeddings - most <= _MORE_POSITIONS:
+            padding = table.padding_idx if table.num_embeddings == most else None
+            return most if padding is None else most - padding - 1
+    return None

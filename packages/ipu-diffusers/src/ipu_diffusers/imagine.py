@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from ipu_core import IPUError
+from ipu_core.commands.console import Parser
 from ipu_core.errors import nearest
 
 from .errors import PipelineFolderError
@@ -27,6 +28,7 @@ from .pipelines import (
     refuse_other_folders,
 )
 
+EXAMPLES = ("ipu imagine --model folder --out lighthouse.png --steps 20 'a lighthouse'",)
 CLASSES: dict[str, type[IPUPipelineMixin]] = {
     cls.plain_class().__name__: cls
     for cls in (IPUStableDiffusionPipeline, IPUStableDiffusionXLPipeline, IPUStableDiffusion3Pipeline)
@@ -46,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="ipu imagine", description=__doc__)
+    parser = Parser(prog="ipu imagine", description=__doc__, examples=EXAMPLES)
     add = parser.add_argument
     add("prompt", help="what the image is to show")
     add("--model", metavar="DIR", type=Path, required=True, help="a folder that `save_pretrained` of a pipeline wrote")

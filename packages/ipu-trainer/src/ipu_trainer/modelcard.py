@@ -6,7 +6,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Self
 
 from ipu_core import PipelineMixin
-from ipu_core.peft import adapted
+from ipu_core.model.card import layers_on_ipus, sections_of
+from ipu_core.partition.layout import count_layers
+from ipu_core.peft import adapted, has_adapters
 from transformers.modelcard import TASK_MAPPING, TrainingSummary
 
 if TYPE_CHECKING:
@@ -21,6 +23,8 @@ class IPUTrainingSummary(TrainingSummary):
         card = IPUTrainingSummary.from_trainer(trainer, language="en").to_model_card()
     """
 
+    sections = ""
+
     @classmethod
     def from_trainer(cls, trainer: IPUTrainer, **facts: Any) -> Self:
         """Read a trainer off; `facts` are those of `transformers.Trainer.create_model_card`."""
@@ -28,7 +32,19 @@ class IPUTrainingSummary(TrainingSummary):
             facts["tasks"] = _task(trainer.model)
         summary: Self = super().from_trainer(trainer, **facts)
         summary.hyperparameters = {**(summary.hyperparameters or {}), **_of_pipeline(trainer)}
+        if not has_adapters(trainer.model):
+            places = trainer.plan or _layers(trainer)
+            summary.sections = sections_of(type(trainer.model).plain_class(), trainer.ipu_config, places=str(places))
         return summary
+
+    def to_model_card(self) -> str:
+        """Return transformers' card, and after it how the pipeline was made up and how to load the checkpoint."""
+        return f"{super().to_model_card()}\n{self.sections}"
+
+
+def _layers(trainer: IPUTrainer) -> str:
+    model = trainer.model
+    return layers_on_ipus(trainer.ipu_config.for_training(), count_layers(model, model.layout_patterns))
 
 
 def _task(model: Any) -> str | None:

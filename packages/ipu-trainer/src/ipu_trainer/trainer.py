@@ -12,10 +12,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from ipu_core import Executor, IPUConfig, PipelineMixin, to_pipelined
+from ipu_core import Executor, IPUConfig, PipelineMixin, Plan, to_pipelined
 from ipu_core._torch import pytree
 from ipu_core.capture.loss_terms import NUM_ITEMS, shares
 from ipu_core.engines.registry import usable_engine
+from ipu_core.errors import NotCompiledError
+from ipu_core.model.card import write_card
 from ipu_core.peft import has_adapters
 from ipu_core.rewrites.loss import computed_by, takes
 from ipu_core.runtime.device_placement import move_state
@@ -313,13 +315,28 @@ class IPUTrainer(CompleteCheckpoints, CheckedResume, PackedBatchLoaders):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model, as `transformers.Trainer.save_model` does; all ranks of a distributed run call it."""
-        save = functools.partial(super().save_model, output_dir, _internal_call)
+        save = functools.partial(self._save_with_card, output_dir, _internal_call)
         if self.args.engine != ENGINE or _internal_call:
             save()
             return
         if self._training is not None:
             self.training_executor.release()
         self._first_writes("the model", save)
+
+    def _save_with_card(self, output_dir: str | None, _internal_call: bool) -> None:
+        super().save_model(output_dir, _internal_call)
+        plan = self.plan
+        if plan is not None and self.args.should_save and not has_adapters(self.model):
+            folder = output_dir or self.args.output_dir
+            write_card(folder, type(self.model).plain_class(), self.ipu_config, places=plan)
+
+    @property
+    def plan(self) -> Plan | None:
+        """The plan of what trained; None where nothing has."""
+        try:
+            return None if self._training is None else self._training[1].plan
+        except NotCompiledError:
+            return None
 
     def write_checkpoint(self, model: Any, trial: Any) -> None:
         """Write a checkpoint: the first rank does, of what all of them bring."""

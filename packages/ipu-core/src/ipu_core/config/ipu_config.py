@@ -7,11 +7,13 @@ import copy
 import logging
 import os
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, Self
 
 from optimum.configuration_utils import BaseConfig
 
 from ..errors import IncompatibleIPUConfigError, nearest
+from ..paths import read_json, refuse_absent_path
 from .execution_config import ExecutionConfig
 from .layers_per_ipu import AUTO, WILDCARD, encoder_decoder_cut
 from .legacy import BOOKKEEPING, known_options
@@ -160,12 +162,15 @@ class IPUConfig(BaseConfig):
 
         Raises:
             TypeError: no name and no path.
+            OSError: a path that leads nowhere, or a directory without the file. A hub is not asked for either.
+            ValueError: a file that is no JSON.
         """
         if not isinstance(pretrained_model_name_or_path, (str, os.PathLike)):
             raise TypeError(
                 f"`pretrained_model_name_or_path={pretrained_model_name_or_path!r}` is a "
                 f"{type(pretrained_model_name_or_path).__name__}: give a directory, or a name on the hub"
             )
+        _refuse_broken_file(Path(pretrained_model_name_or_path), pretrained_model_name_or_path)
         found, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         for name in LOCAL:
             value = found.pop(name, None)
@@ -282,6 +287,16 @@ class IPUConfig(BaseConfig):
             parameters_offchip=self.parameters_offchip,
             replicated_tensor_sharding=not inference and self.replicated_tensor_sharding,
         )
+
+
+def _refuse_broken_file(path: Path, given: str | os.PathLike[str]) -> None:
+    refuse_absent_path("", given, f"a directory that has an {IPU_CONFIG_NAME}, or a name on a hub")
+    file = path / IPU_CONFIG_NAME if path.is_dir() else path
+    if path.is_dir() and not file.is_file():
+        there = ", ".join(sorted(each.name for each in path.iterdir())[:8]) or "nothing"
+        raise FileNotFoundError(f"`{path}` has no {IPU_CONFIG_NAME}, it has {there}: give a directory that has one")
+    if file.is_file():
+        read_json(file)
 
 
 def _resolve(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,10 @@ from .install import SERVED, install
 USAGE = f"""usage: ipu run SCRIPT [ARGUMENT ...]
 
 Run a Python script with its arguments, where {", ".join(SERVED)} are those of ipu-core
-unless they are installed. docs/migration.md has the old names and the new ones."""
+unless they are installed. docs/migration.md has the old names and the new ones.
+
+example:
+  ipu run train.py --output_dir out"""
 
 
 def main(arguments: Sequence[str]) -> int:

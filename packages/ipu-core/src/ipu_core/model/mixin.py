@@ -36,6 +36,7 @@ from ..rewrites.masked_lm_head import masked_token_head, refuse_more_labels
 from ..rewrites.sequence_packing import packed_examples, refuse_misplaced
 from ..rewrites.source_edits import edited, edits_of
 from ..validation import refuse_other_types
+from .card import layers_on_ipus, write_card
 
 logger = logging.getLogger(__name__)
 
@@ -259,7 +260,9 @@ class PipelineMixin(_MixinBase):
             return view(self, self.plain_class())
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
-        """Write a plain transformers checkpoint, and `ipu_config.json` beside it; `kwargs` are upstream's.
+        """Write a plain transformers checkpoint, `ipu_config.json` and a model card; `kwargs` are upstream's.
+
+        The card, `README.md`, says how the model was cut and how to load it; one that somebody wrote stays.
 
         Raises:
             TypeError: `save_directory` is no path, or the model is none of transformers.
@@ -274,6 +277,9 @@ class PipelineMixin(_MixinBase):
             self.to_transformers().save_pretrained(save_directory, **kwargs)
         if kwargs.get("is_main_process", True) and self._ipu_config is not None:
             self._ipu_config.save_pretrained(save_directory)
+            if not hasattr(self, "peft_config"):  # PEFT writes a card of its own
+                places = layers_on_ipus(self._ipu_config.for_training(), count_layers(self, self.layout_patterns))
+                write_card(save_directory, self.plain_class(), self._ipu_config, places=places)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:

@@ -18,6 +18,7 @@ from ..config.ipu_config import IPU_CONFIG_NAME, IPUConfig
 from ..errors import TaskError
 from ..model.mixin import PipelineMixin
 from ..model.pipelined import to_pipelined
+from ..paths import refuse_absent_path, refuse_broken_weights
 from ..peft import adapted
 from .tasks import Task, has_head, refuse_no_head, task_of
 
@@ -36,7 +37,12 @@ def load_model(source: str, task: Task, options: Mapping[str, Any]) -> torch.nn.
 
     Raises:
         TaskError: its architecture has no such class, or the checkpoint no weights of the head.
+        FileNotFoundError: a path that leads nowhere; a hub is not asked for it.
+        ValueError: a file of weights that was cut off.
     """
+    refuse_absent_path("", source, "a directory with a checkpoint, or a name on a hub")
+    if os.path.isdir(source):
+        refuse_broken_weights(source)
     config = transformers.AutoConfig.from_pretrained(source, **_of_hub(options))
     autos = [getattr(transformers, head) for head in task.heads]
     fitting = [auto for auto in autos if class_with_head(auto, config) is not None]

@@ -9,9 +9,16 @@ from collections.abc import Sequence
 
 import transformers
 from ipu_core import IPUError
+from ipu_core.commands.console import Parser
 
 from .explain import explained
 from .run import check, document_of, run
+
+EXAMPLES = (
+    "ipu train run.yaml --set training.max_steps=100",
+    "ipu train run.yaml --check",
+    "ipu train --explain training",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="ipu train", description=__doc__)
+    parser = Parser(prog="ipu train", description=__doc__, examples=EXAMPLES)
     add = parser.add_argument
     add("files", metavar="FILE", nargs="*", help="recipes in YAML; the inputs of several make one model")
     add("--set", metavar="KEY=VALUE", action="append", default=[], help="change a value, such as training.max_steps=9")
