@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.distributed as dist
 
+from ...checkpoints.lazy import refuse_without_values
 from ...compile.disk_cache import ExecutableCache
 from ...compile.stages import refuse_other_processors
 from ...config.execution_config import ExecutionConfig
@@ -35,6 +36,7 @@ def _check(model: torch.nn.Module, config: ExecutionConfig) -> None:
     from .ranks import meet, refuse_other_world
     from .schedules import refuse_other_schedules
 
+    refuse_without_values(model)
     watchdog = meet()
     with watchdog.doing("waits for what the others were started with"):
         refuse_disagreement(facts_of_process(model, config))
