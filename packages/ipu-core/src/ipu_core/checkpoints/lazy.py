@@ -63,7 +63,9 @@ def read_lazily(model: ModelT, folder: str | os.PathLike[str], *, device: torch.
     if has_adapters(model):
         raise TypeError("adapters are in no checkpoint of their model: load the model, then put them in")
     refuse_other_types({"model": model}, PreTrainedModel, instead="a transformers model")
-    plain: Any = model.to_transformers() if hasattr(type(model), "to_transformers") else model
+    plain: Any = model
+    if hasattr(type(model), "to_transformers"):
+        plain = plain.to_transformers()
     there = [name for name, parameter in plain.named_parameters() if not parameter.is_meta]
     if there:
         raise CheckpointError(
