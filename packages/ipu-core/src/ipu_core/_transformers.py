@@ -8,7 +8,8 @@ module is read before torch and transformers are imported, and this one works on
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -58,6 +59,65 @@ def attention_implementation(model: Any) -> str:
 def names_not_saved(model: Any) -> frozenset[str]:
     """Return the names of tensors that `save_pretrained` leaves out."""
     return frozenset(getattr(model, "_keys_to_ignore_on_save", None) or ())
+
+
+def take_weights(model: Any, tensors: Mapping[str, Any], device: torch.device) -> Any:
+    """Put tensors of a checkpoint into a model on the meta device, converted as `from_pretrained` does.
+
+    Those that the model has no tensor for are left alone: of a slice of a file nothing is read then.
+
+    Args:
+        model: of transformers; it has other parameters afterwards, of the dtypes of those before.
+        tensors: tensors, or slices of a file, by their names in the checkpoint.
+        device: where the model has them.
+
+    Returns:
+        what upstream found: `missing_keys`, `unexpected_keys`, `mismatched_keys`, `conversion_errors`.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import convert_and_load_state_dict_in_model
+    from transformers.modeling_utils import LoadStateDictConfig
+
+    config = LoadStateDictConfig(device_map={"": device}, weight_mapping=get_model_conversion_mapping(model))
+    with _without_bars():
+        found, _ = convert_and_load_state_dict_in_model(model, dict(tensors), config)
+    missing = found.missing_keys
+    model._adjust_missing_and_unexpected_keys(found)
+    found.missing_keys = missing
+    return found
+
+
+@contextlib.contextmanager
+def _without_bars() -> Iterator[None]:
+    """Show no progress inside the block: each rank reads, and before it each compares names."""
+    from transformers.utils import logging
+
+    is_on = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if is_on:
+            logging.enable_progress_bar()
+
+
+def unsaved_buffers(model: Any, *, fill: int) -> dict[str, torch.Tensor]:
+    """Return the buffers that are in no checkpoint, with the values that upstream begins with.
+
+    Args:
+        model: of transformers, on the meta device, and of no use afterwards.
+        fill: what a buffer has that upstream gives no values.
+    """
+    for tensor in model.state_dict(keep_vars=True).values():
+        tensor._is_hf_initialized = True
+    for module in model.modules():
+        vars(module).pop("_is_hf_initialized", None)
+    model._move_missing_keys_from_meta_to_device(set(), None, None, None)
+    for _, buffer in model.named_non_persistent_buffers():
+        buffer.fill_(fill)
+    with torch.random.fork_rng(devices=[]):
+        model.initialize_weights()
+    return dict(model.named_non_persistent_buffers())
 
 
 def num_frames(model: Any, num_samples: int, **options: Any) -> int:

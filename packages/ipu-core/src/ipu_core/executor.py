@@ -6,10 +6,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import os
 import threading
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -328,11 +330,34 @@ class Executor:
         torch.nn.utils.clip_grads_with_norm_(list(self._model.parameters()), max_norm, norm)
         return norm
 
+    def save_pretrained(self, folder: str | os.PathLike[str], *, max_shard_size: int | str = "5GB") -> None:
+        """Write the model as a checkpoint that plain `from_pretrained` loads, and `ipu_config.json` beside it.
+
+        Of a distributed run all ranks call this, and `folder` is one that all of them write to: each writes what it
+        trains, in files of its own, and the first one the index of them, when all are complete. No rank has to have
+        the whole model. An earlier checkpoint in the folder is replaced.
+
+        Args:
+            folder: made where it is not there.
+            max_shard_size: the most bytes of a file, as for transformers' `save_pretrained`.
+
+        Raises:
+            NotCompiledError: it was not called yet.
+            CheckpointError: on every rank, when one could not write its part.
+            TypeError: the model is none of transformers, or has adapters.
+        """
+        if self._compiled is None:
+            raise NotCompiledError("it is not known yet which process has what: compile the executor first")
+        self._compiled.program.save(Path(folder), max_shard_size=max_shard_size)
+
     def release(self) -> None:
         """Move the model's tensors, and their gradients, back from the devices of its stages to where they were.
 
         The next call moves them out again. An optimizer's state stays where it is. Of a distributed run every rank has
         the whole model afterwards; all call this.
+
+        Raises:
+            CheckpointError: each rank has read its part of the model alone, see `ipu_core.checkpoints.read_lazily`.
         """
         if self._compiled is not None:
             self._compiled.program.release()

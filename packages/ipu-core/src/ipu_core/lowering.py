@@ -33,7 +33,7 @@ from .partition.layout import layout
 from .partition.lowered import Lowered
 from .partition.placement import make_plan, place, stage_starts
 from .partition.stage_graph import split
-from .runtime.device_placement import on_one_device
+from .runtime.device_placement import as_if_read, on_one_device
 from .runtime.devices import named_devices, placed
 from .runtime.profiler import measured_seconds
 
@@ -164,6 +164,7 @@ def capture_model(
         if config.devices is not None:
             stack.enter_context(CAPTURING)  # the model has stand-ins for its tensors for that long
             micro_batch = stack.enter_context(on_one_device(model, micro_batch))
+        stack.enter_context(as_if_read(model))
         if cache.is_on:
             try:
                 return cache.entry(f"graph-{_key(model, config, micro_batch)}", load=read_capture, write=write)

@@ -24,7 +24,7 @@ from unittest import mock
 import torch
 from torch.export.graph_signature import InputKind
 
-from .._torch import ASSERT_TENSOR_METADATA, pytree
+from .._torch import ASSERT_TENSOR_METADATA, FakeTensor, pytree
 from ..batch import input_leaves
 from ..errors import CaptureError, IPUError
 from ..peft import adapted, forward_parameters
@@ -233,14 +233,18 @@ def _read_as_registered(model: torch.nn.Module, program: torch.export.ExportedPr
     """Read parameters and buffers as such where a function holds them: the tracer takes what it holds for constants."""
     signature, graph = program.graph_signature, program.graph_module.graph
     tensors = itertools.chain(model.named_parameters(), model.named_buffers())
-    registered = {_place(tensor): name for name, tensor in tensors if tensor.numel() and not tensor.is_meta}
+    registered = {_place(tensor): name for name, tensor in tensors if tensor.numel() and not _is_without_values(tensor)}
     placeholders = {node.name: node for node in graph.nodes if node.op == "placeholder"}
     read = {s.target: placeholders[s.arg.name] for s in signature.input_specs if s.kind in REGISTERED}
     for spec in signature.input_specs:
-        if spec.kind is InputKind.CONSTANT_TENSOR and spec.target is not None:
+        if spec.kind is InputKind.CONSTANT_TENSOR and not _is_without_values(program.constants[spec.target]):
             name = registered.get(_place(program.constants[spec.target]))
             if name in read:
                 placeholders[spec.arg.name].replace_all_uses_with(read[name])
+
+
+def _is_without_values(tensor: torch.Tensor) -> bool:
+    return tensor.is_meta or isinstance(tensor, FakeTensor)
 
 
 def _place(tensor: torch.Tensor) -> tuple[Any, ...]:

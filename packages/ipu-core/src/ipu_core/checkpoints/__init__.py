@@ -18,6 +18,7 @@ from .checkpoint import Checkpoint
 from .conversion import TensorSpec
 from .correspondence import Correspondence, Rule
 from .files import open_checkpoint
+from .lazy import read_lazily
 from .loading import load_checkpoint
 from .matching import Match, checked_matches
 from .operations import Divide, Join, PermuteRotary
@@ -36,5 +37,6 @@ __all__ = [
     "load_checkpoint",
     "open_checkpoint",
     "published_tensors",
+    "read_lazily",
     "save_checkpoint",
 ]

@@ -112,18 +112,23 @@ def _weight_map(path: Path) -> dict[str, str]:
 
 def _safetensors(path: Path) -> Checkpoint:
     try:
-        with safe_open(path, framework="pt") as file:
+        with _opened(path) as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             specs = {n: TensorSpec(tuple(s.get_shape()), _dtype(path, n, s.get_dtype())) for n, s in slices.items()}
     except SafetensorError as error:
         raise CheckpointError(f"`{path}` is no safetensors file ({error}): fetch it again, or give another") from error
 
     def read(name: str) -> torch.Tensor:
-        with safe_open(path, framework="pt") as file:
+        with _opened(path) as file:
             tensor: torch.Tensor = file.get_tensor(name)
             return tensor
 
     return Checkpoint(path=path, specs=specs, read=read)
+
+
+def _opened(path: Path) -> Any:
+    """Open a file to read of it: one that is mapped takes all its size of the address space, whatever is read."""
+    return safe_open(path, framework="pt", backend="pread")
 
 
 def _dtype(path: Path, name: str, found: str) -> torch.dtype:

@@ -23,6 +23,7 @@ from .._torch import FakeTensorMode
 from ..capture.autograd_functions import is_function
 from ..capture.capture import Capture
 from ..capture.serialization import text_of
+from ..checkpoints.lazy import device_of
 from ..config.execution_config import ExecutionConfig
 from ..errors import IncompatibleIPUConfigError
 from ..partition.stage_graph import StageGraph
@@ -152,7 +153,7 @@ def refuse_other_processors(model: torch.nn.Module, config: ExecutionConfig) -> 
     Raises:
         IncompatibleIPUConfigError: which device.
     """
-    held = {tensor.device.type for tensor in (*model.parameters(), *model.buffers())}
+    held = {device_of(tensor).type for tensor in (*model.parameters(), *model.buffers())}
     others = sorted({*held, *(device.partition(":")[0] for device in config.devices or ())} - {"cpu"})
     if others:
         raise IncompatibleIPUConfigError(

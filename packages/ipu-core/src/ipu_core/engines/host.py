@@ -5,10 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..checkpoints.lazy import read_now
 from ..compile.disk_cache import ExecutableCache
 from ..compile.stages import compiled, refuse_other_processors
 from ..config.execution_config import ExecutionConfig
@@ -54,6 +56,7 @@ class HostProgram(Interpreter):
         returned: Returned,
     ) -> None:
         captured = lowered.captured
+        read_now((*model.parameters(), *model.buffers()))
         if config.compile:
             code = compiled(captured, lowered.stage_graphs, trainable_values(captured, model), cache)
             lowered = replace(lowered, stage_graphs=code)
@@ -97,6 +100,10 @@ class HostProgram(Interpreter):
     def all_spans(self, spans: list[tuple[Action, float, float]]) -> list[tuple[Action, float, float]]:
         """Return what was measured: all stages are in this process."""
         return spans
+
+    def save(self, folder: Path, *, max_shard_size: int | str) -> None:
+        """Write the model as a checkpoint of transformers."""
+        self._model.save_pretrained(folder, max_shard_size=max_shard_size)
 
     def _without_unread(self, trained: Trained) -> Trained:
         return Trained(self._returned.of(trained.leaves), trained.loss)

@@ -22,6 +22,7 @@ from .._torch import TABLES
 from .._transformers import record_outputs
 from ..capture.capture import CAPTURING
 from ..capture.guards import OF_TORCH
+from ..checkpoints.lazy import refuse_unread
 from ..config.execution_config import ExecutionConfig
 from ..config.ipu_config import IPU_CONFIG_NAME, IPUConfig
 from ..config.layers_per_ipu import layer_ipus
@@ -266,6 +267,7 @@ class PipelineMixin(_MixinBase):
 
         Raises:
             TypeError: `save_directory` is no path, or the model is none of transformers.
+            CheckpointError: this process has a part of the model, see `ipu_core.checkpoints.read_lazily`.
         """
         refuse_other_types({"save_directory": save_directory}, (str, os.PathLike), instead="a directory")
         if not hasattr(self.plain_class(), "save_pretrained"):
@@ -273,6 +275,7 @@ class PipelineMixin(_MixinBase):
                 f"`{self.plain_class().__name__}` is no transformers model, and has no `save_pretrained`: save its "
                 "`state_dict()`, or a published format with `ipu_core.checkpoints.save_checkpoint`"
             )
+        refuse_unread(self, "write it with `executor.save_pretrained(folder)`, on all ranks")
         with self.plain():
             self.to_transformers().save_pretrained(save_directory, **kwargs)
         if kwargs.get("is_main_process", True) and self._ipu_config is not None:

@@ -12,6 +12,7 @@ import torch
 from .._torch import FakeTensorMode, buffers_of, parameters_of, pytree
 from ..batch import input_leaves
 from ..capture.capture import CAPTURING
+from ..checkpoints.lazy import device_of, is_unread
 from ..partition.stage_graph import StageGraph
 from .devices import CPU
 from .streaming import NOTHING_STREAMED, StreamedParameters
@@ -111,13 +112,36 @@ def on_one_device(model: torch.nn.Module, batch: Mapping[str, Any]) -> Iterator[
     if len({tensor.device for tensor in (*held, *given)}) <= 1:
         yield dict(batch)
         return
+    with _stood_in_for(tables, {id(tensor): _stand_in(tensor) for tensor in held}):
+        yield pytree.tree_map_only(torch.Tensor, _stand_in, dict(batch))
+
+
+@contextlib.contextmanager
+def as_if_read(model: torch.nn.Module) -> Iterator[None]:
+    """Be a model inside the block whose tensors are where they will be once they are read, without values.
+
+    A graph is captured so before its tensors are read from a checkpoint, each by the process that runs it. What is
+    captured refers weakly to what it is captured of, which is to be none of the model's own.
+    """
+    tables: list[dict[str, Any]] = [t for m in model.modules() for t in (parameters_of(m), buffers_of(m))]
+    held = [tensor for table in tables for tensor in table.values() if tensor is not None]
+    if not any(map(is_unread, held)):
+        yield
+        return
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        stand_ins = {id(tensor): _stand_in(tensor, device_of(tensor)) for tensor in held}
+    with CAPTURING, _stood_in_for(tables, stand_ins):
+        yield
+
+
+@contextlib.contextmanager
+def _stood_in_for(tables: Sequence[dict[str, Any]], stand_ins: Mapping[int, torch.Tensor]) -> Iterator[None]:
+    """Have others in the place of a model's tensors inside the block, one for a tied tensor."""
     before = [(table, dict(table)) for table in tables]
-    # A tied tensor has one stand-in.
-    stand_ins = {id(tensor): _stand_in(tensor) for tensor in held}
     try:
         for table, tensors in before:
             table.update({k: None if t is None else stand_ins[id(t)] for k, t in tensors.items()})
-        yield pytree.tree_map_only(torch.Tensor, _stand_in, dict(batch))
+        yield
     finally:
         for table, tensors in before:
             table.update(tensors)
@@ -144,8 +168,8 @@ def without_values(model: torch.nn.Module, batch: Mapping[str, Any]) -> Iterator
                 table.update(entries)
 
 
-def _stand_in(tensor: torch.Tensor) -> torch.Tensor:
-    made = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=CPU)
+def _stand_in(tensor: torch.Tensor, device: torch.device = CPU) -> torch.Tensor:
+    made = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
     if isinstance(tensor, torch.nn.Parameter):
         return torch.nn.Parameter(made, requires_grad=tensor.requires_grad)
     return made.requires_grad_(tensor.requires_grad)

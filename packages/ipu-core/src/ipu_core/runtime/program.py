@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -90,6 +91,9 @@ class StageProgram(Protocol):
 
     def owners(self) -> dict[int, int]:
         """Map the identity of each parameter to the rank whose value of it counts; empty where there is one process."""
+
+    def save(self, folder: Path, *, max_shard_size: int | str) -> None:
+        """Write the model as a checkpoint of transformers, in files of at most so many bytes."""
 
     def all_spans(self, spans: list[tuple[Action, float, float]]) -> list[tuple[Action, float, float]]:
         """Return what was measured where the stages run, in whichever processes, on one clock."""

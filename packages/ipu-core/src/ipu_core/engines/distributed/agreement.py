@@ -7,20 +7,21 @@ Programs, plugins and configurations are the same on all ranks, or each would wa
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from ...config.execution_config import ExecutionConfig
 from ...config.options import LOCAL, OPTIONS
-from ...errors import RankMismatchError
+from ...errors import CheckpointError, RankMismatchError
 from ...partition.lowered import Lowered
 from ...plugins.registry import installed
 
 Facts = Mapping[str, str]
+T = TypeVar("T")
 
 
 def facts_of_process(model: torch.nn.Module, config: ExecutionConfig) -> dict[str, str]:
@@ -69,6 +70,29 @@ def refuse_disagreement(facts: Facts) -> None:
         f"{name} differs between ranks: {_by_rank(values)}{more}: start every rank with the same script, arguments, "
         "IPUConfig and packages"
     )
+
+
+def done_by_all(what: str, act: Callable[[], T]) -> list[T]:
+    """Do something on every rank, and return what each has of it; where one fails, it fails on all.
+
+    Raises:
+        CheckpointError: on the ranks that could, with what another one ended with.
+        Exception: what it raises here.
+    """
+    outcome: tuple[bool, Any] = False, None
+    failed: Exception | None = None
+    try:
+        outcome = True, act()
+    except Exception as error:
+        outcome, failed = (False, f"{type(error).__name__}: {error}"), error
+    everyone: list[tuple[bool, Any]] = [(False, None)] * dist.get_world_size()
+    dist.all_gather_object(everyone, outcome)
+    if failed is not None:
+        raise failed
+    for rank, (is_done, found) in enumerate(everyone):
+        if not is_done:
+            raise CheckpointError(f"rank {rank} could not {what}: {found}: see there, and try again")
+    return [found for _, found in everyone]
 
 
 def _by_rank(values: list[str]) -> str:

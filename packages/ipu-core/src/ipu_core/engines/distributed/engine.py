@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.distributed as dist
 
+from ...checkpoints.lazy import refuse_without_values
 from ...compile.disk_cache import ExecutableCache
 from ...compile.stages import refuse_other_processors
 from ...config.execution_config import ExecutionConfig
@@ -36,6 +37,7 @@ def _check(model: torch.nn.Module, config: ExecutionConfig) -> None:
     from .agreement import facts_of_process, refuse_disagreement
     from .ranks import meet, refuse_other_world
 
+    refuse_without_values(model)
     watchdog = meet()
     with watchdog.doing("waits for what the others were started with"):
         refuse_disagreement(facts_of_process(model, config))

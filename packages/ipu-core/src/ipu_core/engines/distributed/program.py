@@ -6,14 +6,17 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 
+from ...checkpoints.lazy import device_of, place_of
 from ...compile.disk_cache import ExecutableCache
 from ...compile.stages import compiled
 from ...config.execution_config import ExecutionConfig
+from ...errors import CheckpointError
 from ...partition.lowered import Lowered
 from ...partition.parameters import trainable_values
 from ...runtime.interpreter import Interpreter
@@ -25,6 +28,7 @@ from .agreement import facts_of_plan, refuse_disagreement
 from .ranks import ranks_for
 from .results import Results
 from .routes import parcels
+from .saving import save_parts
 from .schedules import SEQUENTIAL, ZERO_BUBBLE, refuse_changing_buffers, refuse_other_stages, torch_schedule
 from .sharded_optimizer import ShardedOptimizer
 from .stage_module import StageModule, Update, draws
@@ -40,7 +44,7 @@ class DistributedProgram:
     """A lowered model on the ranks of a distributed run: this process has the stages of one IPU of one replica.
 
     Args:
-        model: made by `to_pipelined`; every rank has all of it, and reads what its stages hold.
+        model: made by `to_pipelined`; every rank has all of it, or reads what its stages hold from a checkpoint.
         lowered: what was made of it.
         config: the kind of run.
         cache: where executables are kept.
@@ -63,7 +67,7 @@ class DistributedProgram:
     ) -> None:
         refuse_other_stages(lowered.plan, config)
         refuse_changing_buffers(lowered, config)
-        self._device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        self._device = next((device_of(p) for p in model.parameters()), torch.device("cpu"))
         self._ranks = ranks_for(config, self._device)
         with self._ranks.watchdog.doing("waits for the plans of the others"):
             refuse_disagreement(facts_of_plan(lowered))
@@ -73,9 +77,11 @@ class DistributedProgram:
         self._recomputed = lowered.recomputed(config, loss)
         self._lowered = lowered = self._compiled(lowered, cache)
         self._weights = Weights(lowered.captured, model)
+        self._ipus = holdings.ipus_of_values(lowered.stage_graphs)
+        with self._ranks.watchdog.doing("reads its part of a checkpoint"):
+            holdings.read((t, self._ranks.of_ipus(ipus)) for t, ipus in self._readers().values())
         self._whole = Interpreter(lowered.captured, lowered.stage_graphs, self._weights)
         self._drawing = frozenset(graph.ipu for graph in lowered.stage_graphs if draws(graph))
-        self._ipus = holdings.ipus_of_values(lowered.stage_graphs)
         self._results = Results(lowered, loss, returned, self._ranks)
         self._runners: dict[Any, _Runner] = {}
         self._sharded: ShardedOptimizer | None = None
@@ -87,9 +93,24 @@ class DistributedProgram:
         self._fetch({id(t): (t, self._ranks.of_ipus(ipus)) for t, ipus in self._readers().values()})
 
     def release(self) -> None:
-        """Bring every parameter and buffer to all ranks, so that each has the whole model."""
+        """Bring every parameter and buffer to all ranks, so that each has the whole model.
+
+        Raises:
+            CheckpointError: each rank has read its part of it alone.
+        """
+        tensors = [*self._model.parameters(), *self._model.buffers()]
+        if any(place_of(tensor) is not None for tensor in tensors):
+            raise CheckpointError(
+                "each rank has read its part of this model, which may be larger than one of them: leave `release` out, "
+                "and write a checkpoint with `executor.save_pretrained(folder)` on all ranks"
+            )
         everyone = frozenset(range(dist.get_world_size()))
-        self._fetch({id(t): (t, everyone) for t in (*self._model.parameters(), *self._model.buffers())})
+        self._fetch({id(t): (t, everyone) for t in tensors})
+
+    def save(self, folder: Path, *, max_shard_size: int | str) -> None:
+        """Write the model as a checkpoint of transformers, each rank its part; all ranks call it alike."""
+        with self._ranks.watchdog.doing("waits for the others to write their parts"):
+            save_parts(self._model, folder, max_shard_size=max_shard_size)
 
     def initial_values(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the values a micro-batch starts with: parameters, buffers, constants and its own leaves."""
