@@ -275,6 +275,18 @@ def the_entries():
     assert norm.running_mean is made
 
 
+def a_block_without_subclasses():
+    class Told(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, function, types, args=(), kwargs=None):
+            return "told"
+
+    tensor = torch.ones(2).as_subclass(Told)
+    assert torch.add(tensor, 1) == "told"
+    with _torch.without_subclasses():
+        assert torch.add(tensor, 1).tolist() == [2, 2]
+
+
 def a_forward_hook():
     module = torch.nn.Linear(2, 2)
     handle = module.register_forward_hook(lambda *_, **__: 1 / 0, with_kwargs=True, always_call=True)
@@ -410,6 +422,7 @@ OF_TORCH = {
     "storage_key": a_key_of_memory,
     "version_of": a_version,
     "without_modes": a_block_without_modes,
+    "without_subclasses": a_block_without_subclasses,
 }
 
 

@@ -131,7 +131,8 @@ def meet(timeout_seconds: float | None = None) -> Watchdog:
         try:
             store, rank, world_size = next(rendezvous("env://", timeout=timeout))
             # Ranks that torchrun starts again meet in the store of before, where the addresses of before still are.
-            store = dist.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+            attempt = f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+            store = dist.PrefixStore(attempt, store)  # type: ignore[attr-defined]
             dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
         except (RuntimeError, ValueError) as error:  # torch's own, of its network and its stores, among them
             raise _not_met(error) from error

@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -163,6 +164,10 @@ class PopTorchProgram:
     def owners(self) -> dict[int, int]:
         """Return nothing: the model of this process has all weights after every call."""
         return {}
+
+    def save(self, folder: Path, *, max_shard_size: int | str) -> None:
+        """Write the model as a checkpoint of transformers: it has all weights after every call."""
+        self._model.save_pretrained(folder, max_shard_size=max_shard_size)
 
     def all_spans(self, spans: list[tuple[Action, float, float]]) -> list[tuple[Action, float, float]]:
         """Return what was measured, which is nothing: times of stages are PopTorch's own."""

@@ -32,7 +32,7 @@ def fetch_when_read(model: torch.nn.Module, executor: Any) -> None:
     for tensor in _tensors(model):
         if not isinstance(tensor, _Fetched):
             _EXECUTORS[id(tensor)] = weakref.ref(executor)
-            tensor.__class__ = _fetched(type(tensor))
+            tensor.__class__ = _fetched(type(tensor))  # type: ignore[arg-type]
 
 
 def stop_fetching(model: torch.nn.Module) -> None:
@@ -48,7 +48,7 @@ def _tensors(model: torch.nn.Module) -> list[Any]:
     return [tensor for table in tables for tensor in table.values() if tensor is not None]
 
 
-def _executor_of(tensor: torch.Tensor) -> Any:
+def _executor_of(tensor: Any) -> Any:
     found = _EXECUTORS.get(id(tensor))
     return found() if found is not None else None
 
@@ -66,7 +66,7 @@ class _Fetched:
 
     def replicaGrouping(self, comm_group_type: Any, shards: int, variable_retrieval_mode: Any) -> None:
         """Let groups of replicas have values of their own, one for each row of dimension 0."""
-        if (executor := _executor_of(self)) is not None:  # type: ignore[arg-type]
+        if (executor := _executor_of(self)) is not None:
             executor.group_replicas(self, comm_group_type, shards, variable_retrieval_mode)
 
 

@@ -68,9 +68,9 @@ def _computing(node: torch.fx.Node) -> Iterator[torch.fx.Node]:
 def _refuse_going_back(recorded: Recorded) -> None:
     for node in recorded.captured.graph.nodes:
         stage = block_stage(node) if node.op == "call_function" else None
-        for user in _computing(node) if stage is not None else ():
+        for user in _computing(node):
             later = block_stage(user)
-            if later is not None and later < stage:
+            if stage is not None and later is not None and later < stage:
                 raise Error(
                     f"{node.name} of pipeline stage {stage} is read in stage {later}: values of a pipeline go to later "
                     "stages. Name a stage of its own for what follows, poptorch.Stage(...).ipu(n), or use "

@@ -31,7 +31,7 @@ class _Wrapped:
 
 
 def _new(cls: type[Any]) -> Any:
-    return cls.__new__(cls)
+    return object.__new__(cls)
 
 
 def plain_class(cls: type[Any]) -> type[Any]:
