@@ -198,8 +198,8 @@ def refuse_on_ranks(model: PipelineMixin, config: ExecutionConfig, engine: str, 
     if config.stages_per_ipu > 1:
         name = config.attribute("stages_per_ipu")
         raise IncompatibleIPUConfigError(
-            f"`{name}={config.stages_per_ipu}` has each token pass a rank several times, and with `engine={engine!r}` a "
-            "rank runs all it has of a group at once, so that others would wait: set it to 1"
+            f"`{name}={config.stages_per_ipu}` has each token pass a rank several times, and with `engine={engine!r}` "
+            "a rank runs all it has of a group at once, so that others would wait: set it to 1"
         )
     if tokens_per_call > 1:
         raise GenerationModeError(
