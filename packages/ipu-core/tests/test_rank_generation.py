@@ -4,7 +4,7 @@
 import pytest
 import rank_generation
 from ipu_core import IPUConfig, generation_model, to_pipelined
-from ipu_core.errors import GenerationModeError
+from ipu_core.errors import GenerationModeError, IncompatibleIPUConfigError
 from ranks import run_ranks
 from transformers import T5Config, T5ForConditionalGeneration
 
@@ -48,7 +48,7 @@ def test_four_ranks_generate_as_the_plain_model(kind, in_flight):
         assert_equal(found)
 
 
-def test_a_model_with_an_encoder_and_several_tokens_a_call_are_refused_on_ranks():
+def test_an_encoder_several_tokens_a_call_and_several_stages_an_ipu_are_refused_on_ranks():
     sizes = {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2, "vocab_size": 16}
     t5 = to_pipelined(T5ForConditionalGeneration(T5Config(**sizes)), IPUConfig())
     with pytest.raises(GenerationModeError, match="`T5ForConditionalGeneration` has an encoder"):
@@ -56,3 +56,6 @@ def test_a_model_with_an_encoder_and_several_tokens_a_call_are_refused_on_ranks(
     llama = to_pipelined(rank_generation.make("llama"), IPUConfig())
     with pytest.raises(GenerationModeError, match="`tokens_per_call=4` lets a host wait for its devices less often"):
         generation_model(llama, engine="distributed", tokens_per_call=4)
+    twice = to_pipelined(rank_generation.make("llama"), IPUConfig(layers_per_ipu=[4], inference_stages_per_ipu=2))
+    with pytest.raises(IncompatibleIPUConfigError, match="`inference_stages_per_ipu=2` has each token pass a rank"):
+        generation_model(twice, engine="distributed")

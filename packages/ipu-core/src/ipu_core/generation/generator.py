@@ -411,6 +411,7 @@ def generation_model(
         GenerationModeError: activations of several tokens a call or on ranks; on ranks, a model with an encoder, or
             `tokens_per_call`.
         EngineNotAvailableError: the engine is not usable here.
+        IncompatibleIPUConfigError: on ranks, several stages an IPU.
         TypeError: `model` is not pipelined, or is none of transformers, or a number is none.
         ValueError: `weights` or `cache_dtype` is something else, or `tokens_per_call` or `in_flight` is less than 1.
     """
@@ -444,7 +445,7 @@ def generation_model(
     refuse_other_loops(model, tokens_per_call=tokens_per_call, in_flight=in_flight)
     chosen = usable_engine(engine)
     if chosen.has_ranks:
-        refuse_on_ranks(model, chosen.name, tokens_per_call)
+        refuse_on_ranks(model, config, chosen.name, tokens_per_call)
         config = dataclasses.replace(config, ties_apart=True)
     return Generator(model, config, chosen, sizes, weights, tokens_per_call, **more)
 

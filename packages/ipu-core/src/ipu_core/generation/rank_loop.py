@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.generation.logits_process import UnbatchedClassifierFreeGuidanceLogitsProcessor
 
-from ..errors import GenerationModeError
+from ..errors import GenerationModeError, IncompatibleIPUConfigError
 from ..points.request import points_of
 from ..runtime.interpreter import generator_states, set_generator_states
 from ..runtime.replay import result_of
@@ -29,6 +29,7 @@ from .groups import Group, Loop, Run, Value, joined, mapped
 from .loops import BeamLoop, RowLoop, stream
 
 if TYPE_CHECKING:
+    from ..config.execution_config import ExecutionConfig
     from ..engines.distributed.choices import Choices
     from ..engines.distributed.ranks import Ranks
     from ..model.mixin import PipelineMixin
@@ -181,10 +182,11 @@ class _Decoding:
         return Choices(self.ranks, self.run.model._decoder.last_ipu)
 
 
-def refuse_on_ranks(model: PipelineMixin, engine: str, tokens_per_call: int) -> None:
+def refuse_on_ranks(model: PipelineMixin, config: ExecutionConfig, engine: str, tokens_per_call: int) -> None:
     """Refuse what ranks do not generate.
 
     Raises:
+        IncompatibleIPUConfigError: several stages an IPU.
         GenerationModeError: a model with an encoder, activations, or several tokens a call.
     """
     host = "generate with `engine='host'`, whose stages may be on several `devices`"
@@ -192,6 +194,12 @@ def refuse_on_ranks(model: PipelineMixin, engine: str, tokens_per_call: int) -> 
         raise GenerationModeError(
             f"`engine={engine!r}` generates with decoders alone, and `{model.plain_class().__name__}` has an encoder, "
             f"which would run on other ranks than the decoder's steps: {host}"
+        )
+    if config.stages_per_ipu > 1:
+        name = config.attribute("stages_per_ipu")
+        raise IncompatibleIPUConfigError(
+            f"`{name}={config.stages_per_ipu}` has each token pass a rank several times, and with `engine={engine!r}` "
+            "a rank runs all it has of a group at once, so that others would wait: set it to 1"
         )
     if tokens_per_call > 1:
         raise GenerationModeError(
