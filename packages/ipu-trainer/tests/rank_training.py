@@ -122,10 +122,12 @@ class Watched(TrainerCallback):
 
 
 class DiesOnce(Watched):
-    """Kills the second rank at a step, the first time it is started."""
+    """Kills the second rank at a step, the first time that there is one."""
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == 3 and os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        died = self.folder / "died"  # ranks may be numbered another way the second time
+        if state.global_step == 3 and os.environ["RANK"] == "1" and not died.exists():
+            died.touch()
             os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -130,9 +130,10 @@ def meet(timeout_seconds: float | None = None) -> Watchdog:
         timeout = timedelta(seconds=seconds)
         try:
             store, rank, world_size = next(rendezvous("env://", timeout=timeout))
-            # Ranks that torchrun starts again meet in the store of before, where the addresses of before still are.
-            attempt = f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-            store = dist.PrefixStore(attempt, store)  # type: ignore[attr-defined]
+            if _has_agent_store():
+                # Ranks that are started again meet in the store of before, where the addresses of before still are.
+                attempt = f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+                store = dist.PrefixStore(attempt, store)  # type: ignore[attr-defined]
             dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
         except (RuntimeError, ValueError) as error:  # torch's own, of its network and its stores, among them
             raise _not_met(error) from error
@@ -146,12 +147,16 @@ def _refuse_shared_store() -> None:
         EngineNotAvailableError: with what to set.
     """
     restarts, hosts = (int(os.environ.get(name, "0")) for name in ("TORCHELASTIC_MAX_RESTARTS", "GROUP_WORLD_SIZE"))
-    if restarts and hosts > 1 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+    if restarts and hosts > 1 and _has_agent_store():
         raise EngineNotAvailableError(
             f"torchrun may start the ranks of {hosts} hosts again (`--max-restarts {restarts}`), which would meet in "
             "the store of those before them, and take their addresses for new: set "
             "`TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1` where torchrun is started, on every host"
         )
+
+
+def _has_agent_store() -> bool:
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
 def _not_met(error: Exception) -> EngineNotAvailableError:
