@@ -29,7 +29,7 @@ NAMES = {
     *("contiguous_format", "preserve_format", "channels_last"),
 }
 STANDARD = {
-    *("__future__", "functools", "gc", "importlib", "json", "math", "mmap", "os", "shutil", "struct", "sys"),
+    *("__future__", "functools", "gc", "importlib", "json", "math", "mmap", "os", "shutil", "signal", "struct", "sys"),
     *("threading", "time", "traceback", "typing"),
 }
 
