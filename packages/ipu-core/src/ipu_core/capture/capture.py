@@ -109,11 +109,19 @@ class Capture:
         return with_activations(outputs, dict(zip(self.activations, leaves[own:], strict=True)))
 
 
-def capture(model: torch.nn.Module, batch: Mapping[str, Any], *, training: bool, args: tuple[Any, ...] = ()) -> Capture:
+def capture(
+    model: torch.nn.Module,
+    batch: Mapping[str, Any],
+    *,
+    training: bool,
+    args: tuple[Any, ...] = (),
+    has_values: bool = True,
+) -> Capture:
     """Capture `model.forward(*args, **batch)` for the shapes of a micro-batch, without running it.
 
     The model's training flags are put back afterwards, and no random number is drawn. What is run later has the
-    positional inputs as one tuple, `batch["args"]`.
+    positional inputs as one tuple, `batch["args"]`. Where it fails, the plain forward says why, if the model and the
+    batch have values (`has_values`) to run it on.
 
     Raises:
         CaptureError: the forward looks at values, or does something else one graph cannot hold.
@@ -139,7 +147,7 @@ def capture(model: torch.nn.Module, batch: Mapping[str, Any], *, training: bool,
         except IPUError:
             raise
         except Exception as error:
-            if (cause := export_error(model, inputs, args)) is not None:
+            if has_values and (cause := export_error(model, inputs, args)) is not None:
                 raise cause from None
             raise CaptureError(explained(name, error)) from error
     captured = replace(_read(model, program, training=training), reads=reads, writes=frozenset(writes))

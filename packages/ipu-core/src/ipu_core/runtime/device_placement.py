@@ -99,17 +99,18 @@ def homes(stage_graphs: Sequence[StageGraph]) -> dict[str, torch.device]:
 
 
 @contextlib.contextmanager
-def on_one_device(model: torch.nn.Module, batch: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Be a model of one device inside the block, and give such a batch: both without values.
+def on_one_device(model: torch.nn.Module, batch: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], bool]]:
+    """Be a model of one device inside the block, and give such a batch, and whether both have values.
 
     A graph is captured on one device. A model whose tensors live on several has stand-ins on the CPU for that long,
-    which take no memory as nobody writes to them; where all is on one device nothing is done.
+    which take no memory as nobody writes to them, and are not to be run: what they hold is what was there before.
+    Where all is on one device nothing is done.
     """
     tables: list[dict[str, Any]] = [t for m in model.modules() for t in (parameters_of(m), buffers_of(m))]
     held = [tensor for table in tables for tensor in table.values() if tensor is not None]
     given = [leaf for leaf in input_leaves(batch).values() if isinstance(leaf, torch.Tensor)]
     if len({tensor.device for tensor in (*held, *given)}) <= 1:
-        yield dict(batch)
+        yield dict(batch), True
         return
     before = [(table, dict(table)) for table in tables]
     # A tied tensor has one stand-in.
@@ -117,7 +118,7 @@ def on_one_device(model: torch.nn.Module, batch: Mapping[str, Any]) -> Iterator[
     try:
         for table, tensors in before:
             table.update({k: None if t is None else stand_ins[id(t)] for k, t in tensors.items()})
-        yield pytree.tree_map_only(torch.Tensor, _stand_in, dict(batch))
+        yield pytree.tree_map_only(torch.Tensor, _stand_in, dict(batch)), False
     finally:
         for table, tensors in before:
             table.update(tensors)
