@@ -34,6 +34,7 @@ from .aliasing import aliases, written
 from .diagnostics import explained, export_error
 from .graph_module import without_sources
 from .guards import observed
+from .known_masks import leave_known_masks_out
 from .side_effects import in_this_thread, watched
 
 logger = getLogger(__name__)
@@ -205,6 +206,7 @@ def _read(model: torch.nn.Module, program: torch.export.ExportedProgram, *, trai
     _read_as_registered(model, program)
     # A graph within, as of `torch.no_grad`, may write to what it is given and return nothing.
     graph_module.graph.eliminate_dead_code(lambda node: node.is_impure() or bool(written(node)))
+    leave_known_masks_out(graph_module.graph)
     _name_runs(graph_module.graph, model)
     kinds = {InputKind.PARAMETER: "parameter", InputKind.BUFFER: "buffer", InputKind.CONSTANT_TENSOR: "constant"}
     paths = iter(_input_paths(program.call_spec.in_spec))
