@@ -147,6 +147,8 @@ class Executor:
         Raises:
             NotCompiledError: it is not a training executor, or was not called yet.
         """
+        if self._config.record and self._compiled is not None and not self._spans:
+            raise NotCompiledError("a recorded update has no passes to time: leave `record` out for a timeline")
         if self._compiled is None or self._compiled.schedule is None or not self._spans:
             raise NotCompiledError("there is no timeline yet: call a training executor first")
         spans = self._compiled.program.all_spans(self._spans)

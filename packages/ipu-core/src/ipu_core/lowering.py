@@ -207,6 +207,7 @@ CUTS: dict[str, Any] = {
     "cost_source": ESTIMATED,
     "parameters_offchip": False,
     "ties_apart": False,
+    "record": False,
 }
 
 
