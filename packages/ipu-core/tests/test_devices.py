@@ -16,6 +16,7 @@ from ipu_core import (
     to_pipelined,
     training_model,
 )
+from ipu_core._torch import FakeTensor
 from ipu_core.capture.passes import on_device
 from ipu_core.errors import CacheError, CaptureError, EngineNotAvailableError
 from ipu_core.runtime.device_placement import move_state
@@ -191,6 +192,42 @@ def test_another_executor_is_made_of_a_model_on_several_devices(simulation):
     loss = training_model(elsewhere)(**batch())[0]
     torch.testing.assert_close(loss, plain(**batch())[0].detach())
     assert model.inner.weight.device == model.inner.weight.grad.device == torch.device("meta:1")
+
+
+class Branching(Chain):
+    """Notes each run on tensors that are no tracer's, and looks at a value once it is told to."""
+
+    def __init__(self):
+        super().__init__()
+        self.looks = False
+
+    def forward(self, x, y):
+        if self.looks and not isinstance(x, FakeTensor):
+            RUNS.append(x)
+        if self.looks and x.sum() > 0:
+            x = -x
+        return super().forward(x, y)
+
+
+RUNS = []
+
+
+def test_stand_ins_for_tensors_on_several_devices_are_never_run(simulation):
+    """They hold what was in memory before: a forward over them fails at random, and its error says nothing."""
+    model = make(Branching)
+    training_model(to_pipelined(model, ON_THREE))(**batch())
+    model.looks = True
+    with pytest.raises(CaptureError, match="looks at a value"):
+        training_model(to_pipelined(model, ON_THREE))(**batch())
+    assert not RUNS
+
+
+def test_a_model_on_several_devices_is_measured_on_its_own_values(simulation, monkeypatch):
+    monkeypatch.setattr("ipu_core.runtime.profiler._refuse_without_data", lambda *_: None)  # these are on "meta:i"
+    model = make(Tied)
+    training_model(to_pipelined(model, ON_THREE))(**batch())
+    measured = plan(to_pipelined(model, ON_THREE.replace(cost_source="measured")), batch())
+    assert all(stage.seconds > 0 for stage in measured.stages)
 
 
 def test_an_optimizer_steps_on_every_device_and_its_state_is_not_left_behind(simulation):

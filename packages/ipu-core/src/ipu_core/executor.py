@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 import os
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -151,6 +150,8 @@ class Executor:
         Raises:
             NotCompiledError: it is not a training executor, or was not called yet.
         """
+        if self._config.record and self._compiled is not None and not self._spans:
+            raise NotCompiledError("a recorded update has no passes to time: leave `record` out for a timeline")
         if self._compiled is None or self._compiled.schedule is None or not self._spans:
             raise NotCompiledError("there is no timeline yet: call a training executor first")
         spans = self._compiled.program.all_spans(self._spans)
@@ -429,11 +430,22 @@ class Executor:
             options = ", ".join(f"{name}={value}" for name, value in changed.items())
             logger.warning("the %s engine gives no effect to %s", self._engine.name, options)
 
-    @contextlib.contextmanager
-    def _timed(self, action: Action) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self._spans.append((action, started, time.perf_counter()))
+    def _timed(self, action: Action) -> _Timed:
+        return _Timed(self._spans, action)
+
+
+class _Timed:
+    """Notes when an action began and ended, unless it failed; entered for every pass, so that it is no generator."""
+
+    def __init__(self, spans: list[Span], action: Action) -> None:
+        self._spans, self._action = spans, action
+
+    def __enter__(self) -> None:
+        self._started = time.perf_counter()
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        if kind is None:
+            self._spans.append((self._action, self._started, time.perf_counter()))
 
 
 @dataclass(frozen=True, kw_only=True)

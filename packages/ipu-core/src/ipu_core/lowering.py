@@ -157,24 +157,27 @@ def capture_model(
 
     def write(folder: Path) -> None:
         if not made:
-            made.append(_captured(model, config, micro_batch))
+            made.append(_captured(model, config, micro_batch, has_values))
         write_capture(made[0], folder)
 
+    has_values = True
     with model.parallelized(for_inference=config.inference), contextlib.ExitStack() as stack:
         if config.devices is not None:
             stack.enter_context(CAPTURING)  # the model has stand-ins for its tensors for that long
-            micro_batch = stack.enter_context(on_one_device(model, micro_batch))
-        stack.enter_context(as_if_read(model))
+            micro_batch, has_values = stack.enter_context(on_one_device(model, micro_batch))
+        has_values &= stack.enter_context(as_if_read(model))
         if cache.is_on:
             try:
                 return cache.entry(f"graph-{_key(model, config, micro_batch)}", load=read_capture, write=write)
             except (NoFingerprint, NotStorable, OSError) as error:
                 logger.warning("the graph of %s is not kept in the executable cache: %s", type(model).__name__, error)
-        return made[0] if made else _captured(model, config, micro_batch)
+        return made[0] if made else _captured(model, config, micro_batch, has_values)
 
 
-def _captured(model: PipelineMixin, config: ExecutionConfig, micro_batch: Mapping[str, Any]) -> Capture:
-    captured = capture(model, micro_batch, training=not config.inference)
+def _captured(
+    model: PipelineMixin, config: ExecutionConfig, micro_batch: Mapping[str, Any], has_values: bool
+) -> Capture:
+    captured = capture(model, micro_batch, training=not config.inference, has_values=has_values)
     # Packed rows alone: elsewhere dropout is to draw the plain model's numbers.
     return captured if config.packed_rows is None else without_unread_rows(captured)
 
@@ -205,6 +208,7 @@ CUTS: dict[str, Any] = {
     "cost_source": ESTIMATED,
     "parameters_offchip": False,
     "ties_apart": False,
+    "record": False,
 }
 
 

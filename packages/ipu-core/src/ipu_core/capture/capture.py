@@ -34,6 +34,7 @@ from .aliasing import aliases, written
 from .diagnostics import explained, export_error
 from .graph_module import without_sources
 from .guards import observed
+from .known_masks import leave_known_masks_out
 from .side_effects import in_this_thread, watched
 
 logger = getLogger(__name__)
@@ -109,11 +110,19 @@ class Capture:
         return with_activations(outputs, dict(zip(self.activations, leaves[own:], strict=True)))
 
 
-def capture(model: torch.nn.Module, batch: Mapping[str, Any], *, training: bool, args: tuple[Any, ...] = ()) -> Capture:
+def capture(
+    model: torch.nn.Module,
+    batch: Mapping[str, Any],
+    *,
+    training: bool,
+    args: tuple[Any, ...] = (),
+    has_values: bool = True,
+) -> Capture:
     """Capture `model.forward(*args, **batch)` for the shapes of a micro-batch, without running it.
 
     The model's training flags are put back afterwards, and no random number is drawn. What is run later has the
-    positional inputs as one tuple, `batch["args"]`.
+    positional inputs as one tuple, `batch["args"]`. Where it fails, the plain forward says why, if the model and the
+    batch have values (`has_values`) to run it on.
 
     Raises:
         CaptureError: the forward looks at values, or does something else one graph cannot hold.
@@ -139,7 +148,7 @@ def capture(model: torch.nn.Module, batch: Mapping[str, Any], *, training: bool,
         except IPUError:
             raise
         except Exception as error:
-            if (cause := export_error(model, inputs, args)) is not None:
+            if has_values and (cause := export_error(model, inputs, args)) is not None:
                 raise cause from None
             raise CaptureError(explained(name, error)) from error
     captured = replace(_read(model, program, training=training), reads=reads, writes=frozenset(writes))
@@ -197,6 +206,7 @@ def _read(model: torch.nn.Module, program: torch.export.ExportedProgram, *, trai
     _read_as_registered(model, program)
     # A graph within, as of `torch.no_grad`, may write to what it is given and return nothing.
     graph_module.graph.eliminate_dead_code(lambda node: node.is_impure() or bool(written(node)))
+    leave_known_masks_out(graph_module.graph)
     _name_runs(graph_module.graph, model)
     kinds = {InputKind.PARAMETER: "parameter", InputKind.BUFFER: "buffer", InputKind.CONSTANT_TENSOR: "constant"}
     paths = iter(_input_paths(program.call_spec.in_spec))

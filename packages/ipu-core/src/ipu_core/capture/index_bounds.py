@@ -48,18 +48,12 @@ class IndexBound:
     ignored: int | None = None
     table: str | None = None
 
-    def check(self, batch: Mapping[str, Any]) -> None:
-        """Refuse a batch that holds another number.
+    def refuse_others(self, values: torch.Tensor) -> None:
+        """Refuse numbers below 0, or beyond the size, that are not the ignored one.
 
         Raises:
             BatchError: naming the first such row and number.
         """
-        values = batch.get(self.name)
-        if not isinstance(values, torch.Tensor) or values.numel() == 0:
-            return
-        low, high = torch.aminmax(values)
-        if low >= 0 and high < self.size:
-            return
         wrong = ((values < 0) | (values >= self.size)) & (values != self.ignored)
         if not bool(wrong.any()):
             return
@@ -97,8 +91,15 @@ def check_index_bounds(bounds: tuple[IndexBound, ...], batch: Mapping[str, Any])
         BatchError: a number out of its range.
     """
     leaves = input_leaves(batch)
-    for one in bounds:
-        one.check(leaves)
+    asked = [(one, leaves[one.name]) for one in bounds if isinstance(leaves.get(one.name), torch.Tensor)]
+    extremes = [extreme.long() for _, values in asked if values.numel() for extreme in torch.aminmax(values)]
+    # Looked at together: a host waits for its device each time it looks.
+    numbers = iter(torch.stack(extremes).tolist() if len({e.device for e in extremes}) == 1 else map(int, extremes))
+    for one, values in asked:
+        if values.numel():
+            low, high = next(numbers), next(numbers)
+            if low < 0 or high >= one.size:
+                one.refuse_others(values)
 
 
 def _bounds(captured: Capture) -> Iterator[IndexBound]:

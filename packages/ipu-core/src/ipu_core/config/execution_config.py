@@ -42,6 +42,7 @@ class ExecutionConfig:
     output_return_period: int | None = None
     seed: int | None = None
     compile: bool = False
+    record: bool = False
     executable_cache_dir: str = ""
     devices: tuple[str, ...] | None = None
     device_memory: str | int | None = None

@@ -279,6 +279,7 @@ class IPUConfig(BaseConfig):
             output_return_period=None if inference else self.output_return_period,
             seed=self.seed,
             compile=self.compile,
+            record=self.record,
             executable_cache_dir=self.executable_cache_dir,
             devices=None if devices is None else tuple(devices),
             device_memory=self.device_memory,

@@ -356,6 +356,13 @@ OPTIONS: dict[str, Option] = {
             meaning="run stages as code compiled for this processor, equal layers compiled once",
         ),
         Option(
+            name="record",
+            default=False,
+            kind=_BOOL,
+            local=True,
+            meaning="record what a CUDA device does in an update or a decode step, and replay it; not seen on a card",
+        ),
+        Option(
             name=CACHE_DIRECTORY,
             default="",
             kind=_STR,

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from ..runtime.device_placement import DevicePlacement
 from ..runtime.devices import refuse_missing_devices
 from ..runtime.interpreter import Interpreter
 from ..runtime.program import ActionHook, Returned, Trained, no_hook
+from ..runtime.recording import RecordedUpdate, only_device, recorder_of, refuse_where_nothing_records
 from ..runtime.streaming import NOTHING_STREAMED, StreamedParameters, refuse_parameters_elsewhere
 from ..runtime.weights import Weights
 from ..schedule import ZERO_BUBBLE, Action
@@ -29,6 +31,10 @@ from .engine import Engine
 
 if TYPE_CHECKING:
     from ..model.mixin import PipelineMixin
+
+logger = logging.getLogger(__name__)
+# Options whose runs copy, or ask for the state of a generator, between passes.
+UNRECORDED = ("parameters_offchip", "recompute_checkpoint_every_layer")
 
 
 class HostProgram(Interpreter):
@@ -66,6 +72,31 @@ class HostProgram(Interpreter):
         super().__init__(captured, lowered.stage_graphs, weights, recomputed=recomputed, streamed=streamed)
         self._device_placement = DevicePlacement(weights, lowered.stage_graphs, streamed)
         self._model, self._returned = model, returned
+        self._order: tuple[Action, ...] = ()
+        self._update = self._recorded_update(config) if config.record and not config.inference else None
+
+    def _recorded_update(self, config: ExecutionConfig) -> RecordedUpdate | None:
+        """Return what records updates; None, and a warning, where something of this run stands in the way."""
+        what = f"an update of {self.captured.model_name}"
+        inputs = {value for value, source in self.captured.sources.items() if source.kind == "input"}
+        obstacles = [f"`{name}=True`" for name in UNRECORDED if getattr(config, name)]
+        obstacles += [f"it changes `{name}`" for graph in self.stage_graphs for name in sorted(graph.changes & inputs)]
+        if obstacles:
+            logger.warning("%s is not recorded, and runs as before: %s", what, obstacles[0])
+            return None
+        device = only_device(self.stage_graphs, self._model.parameters())
+        recorder = recorder_of(what, self.stage_graphs, self._model)
+        if device is None or recorder is None:
+            return None
+        constants = {name: tensor.to(device) for name, tensor in self.captured.constants.items()}
+        self.captured = replace(self.captured, constants=constants)
+        parameters = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
+        return RecordedUpdate(what, recorder, device, parameters, self._train_in_order)
+
+    def _train_in_order(
+        self, batches: Sequence[Mapping[str, Any]], starts: Sequence[Mapping[str, float]]
+    ) -> Iterator[Trained]:
+        return map(self._without_unread, super().train(batches, self._order, starts=starts))
 
     def infer_each(
         self, batches: Sequence[Mapping[str, Any]], *, on_action: ActionHook = no_hook
@@ -81,7 +112,10 @@ class HostProgram(Interpreter):
         starts: Sequence[Mapping[str, float]],
         on_action: ActionHook = no_hook,
     ) -> Iterator[Trained]:
-        """Run micro-batches forward and backward, as `StageProgram.train` says."""
+        """Run micro-batches forward and backward, as `StageProgram.train` says; a recorded one enters no hook."""
+        if self._update is not None and self._update.takes():
+            self._order = tuple(order)
+            return iter(self._update.run(batches, starts))
         # By `map`, which keeps nothing of a micro-batch while the next one runs.
         return map(self._without_unread, super().train(batches, order, starts=starts, on_action=on_action))
 
@@ -127,6 +161,7 @@ def _check(model: torch.nn.Module, config: ExecutionConfig) -> None:
         )
     if config.compile:
         refuse_other_processors(model, config)
+    refuse_where_nothing_records(model, config)
 
 
 HOST = Engine(

@@ -28,6 +28,7 @@ from ..kernels.sink_pass import sink
 from ..lowering import lower
 from ..partition.stage_graph import StageGraph
 from ..runtime.device_placement import DevicePlacement
+from ..runtime.recording import Recorder, Recording
 from ..runtime.replay import Replay
 from ..runtime.streaming import NOTHING_STREAMED, ParameterCopies, StreamedParameters
 from ..runtime.weights import Tensors, Weights
@@ -81,6 +82,7 @@ class Parts:
         cache: where graphs and executables are kept.
         compilers: processes that compile.
         guards: what the graphs take for constant of the model.
+        recorder: of steps of one token; None where they run one operation after the other.
         copies: of parameters that live on the host, on each device.
         programs: those made so far.
         quantizations: how weights are quantized, as far as it is known.
@@ -98,6 +100,7 @@ class Parts:
     cache: ExecutableCache
     compilers: Compilers
     guards: Guards
+    recorder: Recorder | None = None
     copies: dict[torch.device, ParameterCopies] = field(default_factory=dict)
     programs: dict[Kind, Program] = field(default_factory=dict)
     quantizations: dict[str, Quantization | None] = field(default_factory=dict)
@@ -166,6 +169,7 @@ class Program:
         self._streamed = (
             StreamedParameters(stage_graphs, captured, parts.copies) if config.parameters_offchip else NOTHING_STREAMED
         )
+        self.recorder = parts.recorder
         self.bounds = index_bounds(captured)
         self.moves = dict(moves)
 
@@ -209,10 +213,17 @@ class BoundProgram:
         self._given: dict[str, Any] = {}
         self.more: dict[str, tuple[torch.Tensor, ...]] = {}  # what the last call gave besides, by name
         self.activations: dict[str, torch.Tensor] = {}
+        self._position: int | None = None  # of the last token, where it is known without a look at the device
+        self._places: tuple[int, ...] = ()
 
     @functools.cached_property
     def _replay(self) -> Replay:
         return self._program.replay()
+
+    @functools.cached_property
+    def _recording(self) -> Recording | None:
+        recorder = self._program.recorder
+        return None if recorder is None else Recording("a decode step", recorder, lambda: self._replay.run())
 
     def __call__(self, batch: Mapping[str, Any], turn: int) -> torch.Tensor:
         """Run it; the first call of a turn finds the model's tensors."""
@@ -222,8 +233,9 @@ class BoundProgram:
         moves = self._program.moves
         if turn != self._turn:
             self._program.begin()
-            self._bound = {name: leaf.clone() if name in own else leaf for name, leaf in leaves.items()}
+            self._bound = {name: self._kept(name, leaf) if name in own else leaf for name, leaf in leaves.items()}
             self._replay.bind(self._bound)
+            self._places = self._replay.places() if self._recording is not None else ()
             self._turn, self._given, self._streak = turn, {name: leaves[name] for name in own}, 0
         elif moves and self._streak < _REGULAR:
             self._move(leaves[self._tokens])
@@ -232,6 +244,7 @@ class BoundProgram:
             if leaves[name] is not leaf or name in moves:
                 self._bound[name].copy_(leaves[name])
                 self._given[name] = leaves[name]
+        self._position = None
         outputs = self._program.lowered.captured.returned(list(self._replay.run()))
         result: torch.Tensor = outputs.pop("logits")
         self.activations = outputs.pop("activations", {})
@@ -240,16 +253,30 @@ class BoundProgram:
 
     def is_regular(self, turn: int, length: int) -> bool:
         """Return whether steps of this turn were seen to follow from one another, the last one at `length` - 1."""
-        return self._turn == turn and self._streak >= _REGULAR and int(self._bound[POSITION]) == length - 1
+        return self._turn == turn and self._streak >= _REGULAR and self._last_position() == length - 1
 
     def advancing(self, tokens: torch.Tensor) -> Generator[None, None, torch.Tensor]:
         """Run the next token after that of the last call, with a stop before each stage but the first."""
         self._move(tokens)
-        (logits,) = yield from self._replay.by_stage()
+        if self._recording is not None:
+            (logits,) = self._recording.run(self._places)
+        else:
+            (logits,) = yield from self._replay.by_stage()
         return logits
 
+    def _kept(self, name: str, leaf: torch.Tensor) -> torch.Tensor:
+        """Copy an input into the memory of the turn before, where a recording reads it."""
+        before = self._bound.get(name)
+        looks = [(t.shape, t.stride(), t.dtype, t.device) for t in (before, leaf) if isinstance(t, torch.Tensor)]
+        return before.copy_(leaf) if before is not None and looks[0] == looks[-1] else leaf.clone()
+
+    def _last_position(self) -> int:
+        if self._position is None:
+            self._position = int(self._bound[POSITION])
+        return self._position
+
     def _move(self, tokens: torch.Tensor) -> None:
-        position = int(self._bound[POSITION]) + 1
+        self._position = position = self._last_position() + 1
         for name, move in self._program.moves.items():
             if name in self._bound:
                 move(self._bound[name], tokens, position)

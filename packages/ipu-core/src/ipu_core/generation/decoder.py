@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import logging
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,7 @@ from ..partition.lowered import Lowered
 from ..points.request import STEPS, rewrites_with
 from ..runtime.device_placement import without_values
 from ..runtime.devices import CPU, named_devices
+from ..runtime.recording import Recorder, recorder_for, refuse_where_nothing_records
 from ..runtime.replay import result_of
 from ..runtime.streaming import refuse_parameters_elsewhere
 from ..upstream import CACHE
@@ -44,6 +46,7 @@ from .views import ASKING, AT, StepView, part
 if TYPE_CHECKING:
     from ..model.mixin import PipelineMixin
 
+logger = logging.getLogger(__name__)
 # Whatever upstream says of how a call returns; a step returns logits.
 _HOW = frozenset(("return_dict", "use_cache", "logits_to_keep", "is_first_iteration"))
 # What a step gives that the next one does not go on from.
@@ -138,6 +141,7 @@ class Decoder:
             cache=cache,
             compilers=Compilers(),
             guards=Guards(model),
+            recorder=self._recorder(),
         )
         self._is_encoder_decoder = bool(model.config.is_encoder_decoder)
         self._ids = "decoder_input_ids" if self._is_encoder_decoder else "input_ids"
@@ -152,6 +156,18 @@ class Decoder:
         self.more: dict[str, tuple[torch.Tensor, ...]] = {}  # what it gave then: hidden states, attentions
         self._is_prepared_anew = prepares_more_than_upstream(model.plain_class())
         self._device = self._home()
+
+    def _recorder(self) -> Recorder | None:
+        """Return what records steps, where the option `record` asks for it and they run on one device that can."""
+        refuse_where_nothing_records(self._model, self._config)
+        devices = {*(named_devices(self._config) or [self._home()])}
+        if not self._config.record:
+            return None
+        if len(devices) > 1 or self._config.parameters_offchip:
+            why = "`parameters_offchip=True`" if len(devices) == 1 else f"its stages are on {len(devices)} devices"
+            logger.warning("steps of %s are not recorded, and run as before: %s", type(self._model).__name__, why)
+            return None
+        return recorder_for(devices.pop())
 
     def sibling(self) -> Decoder:
         """Return a decoder of other sequences that shares the programs."""

@@ -100,25 +100,26 @@ def homes(stage_graphs: Sequence[StageGraph]) -> dict[str, torch.device]:
 
 
 @contextlib.contextmanager
-def on_one_device(model: torch.nn.Module, batch: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Be a model of one device inside the block, and give such a batch: both without values.
+def on_one_device(model: torch.nn.Module, batch: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], bool]]:
+    """Be a model of one device inside the block, and give such a batch, and whether both have values.
 
     A graph is captured on one device. A model whose tensors live on several has stand-ins on the CPU for that long,
-    which take no memory as nobody writes to them; where all is on one device nothing is done.
+    which take no memory as nobody writes to them, and are not to be run: what they hold is what was there before.
+    Where all is on one device nothing is done.
     """
     tables: list[dict[str, Any]] = [t for m in model.modules() for t in (parameters_of(m), buffers_of(m))]
     held = [tensor for table in tables for tensor in table.values() if tensor is not None]
     given = [leaf for leaf in input_leaves(batch).values() if isinstance(leaf, torch.Tensor)]
     if len({tensor.device for tensor in (*held, *given)}) <= 1:
-        yield dict(batch)
+        yield dict(batch), True
         return
     with _stood_in_for(tables, {id(tensor): _stand_in(tensor) for tensor in held}):
-        yield pytree.tree_map_only(torch.Tensor, _stand_in, dict(batch))
+        yield pytree.tree_map_only(torch.Tensor, _stand_in, dict(batch)), False
 
 
 @contextlib.contextmanager
-def as_if_read(model: torch.nn.Module) -> Iterator[None]:
-    """Be a model inside the block whose tensors are where they will be once they are read, without values.
+def as_if_read(model: torch.nn.Module) -> Iterator[bool]:
+    """Be a model inside the block whose tensors are where they will be once they are read; yield whether they are.
 
     A graph is captured so before its tensors are read from a checkpoint, each by the process that runs it. What is
     captured refers weakly to what it is captured of, which is to be none of the model's own.
@@ -126,12 +127,12 @@ def as_if_read(model: torch.nn.Module) -> Iterator[None]:
     tables: list[dict[str, Any]] = [t for m in model.modules() for t in (parameters_of(m), buffers_of(m))]
     held = [tensor for table in tables for tensor in table.values() if tensor is not None]
     if not any(map(is_unread, held)):
-        yield
+        yield True
         return
     with FakeTensorMode(allow_non_fake_inputs=True):
         stand_ins = {id(tensor): _stand_in(tensor, device_of(tensor)) for tensor in held}
     with CAPTURING, _stood_in_for(tables, stand_ins):
-        yield
+        yield False
 
 
 @contextlib.contextmanager

@@ -48,6 +48,9 @@ class Interpreter:
         self.captured = captured
         self.weights = weights
         self.stage_graphs = tuple(stage_graphs)
+        self.of_stage: dict[int, list[StageGraph]] = {stage_graph.stage: [] for stage_graph in stage_graphs}
+        for stage_graph in stage_graphs:
+            self.of_stage[stage_graph.stage].append(stage_graph)
         self.recomputed = frozenset(recomputed)
         self.streamed = streamed
         self.last_reader = {name: i for i, stage_graph in enumerate(self.stage_graphs) for name in stage_graph.inputs}
@@ -79,11 +82,13 @@ class Interpreter:
         on_action: ActionHook = no_hook,
     ) -> Iterator[Trained]:
         """Run micro-batches forward and backward, as `StageProgram.train` says."""
-        self._forget_carriers_if_something_was_frozen()
+        # Read once: nothing steps before the last micro-batch is done.
+        tensors = self.weights.read(self._read)
+        self._forget_carriers_if_something_was_frozen(tensors)
         actions = list(order)
         turns = self.streamed.turns([action.stage for action in actions], self.weights)
         with contextlib.closing(turns):
-            yield from self._train(batches, zip(actions, turns, strict=False), starts, on_action)
+            yield from self._train(batches, zip(actions, turns, strict=False), starts, on_action, tensors)
 
     def _train(
         self,
@@ -91,11 +96,12 @@ class Interpreter:
         turns: Iterable[tuple[Action, None]],
         starts: Sequence[Mapping[str, float]],
         on_action: ActionHook,
+        tensors: Mapping[str, torch.Tensor],
     ) -> Iterator[Trained]:
         passes: dict[int, _Pass] = {}
         for action, _ in turns:
             if action.micro_batch not in passes:
-                values = self.initial_values(batches[action.micro_batch])
+                values = self._values(batches[action.micro_batch], tensors)
                 passes[action.micro_batch] = _Pass(self, values, starts[action.micro_batch])
             running = passes[action.micro_batch]
             with on_action(action):
@@ -109,16 +115,19 @@ class Interpreter:
                 del running  # with all it keeps, which an output that is not detached would keep too
                 yield finished.pop()
 
-    def _forget_carriers_if_something_was_frozen(self) -> None:
-        trainable = tuple(tensor.requires_grad for tensor in self.weights.read(self._read).values())
+    def _forget_carriers_if_something_was_frozen(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        trainable = tuple([tensor.requires_grad for tensor in tensors.values()])
         if trainable != self._trainable:
             self._trainable = trainable
             self.carriers.clear()
 
     def initial_values(self, batch: Mapping[str, Any]) -> Values:
         """Return the values a micro-batch starts with: parameters, buffers, constants and its own leaves."""
+        return self._values(batch, self.weights.read(self._read))
+
+    def _values(self, batch: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Values:
         leaves = input_leaves(batch)
-        values: dict[str, Any] = dict(self.weights.read(self._read))
+        values: dict[str, Any] = dict(tensors)
         for value, name in self._input_names.items():
             if name in leaves:
                 leaf = leaves[name]
@@ -146,14 +155,12 @@ class _Pass:
     generators: dict[StageGraph, Any] = field(default_factory=dict)
 
     def forward(self, stage: int) -> None:
-        for stage_graph in self.program.stage_graphs:
-            if stage_graph.stage == stage:
-                self._forward(stage_graph)
+        for stage_graph in self.program.of_stage[stage]:
+            self._forward(stage_graph)
 
     def backward(self, stage: int) -> None:
-        for stage_graph in reversed(self.program.stage_graphs):
-            if stage_graph.stage == stage:
-                self._backward(stage_graph)
+        for stage_graph in reversed(self.program.of_stage[stage]):
+            self._backward(stage_graph)
 
     def detached_outputs(self) -> list[Any]:
         leaves = self.program.outputs({**self.values, **self.results})

@@ -7,17 +7,20 @@ import contextlib
 import statistics
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from ..batch import input_leaves
 from ..capture.capture import CAPTURING, Capture
+from ..capture.passes import on_device
 from ..errors import IncompatibleIPUConfigError
 from ..partition.cut import Segment
-from ..partition.stage_graph import split
+from ..partition.stage_graph import StageGraph, split
 from ..progress import progress
 from ..schedule import FORWARD, Action, one_pass
+from .devices import CPU
 from .interpreter import Interpreter
 from .weights import Weights
 
@@ -51,7 +54,7 @@ def measured_seconds(
         CaptureError: a value is changed in place in one module and read again in another.
     """
     _refuse_without_data(captured, model, micro_batch)
-    program = Interpreter(captured, split(captured, visits), _Copies(captured, model))
+    program = Interpreter(captured, _on_one_device(captured, visits, model), _Copies(captured, model))
     spans: dict[Action, list[float]] = {}
 
     @contextlib.contextmanager
@@ -77,6 +80,17 @@ def measured_seconds(
         seconds[first] = seconds.get(first, 0.0) + statistics.median(times)
     assert all(Action(i, FORWARD, 0) in spans for i in range(len(visits)))
     return seconds
+
+
+def _on_one_device(captured: Capture, visits: Sequence[Segment], model: torch.nn.Module) -> tuple[StageGraph, ...]:
+    """Return each module's graph on the device of the model, of its first parameter where it lives on several.
+
+    The graph may have been captured on another one, and the batch may be there still.
+    """
+    device = next((parameter.device for parameter in model.parameters()), CPU)
+    stage_graphs = split(captured, visits)
+    made = {g.program: on_device(g.program, device) for g in stage_graphs}
+    return tuple(replace(g, program=made[g.program], device=device) for g in stage_graphs)
 
 
 def _refuse_without_data(captured: Capture, model: torch.nn.Module, micro_batch: Mapping[str, Any]) -> None:

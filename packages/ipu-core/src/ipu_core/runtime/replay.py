@@ -70,6 +70,7 @@ class Replay:
                 self._values[self._number[node.name]] = torch.empty_like(node.meta["val"], device="meta")
         self._last = {name: i for i, stage_graph in enumerate(stage_graphs) for name in stage_graph.inputs}
         self._calls: list[_Call] = []
+        self._constants: dict[tuple[str, torch.device | None], Any] = {}  # on the devices that read them
         self._is_checked = False
         self._read = frozenset(name for stage_graph in stage_graphs for name in stage_graph.inputs)
 
@@ -87,6 +88,13 @@ class Replay:
         fixed |= {n: t.detach() for n, t in read.items()}
         self._calls = [self._call(i, stage_graph, fixed) for i, stage_graph in enumerate(self._stage_graphs)]
         self._is_checked = False
+
+    def places(self) -> tuple[int, ...]:
+        """Return where the tensors are that it was bound to: a recording of it is good as long as they stay there."""
+        inputs = [name for name, source in self._captured.sources.items() if source.kind == "input"]
+        bound = [self._values[self._number[name]] for name in inputs]
+        tensors = itertools.chain(bound, *(call.fixed for call in self._calls))
+        return tuple(tensor.data_ptr() for tensor in tensors if isinstance(tensor, torch.Tensor))
 
     def run(self) -> list[Any]:
         """Run it, and give the leaves of the output."""
@@ -134,9 +142,7 @@ class Replay:
     def _call(self, index: int, stage_graph: StageGraph, fixed: Mapping[str, Any]) -> _Call:
         returned = {value for value in self._captured.outputs if isinstance(value, str)}
         kept = returned | self._captured.sources.keys() | set(self._exchange.names)
-        weights = [fixed.get(name) for name in stage_graph.inputs]
-        if stage_graph.device is not None:
-            weights = [moved(v, stage_graph.device) if isinstance(v, torch.Tensor) else v for v in weights]
+        weights = [self._there(name, fixed.get(name), stage_graph.device) for name in stage_graph.inputs]
         streamed = self._streamed.names
         changing = [name for name in stage_graph.inputs if name not in fixed and name not in streamed]
         return _Call(
@@ -147,6 +153,14 @@ class Replay:
             outputs=[self._number[name] for name in stage_graph.outputs],
             forgotten=[self._number[n] for n in changing if self._last[n] == index and n not in kept],
         )
+
+    def _there(self, name: str, value: Any, device: torch.device | None) -> Any:
+        """Return a value on a device; a constant is copied there once, and stays."""
+        if device is None or not isinstance(value, torch.Tensor):
+            return value
+        if name in self._captured.sources and self._captured.sources[name].kind == "constant":
+            return self._constants.setdefault((name, device), moved(value, device))
+        return moved(value, device)
 
     def _check(self, stage_graph: StageGraph, given: Sequence[Any]) -> None:
         """Hold inputs against what compiled code takes them for: it looks at no stride."""

@@ -51,14 +51,22 @@ class Values(dict[str, Any]):
 
     def run(self, stage_graph: StageGraph) -> dict[str, Any]:
         """Run a stage graph on its device, and give its outputs by name."""
+        if stage_graph.device is None:
+            results = stage_call(stage_graph)([self[name] for name in stage_graph.inputs])
+            return dict(zip(stage_graph.outputs, results, strict=True))
         entered = [self._on(name, stage_graph.device) for name in stage_graph.inputs]
         with self._streamed.found_again():
             results = stage_call(stage_graph)(entered)
+        if stage_graph.changes:
+            self._take_back(stage_graph, entered)
+        return dict(zip(stage_graph.outputs, results, strict=True))
+
+    def _take_back(self, stage_graph: StageGraph, entered: Sequence[Any]) -> None:
+        """Write what a stage changed in a copy into the value that it is a copy of."""
         for name, value in zip(stage_graph.inputs, entered, strict=True):
             if name in stage_graph.changes and value is not self[name]:
                 with torch.no_grad():
                     self[name].copy_(value)
-        return dict(zip(stage_graph.outputs, results, strict=True))
 
     def forget(self, names: Iterable[str]) -> None:
         """Drop values that nobody reads any more."""
@@ -66,9 +74,9 @@ class Values(dict[str, Any]):
             self.pop(name, None)
             self._copies.pop(name, None)
 
-    def _on(self, name: str, device: torch.device | None) -> Any:
+    def _on(self, name: str, device: torch.device) -> Any:
         value = self[name]
-        if device is None or not isinstance(value, torch.Tensor) or value.device == device:
+        if not isinstance(value, torch.Tensor) or value.device == device:
             return value
         if name in self._streamed.names:
             return self._streamed.of(value, device)
