@@ -451,6 +451,28 @@ def names_left_out():
     assert _transformers.names_not_saved(model) == {"lm_head.weight"}
 
 
+def weights_of_a_checkpoint():
+    from transformers.utils import logging
+
+    saved = tiny_llama().state_dict()
+    with torch.device("meta"):
+        model = tiny_llama()
+    first = saved.pop("model.norm.weight")
+    found = _transformers.take_weights(model, {**saved, "more": first}, torch.device("cpu"))
+    assert found.missing_keys == {"model.norm.weight"} and found.unexpected_keys == {"more"}
+    assert torch.equal(model.lm_head.weight, saved["lm_head.weight"]) and model.model.norm.weight.is_meta
+    assert logging.is_progress_bar_enabled()
+
+
+def buffers_of_no_checkpoint():
+    with torch.device("meta"):
+        model = tiny_llama()
+    found = _transformers.unsaved_buffers(model, fill=7)
+    for name, buffer in tiny_llama().named_non_persistent_buffers():
+        assert torch.equal(found.pop(name), buffer)
+    assert not found
+
+
 def frames_of_a_wave():
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
     convolutions = {"conv_dim": (4, 4), "conv_stride": (5, 2), "conv_kernel": (10, 3)}
@@ -575,6 +597,7 @@ def how_attention_is_computed():
 
 
 OF_TRANSFORMERS = {
+    "_without_bars": weights_of_a_checkpoint,
     "attention_implementation": how_attention_is_computed,
     "GenerationHooks": the_hooks_of_generation,
     "UNREAD": unread_attributes,
@@ -590,7 +613,9 @@ OF_TRANSFORMERS = {
     "pad_token": special_tokens,
     "prefill": the_first_step,
     "record_outputs": a_model_without_its_constructor,
+    "take_weights": weights_of_a_checkpoint,
     "top_continuations": a_step_of_beams,
+    "unsaved_buffers": buffers_of_no_checkpoint,
     "updated_model_kwargs": the_next_arguments,
 }
 
