@@ -206,13 +206,14 @@ class Run:
         missing = [name for name in pictures_of(self.page, self.text) if not (folder_of(self.page) / name).is_file()]
         return differ + [f"{self.page} shows {name}, which is not in docs and which no block wrote" for name in missing]
 
-    def corrected(self) -> str:
-        """Return the text of the page with what its blocks printed, where it says something else."""
+    def corrected(self) -> Run:
+        """Return it with what the blocks printed in the text of the page, where that says something else."""
         text = self.text
         for block in reversed(self._wrong()):
             start, end = block.says or (0, 0)
             text = text[:start] + _without_trailing_spaces(self.printed[block]) + "\n" + text[end:]
-        return text
+        places = blocks_of(self.page, text)  # they move
+        return replace(self, text=text, printed=dict(zip(runnable(places), self.printed.values(), strict=True)))
 
     def _wrong(self) -> list[Block]:
         return [b for b, printed in self.printed.items() if b.says and not agrees(printed, b.said(self.text))]

@@ -49,7 +49,8 @@ def _run(page: str, *, write: bool) -> tuple[str, float, int, list[str]]:
     try:
         run = blocks.run_page(page)
         if write:
-            (blocks.DOCS / page).write_text(run.corrected(), encoding="utf-8")
+            run = run.corrected()
+            (blocks.DOCS / page).write_text(run.text, encoding="utf-8")
         count, problems = len(run.printed), run.complaints()
     except blocks.BlockError as problem:
         count, problems = 0, [str(problem)]
