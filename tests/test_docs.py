@@ -85,7 +85,10 @@ def test_what_a_page_says_wrongly_is_shown_and_corrected(tmp_path, monkeypatch):
     [
         ("```python\nnowhere\n```\n", "page.md:1 raises\n.*NameError"),
         ("```console\n$ false\n```\n", "page.md:1 ends with 1: false"),
-        ("```python\nx = 1\n```\n```python\nprint(x)\n```\n", "page.md:4 raises\n.*NameError"),  # nothing goes on unmarked
+        (
+            "```python\nx = 1\n```\n```python\nprint(x)\n```\n",
+            "page.md:4 raises\n.*NameError",
+        ),  # complete, without a mark
         ("```\na\n```\n", "page.md:1 names no language"),
         ("<!-- not run -->\n```python\nx\n```\n", "page.md:2 does not say why"),
     ],
@@ -176,5 +179,6 @@ def test_links_that_leave_the_pages_lead_into_the_site():
 
 
 def test_marks_become_titles():
-    assert stage.titled("<!-- goes on -->\n```python\nx\n```\n").startswith('```python title="goes on from the block above"')
+    shown = stage.titled("<!-- goes on -->\n```python\nx\n```\n")
+    assert shown == '```python title="goes on from the block above"\nx\n```\n'
     assert stage.titled("<!-- file: run.yaml -->\n```yaml\n").startswith('```yaml title="run.yaml"')

@@ -14,8 +14,8 @@ A page is one session in a folder of its own. A block of Python is complete, or 
 
 A fence without a language is what the block above it prints. There `...` stands for anything, and numbers with a point
 may differ in their last digits. Commands follow `$` in a `console` block, with what they print below them. A fence in
-any language after ``<!-- file: run.yaml -->`` is written to that file first. ``<!-- not run: why -->`` leaves a block out.
-Pictures that a page shows and `docs` lacks are those that its blocks wrote.
+any language after ``<!-- file: run.yaml -->`` is written to that file first. ``<!-- not run: why -->`` leaves a block
+out. Pictures that a page shows and `docs` lacks are those that its blocks wrote.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def blocks_of(page: str, text: str) -> list[Block]:
             found.append(replace(block, goes_on="goes on" in marks, file=marks.get("file", "")))
         elif page not in ELSEWHERE:
             if not found or found[-1].says is not None or found[-1].language != "python":
-                raise BlockError(f"{page}:{line} names no language, and no block of Python prints it: name one, or `text`")
+                raise BlockError(f"{page}:{line} names no language, and no Python above prints it: name one, or `text`")
             found[-1] = replace(found[-1], says=match.span(2))
     return found
 

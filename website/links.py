@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Check the built site: every link and picture leads to a file and a place in it, and nothing is fetched from elsewhere."""
+"""Check the built site: every link leads to a file and a place in it, and nothing is fetched from elsewhere."""
 
 from __future__ import annotations
 

@@ -51,9 +51,10 @@ def options_page() -> str:
 
 _OPTIONS = """# Options of IPUConfig
 
-Each option is an argument of `IPUConfig`, an entry of `ipu_config.json` and an attribute that is checked when it is set. One that
-is read *in each* has a second value for inference, `inference_<name>`, which falls back to the first. An engine that an option
-does not name gives it no effect; `ipu doctor --config FILE` says so of one configuration.
+Each option is an argument of `IPUConfig`, an entry of `ipu_config.json` and an attribute that is checked when it is
+set. One that is read in *each* kind of run has a second value for inference, `inference_<name>`, which falls back to
+the first; one that is read in *both* has one. An engine that an option does not name gives it no effect;
+`ipu doctor --config FILE` says so of one configuration.
 
 | option | meaning | default | takes | unit | read in | engines |
 |---|---|---|---|---|---|---|"""
@@ -116,9 +117,9 @@ def errors_page() -> str:
 
 _ERRORS = """# Errors, and their causes
 
-A message says what is wrong with the numbers, what is there, and what to change. Below each error are all messages it is raised
-with; what stands in braces is filled in. `except IPUError` catches every one of them, and `except ValueError` those that a user can
-put right. Those of ipu-trainer and ipu-diffusers are in their interfaces.
+A message says what is wrong with the numbers, what is there, and what to change. Below each error are the messages
+that it is raised with; what stands in braces is filled in. `except IPUError` catches every one of them, and
+`except ValueError` those that a user can put right. Those of ipu-trainer and ipu-diffusers are in their interfaces.
 """
 
 
@@ -179,14 +180,15 @@ def models_page() -> str:
 
 _MODELS = """# Supported models
 
-Every class of these families has a pipelined one, such as `ipu_models_bert.PipelinedBertForMaskedLM`; where a cell is empty
-transformers has no such class. Each is compared with the plain model on every split, in float32 and float64: outputs, loss, every
-gradient. `ipu plugins --table` prints the table of what is installed.
+Every class of these families has a pipelined one, such as `ipu_models_bert.PipelinedBertForMaskedLM`; where a cell is
+empty transformers has no such class. Each is compared with the plain model on every split, in float32 and float64:
+outputs, loss, every gradient. `ipu plugins --table` prints the table of what is installed.
 
-A model that is not in the table works too: its layers are discovered. `nox -s catalogue -- --all` compares 86 architectures of
-transformers with their plain models, inference and training on 1, 2 and 4 IPUs ([layers](../design/layers.md)), and the tokens of
-those that generate. Where a forward looks at the values of tensors, a family changes a few of its lines, checked against
-upstream: `ipu edits` lists each change and whether it still applies ([edits](../design/edits.md)).
+A model that is not in the table works too: its layers are discovered. `nox -s catalogue -- --all` compares 86
+architectures of transformers with their plain models, inference and training on 1, 2 and 4 IPUs
+([layers](../design/layers.md)), and the tokens of those that generate. Where a forward looks at the values of tensors,
+a family changes a few of its lines, checked against upstream: `ipu edits` lists each change and whether it still
+applies ([edits](../design/edits.md)).
 """
 
 

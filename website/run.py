@@ -25,7 +25,7 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help="correct what pages say that their blocks print")
     options = parser.parse_args()
     # Imported once: each page is a fork of this process, with names and a folder of its own.
-    import ipu_core.executor
+    import ipu_core.executor  # noqa: F401
     import transformers  # noqa: F401
 
     began, failed = time.perf_counter(), 0

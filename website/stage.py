@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """All files of the site in one folder, `out/docs/pages`, as plain Markdown that any generator of sites reads.
 
-Beside the pages of `docs` these are the ones that are made, the pictures that blocks and notebooks wrote, and what links
-lead to outside `docs`: pages for contributors become pages, other files of the repository are copied.
+Beside the pages of `docs` these are the ones that are made, the pictures that blocks and notebooks wrote, and what
+links lead to outside `docs`: pages for contributors become pages, other files of the repository are copied.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ def pages_of_site() -> dict[str, str]:
 
 def pictures() -> dict[str, Path]:
     """Return the pictures of `docs`, those that blocks of a page that shows them wrote, and those of notebooks."""
-    found = {path.relative_to(blocks.DOCS).as_posix(): path for kind in ("*.svg", "*.png") for path in blocks.DOCS.rglob(kind)}
+    kept = [path for kind in ("*.svg", "*.png") for path in blocks.DOCS.rglob(kind)]
+    found = {path.relative_to(blocks.DOCS).as_posix(): path for path in kept}
     for page in blocks.pages()[1:]:
         text = (blocks.DOCS / page).read_text(encoding="utf-8")
         made = {name: blocks.folder_of(page) / name for name in blocks.pictures_of(page, text)}
