@@ -51,6 +51,8 @@ TEST_TOOLS = ["pytest", "pytest-xdist"]
 COVERAGE = ["pytest-cov"]
 # What tests of optional features need; without it they skip.
 OPTIONAL = ["peft", "optuna", "pytorch-optimizer", "rich", "shtab"]
+# What makes the site of the pages.
+DOCS = ["mkdocs-material", "mkdocstrings-python", "nbconvert", "ipykernel"]
 # What the examples need beside the packages: waves are read with SciPy, images with Pillow.
 EXAMPLES = ["scipy", "pillow"]
 # Weights and data alone: what these packages themselves require is large and not needed.
@@ -216,6 +218,21 @@ def types(session: nox.Session) -> None:
     session.run(shared(session), "-m", "mypy")
 
 
+@nox.session(venv_backend="none")
+def docs(session: nox.Session) -> None:
+    """Run every block of the pages and the notebooks, and build the site; `-- --serve` serves it, and runs nothing."""
+    python = shared(session, tools=DOCS)
+    quiet = {**ONE_THREAD, "NO_MKDOCS_2_WARNING": "1"}
+    (ROOT / "out" / "docs" / "pages").mkdir(parents=True, exist_ok=True)
+    if "--serve" in session.posargs:
+        session.run(python, "-m", "mkdocs", "serve", env=quiet)
+        return
+    session.run(python, "website/run.py", *session.posargs, env=quiet)
+    session.run(python, "website/notebooks.py", env=quiet)
+    session.run(python, "-m", "mkdocs", "build", "--strict", env=quiet)
+    session.run(python, "website/links.py", "out/site")
+
+
 @nox.session
 def changelog(session: nox.Session) -> None:
     """Move the fragments of changelog.d into CHANGELOG.md, under the version of VERSION; `-- --draft` prints them."""
@@ -348,6 +365,7 @@ EVERYTHING = {
     ("coverage",): 1,
     ("catalogue", "--all"): 10,
     ("quickstart", "--accuracy", "0.93"): 4,
+    ("docs",): 8,
     ("real_weights",): 8,
     ("lowest",): 50,
     ("newest",): 55,

@@ -26,7 +26,7 @@ class Option:
     """One option of `IPUConfig`: its name, its default, what it accepts, and which modes read it.
 
     A `managed` option has a value of its own for inference, `inference_<name>`; inference reads no `training_only` one.
-    One that is `local` is about the machine at hand: files neither keep it nor bring it.
+    One that is `local` is about the machine at hand: files neither keep it nor bring it. A number has a `unit`.
     """
 
     name: str
@@ -38,6 +38,7 @@ class Option:
     managed: bool = False
     training_only: bool = False
     local: bool = False
+    unit: str = ""
     meaning: str
 
     def check(self, name: str, value: Any) -> Any:
@@ -148,6 +149,7 @@ OPTIONS: dict[str, Option] = {
             kind=_LAYERS,
             minimum=-1,
             managed=True,
+            unit="layers an IPU",
             meaning='repeated layers on each IPU; -1 is a wildcard, "auto" balances the times',
         ),
         Option(
@@ -157,6 +159,7 @@ OPTIONS: dict[str, Option] = {
             minimum=1,
             optional=True,
             managed=True,
+            unit="IPUs",
             meaning="length of one pipeline; by default one IPU an entry of `layers_per_ipu`",
         ),
         Option(
@@ -165,6 +168,7 @@ OPTIONS: dict[str, Option] = {
             kind=_INT,
             minimum=1,
             managed=True,
+            unit="replicas",
             meaning="data-parallel copies of the pipeline",
         ),
         Option(
@@ -173,6 +177,7 @@ OPTIONS: dict[str, Option] = {
             kind=_INT,
             minimum=1,
             training_only=True,
+            unit="micro-batches",
             meaning="micro-batches an optimiser update, in training",
         ),
         Option(
@@ -181,6 +186,7 @@ OPTIONS: dict[str, Option] = {
             kind=_INT,
             minimum=1,
             managed=True,
+            unit="steps a call",
             meaning="steps (training: optimiser updates) a call",
         ),
         Option(
@@ -190,6 +196,7 @@ OPTIONS: dict[str, Option] = {
             minimum=0,
             maximum=1,
             managed=True,
+            unit="share of an IPU's memory",
             meaning="share of an IPU's memory for temporary data of matrix products",
         ),
         Option(
@@ -199,6 +206,7 @@ OPTIONS: dict[str, Option] = {
             minimum=1,
             optional=True,
             managed=True,
+            unit="steps",
             meaning="steps an embedding lookup is done in",
         ),
         Option(
@@ -208,6 +216,7 @@ OPTIONS: dict[str, Option] = {
             minimum=0,
             optional=True,
             managed=True,
+            unit="shards an IPU",
             meaning="shards of the embedding table on each IPU",
         ),
         Option(
@@ -217,6 +226,7 @@ OPTIONS: dict[str, Option] = {
             minimum=1,
             optional=True,
             managed=True,
+            unit="steps",
             meaning="steps the output projection is done in",
         ),
         Option(
@@ -226,6 +236,7 @@ OPTIONS: dict[str, Option] = {
             minimum=0,
             optional=True,
             managed=True,
+            unit="shards an IPU",
             meaning="shards of the output projection on each IPU",
         ),
         Option(
@@ -234,6 +245,7 @@ OPTIONS: dict[str, Option] = {
             kind=_INT,
             minimum=1,
             optional=True,
+            unit="tokens a row",
             meaning="the most tokens with a label in one row: a masked-language head computes at so many, logits too",
         ),
         Option(
@@ -243,6 +255,7 @@ OPTIONS: dict[str, Option] = {
             minimum=1,
             optional=True,
             managed=True,
+            unit="rows a micro-batch",
             meaning="rows the examples of a micro-batch are packed into, where its `packed_at` says",
         ),
         Option(
@@ -251,6 +264,7 @@ OPTIONS: dict[str, Option] = {
             kind=_INT,
             minimum=1,
             optional=True,
+            unit="tokens",
             meaning="tokens of a packed row",
         ),
         Option(
@@ -268,6 +282,7 @@ OPTIONS: dict[str, Option] = {
             kind=DEVICE,
             minimum=1,
             optional=True,
+            unit="bytes an IPU",
             meaning='memory to stay within: of one "gc200" or "bow", of the "host", or bytes an IPU; refused beyond',
         ),
         Option(
@@ -318,6 +333,7 @@ OPTIONS: dict[str, Option] = {
             minimum=1,
             optional=True,
             training_only=True,
+            unit="device iterations",
             meaning='with `output_mode="every_n"`, n: of the device iterations of a call, n, 2n, ... are returned',
         ),
         Option(
@@ -333,6 +349,7 @@ OPTIONS: dict[str, Option] = {
             kind=_INT,
             minimum=1,
             managed=True,
+            unit="stages an IPU",
             meaning="parts each IPU's layers are cut into; the pipeline goes round the IPUs as many times",
         ),
         Option(

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The notebooks of the tutorials: run, and made pages with what each cell showed."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from blocks import DOCS, RUNS
+
+MADE = RUNS / "notebooks"
+SECONDS = 300  # that a cell may take
+
+
+def sources() -> list[Path]:
+    """Return every notebook of `docs`; they are kept without outputs."""
+    return sorted(DOCS.rglob("*.ipynb"))
+
+
+def made(kind: str) -> dict[str, Path]:
+    """Return the pages, "*.md", or pictures that were made of notebooks, by their path in the site."""
+    return {path.relative_to(MADE).as_posix(): path for path in sorted(MADE.rglob(kind))}
+
+
+def run(source: Path) -> Path:
+    """Run a notebook from its first cell to its last, and write its page; return that.
+
+    Raises:
+        CellExecutionError: a cell that raises.
+    """
+    import nbformat
+    from nbconvert import MarkdownExporter
+    from nbconvert.preprocessors import ExecutePreprocessor
+
+    book = nbformat.read(source, as_version=4)
+    page = (MADE / source.relative_to(DOCS)).with_suffix(".md")
+    page.parent.mkdir(parents=True, exist_ok=True)
+    ExecutePreprocessor(timeout=SECONDS, kernel_name="python3").preprocess(book, {"metadata": {"path": page.parent}})
+    exported, resources = MarkdownExporter().from_notebook_node(book, {"unique_key": page.stem})
+    for name, content in resources["outputs"].items():
+        (page.parent / name).write_bytes(content)
+    page.write_text(exported, encoding="utf-8")
+    return page
+
+
+if __name__ == "__main__":
+    for notebook in sources():
+        print(f"ran {notebook.relative_to(DOCS)}: {run(notebook)}", file=sys.stderr)
