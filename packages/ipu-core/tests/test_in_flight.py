@@ -159,7 +159,7 @@ def test_what_cannot_be_shared_or_may_look_at_other_rows_is_refused(llama, ids):
 
     with pytest.raises(GenerationModeError, match="`Own` may look at several rows at once.*`in_flight=2`"):
         generator.generate(ids, max_new_tokens=2, logits_processor=transformers.LogitsProcessorList([Own()]))
-    with pytest.raises(GenerationModeError, match="`in_flight=2` asks for another one"):
+    with pytest.raises(GenerationModeError, match="`in_flight=2` and .* asks for another one"):
         generator.generate(ids, max_new_tokens=2, custom_generate=lambda *args, **kwargs: None)
     with pytest.raises(GenerationModeError, match="`PrefixConstrainedLogitsProcessor` may"):
         generator.generate(ids, max_new_tokens=2, prefix_allowed_tokens_fn=lambda batch, tokens: [batch])

@@ -52,4 +52,4 @@ def test_without_the_package_it_says_what_to_install(monkeypatch, capsys):
 def test_the_help_of_ipu_lists_it(capsys):
     with pytest.raises(SystemExit):
         cli.main(["--help"])
-    assert "train what a recipe in YAML describes" in capsys.readouterr().out
+    assert "train what a recipe in YAML says" in capsys.readouterr().out

@@ -101,7 +101,7 @@ class Interpreter:
         passes: dict[int, _Pass] = {}
         for action, _ in turns:
             if action.micro_batch not in passes:
-                values = self._values(batches[action.micro_batch], tensors)
+                values = self.initial_values(batches[action.micro_batch], tensors)
                 passes[action.micro_batch] = _Pass(self, values, starts[action.micro_batch])
             running = passes[action.micro_batch]
             with on_action(action):
@@ -121,13 +121,15 @@ class Interpreter:
             self._trainable = trainable
             self.carriers.clear()
 
-    def initial_values(self, batch: Mapping[str, Any]) -> Values:
-        """Return the values a micro-batch starts with: parameters, buffers, constants and its own leaves."""
-        return self._values(batch, self.weights.read(self._read))
+    def initial_values(self, batch: Mapping[str, Any], tensors: Mapping[str, torch.Tensor] | None = None) -> Values:
+        """Return the values a micro-batch starts with: parameters, buffers, constants and its own leaves.
 
-    def _values(self, batch: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Values:
+        Args:
+            batch: the micro-batch.
+            tensors: the model's, where they were read before.
+        """
         leaves = input_leaves(batch)
-        values: dict[str, Any] = dict(tensors)
+        values: dict[str, Any] = dict(self.weights.read(self._read) if tensors is None else tensors)
         for value, name in self._input_names.items():
             if name in leaves:
                 leaf = leaves[name]

@@ -37,9 +37,9 @@ class _Replicas(Interpreter):
 
     own: Sequence[Mapping[str, torch.Tensor]] = ()
 
-    def initial_values(self, batch: Mapping[str, Any]) -> Values:
+    def initial_values(self, batch: Mapping[str, Any], tensors: Mapping[str, torch.Tensor] | None = None) -> Values:
         """Return the values a micro-batch starts with, those of its replica."""
-        values = super().initial_values(batch)
+        values = super().initial_values(batch, tensors)
         if self.own:
             values.update(self.own[batch[REPLICA]])
         return values
