@@ -561,10 +561,25 @@ def how_attention_is_computed():
         assert _transformers.attention_implementation(model) == name
 
 
+def the_weights_of_a_checkpoint():
+    """A part of a model takes its tensors alone, and the buffers of no checkpoint are made beside."""
+    model = tiny_llama()
+    with torch.device("meta"):
+        part, whole = (transformers.LlamaForCausalLM(model.config) for _ in range(2))
+    _torch.parameters_of(part.lm_head)["weight"] = None
+    found = _transformers.take_weights(part, model.state_dict(), torch.device("cpu"))
+    assert found.unexpected_keys == {"lm_head.weight"} and not found.missing_keys and not found.conversion_errors
+    norm = part.model.norm.weight
+    assert torch.equal(norm, model.model.norm.weight) and not norm.is_meta
+    made = _transformers.unsaved_buffers(whole, fill=1)
+    assert torch.equal(made["model.rotary_emb.inv_freq"], model.model.rotary_emb.inv_freq)
+
+
 OF_TRANSFORMERS = {
     "attention_implementation": how_attention_is_computed,
     "GenerationHooks": the_hooks_of_generation,
     "UNREAD": unread_attributes,
+    "_without_bars": the_weights_of_a_checkpoint,
     "can_improve": a_step_of_beams,
     "class_with_head": auto_classes,
     "classes_with_head": auto_classes,
@@ -577,7 +592,9 @@ OF_TRANSFORMERS = {
     "pad_token": special_tokens,
     "prefill": the_first_step,
     "record_outputs": a_model_without_its_constructor,
+    "take_weights": the_weights_of_a_checkpoint,
     "top_continuations": a_step_of_beams,
+    "unsaved_buffers": the_weights_of_a_checkpoint,
     "updated_model_kwargs": the_next_arguments,
 }
 

@@ -14,6 +14,7 @@ import torch
 from ipu_core import Executor, IPUConfig, PipelineMixin, to_pipelined
 from ipu_core._torch import pytree
 from ipu_core.capture.loss_terms import NUM_ITEMS, shares
+from ipu_core.checkpoints.lazy import refuse_unread
 from ipu_core.engines.registry import usable_engine
 from ipu_core.peft import has_adapters
 from ipu_core.rewrites.loss import computed_by, takes
@@ -108,6 +109,7 @@ class IPUTrainer(CompleteCheckpoints, CheckedResume, PackedBatchLoaders):
         self._given, self._compute_loss = args, compute_loss_func
         self.eval_data_collator = eval_data_collator
         if model is not None:
+            refuse_unread(model, "the trainer writes whole checkpoints; train with `ipu_core.training_model`")
             model = self._pipelined(model)
         super().__init__(model, args.for_pipeline(self.ipu_config), **kwargs)
         # Micro-batches are weighted by their items outside of the graph that makes the loss.
