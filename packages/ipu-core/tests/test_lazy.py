@@ -28,7 +28,7 @@ def tensors(model):
     return {name: tensor for named in (model.named_parameters(), model.named_buffers()) for name, tensor in named}
 
 
-@pytest.mark.turns(3)
+@pytest.mark.turns(16)
 def test_two_ranks_each_read_train_and_write_their_part(tmp_path):
     for name in lazy_cases.MODELS:
         lazy_cases.made(name).save_pretrained(tmp_path / name, max_shard_size="4KB")
