@@ -6,9 +6,9 @@ import json
 import lazy_cases
 import pytest
 import torch
-from ipu_core import IPUConfig, plan, to_pipelined, training_model
+from ipu_core import IPUConfig, generation_model, plan, to_pipelined, training_model
 from ipu_core.checkpoints import read_lazily
-from ipu_core.checkpoints.lazy import read_now
+from ipu_core.checkpoints.lazy import read_now, refuse_without_values
 from ipu_core.errors import CheckpointError
 from ranks import run_ranks
 from safetensors.torch import load_file, save_file
@@ -28,7 +28,7 @@ def tensors(model):
     return {name: tensor for named in (model.named_parameters(), model.named_buffers()) for name, tensor in named}
 
 
-@pytest.mark.turns(3)
+@pytest.mark.turns(16)
 def test_two_ranks_each_read_train_and_write_their_part(tmp_path):
     for name in lazy_cases.MODELS:
         lazy_cases.made(name).save_pretrained(tmp_path / name, max_shard_size="4KB")
@@ -150,3 +150,12 @@ def test_what_is_no_lazy_model_is_refused(tmp_path):
         read_lazily(lazy_cases.made("bert"), tmp_path)
     with pytest.raises(TypeError, match="a transformers model"):
         read_lazily(torch.nn.Linear(1, 1), tmp_path)
+
+
+def test_a_generator_and_a_model_without_a_checkpoint_are_refused(tmp_path):
+    lazy_cases.made("llama").save_pretrained(tmp_path)
+    model = to_pipelined(lazy_cases.lazy("llama", tmp_path), IPUConfig())
+    with pytest.raises(CheckpointError, match="0 of the 23 tensors .*: load it with `from_pretrained` to generate"):
+        generation_model(model)
+    with pytest.raises(CheckpointError, match="on the meta device, .*, and have no values: say where"):
+        refuse_without_values(on_meta(*lazy_cases.configured("llama")))

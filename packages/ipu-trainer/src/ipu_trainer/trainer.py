@@ -15,6 +15,7 @@ import torch
 from ipu_core import Executor, IPUConfig, PipelineMixin, Plan, to_pipelined
 from ipu_core._torch import pytree
 from ipu_core.capture.loss_terms import NUM_ITEMS, shares
+from ipu_core.checkpoints.lazy import refuse_unread
 from ipu_core.engines.registry import usable_engine
 from ipu_core.errors import NotCompiledError
 from ipu_core.model.card import write_card
@@ -111,6 +112,7 @@ class IPUTrainer(CompleteCheckpoints, CheckedResume, PackedBatchLoaders):
         self._given, self._compute_loss = args, compute_loss_func
         self.eval_data_collator = eval_data_collator
         if model is not None:
+            refuse_unread(model, "the trainer writes whole checkpoints; train with `ipu_core.training_model`")
             model = self._pipelined(model)
         super().__init__(model, args.for_pipeline(self.ipu_config), **kwargs)
         # Micro-batches are weighted by their items outside of the graph that makes the loss.

@@ -19,6 +19,7 @@ from transformers import GenerationConfig
 
 from .._torch import pytree
 from ..capture.activations import without_activations
+from ..checkpoints.lazy import refuse_unread
 from ..compile.stages import refuse_other_processors
 from ..config.execution_config import ExecutionConfig
 from ..engines.engine import Engine
@@ -422,6 +423,7 @@ def generation_model(
             f"`{model.plain_class().__name__}` is no transformers model, and has no `generate`: run its steps with "
             "`inference_model`, as docs/own_model.md shows"
         )
+    refuse_unread(model, "load it with `from_pretrained` to generate")
     sizes = {
         "batch_size": batch_size,
         "num_beams": num_beams,
