@@ -601,7 +601,6 @@ OF_TRANSFORMERS = {
     "attention_implementation": how_attention_is_computed,
     "GenerationHooks": the_hooks_of_generation,
     "UNREAD": unread_attributes,
-    "_without_bars": the_weights_of_a_checkpoint,
     "can_improve": a_step_of_beams,
     "class_with_head": auto_classes,
     "classes_with_head": auto_classes,
