@@ -173,7 +173,7 @@ def test_links_that_leave_the_pages_lead_into_the_site():
     text = "[a](../../CONTRIBUTING.md#x) [b](../../packages/ipu-core/README.md) [c](plan.md) [d](inside.ipynb) [e](https://f.g)"
     shown = stage.linked("start/install.md", text)
     assert shown == (
-        "[a](../project/contributing.md#x) [b](../source/packages/ipu-core/README.md) [c](plan.md) [d](inside.md) [e](https://f.g)"
+        "[a](../project/contributing.md#x) [b](../project/ipu-core.md) [c](plan.md) [d](inside.md) [e](https://f.g)"
     )
     assert stage.linked("project/contributing.md", "[v](docs/versions.md)") == "[v](../versions.md)"
 

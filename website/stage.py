@@ -24,6 +24,7 @@ OUTSIDE = {
     "SECURITY.md": "project/security.md",
     "CHANGELOG.md": "project/changelog.md",
     "examples/README.md": "project/examples.md",
+    **{f"packages/{path.name}/README.md": f"project/{path.name}.md" for path in (ROOT / "packages").glob("*/")},
 }
 LINK = re.compile(r"(?<=\]\()([^):#\s]+)(?=(?:#[^)]*)?\))")
 MARKED = re.compile(r"((?:^<!-- (?:goes on|file|not run).* -->\n)+)```(\w+)\n", re.MULTILINE)

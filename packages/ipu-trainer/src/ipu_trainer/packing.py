@@ -37,7 +37,8 @@ class PackingCollator:
         collator: pads the examples. One of transformers, with `pad_to_multiple_of`, is told the width; any other pads
             every batch to one width itself.
         batch_size: examples of a micro-batch; so many that follow one another are packed by themselves.
-        rows, length: of the grid, `packed_rows` and `packed_length` of the `IPUConfig`.
+        rows: of the grid, `packed_rows` of the `IPUConfig`.
+        length: of the grid, its `packed_length`.
         width: columns of the unpacked batch; by default `length`.
 
     Raises:
