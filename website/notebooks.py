@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from blocks import DOCS, RUNS
 
@@ -36,11 +37,23 @@ def run(source: Path) -> Path:
     page = (MADE / source.relative_to(DOCS)).with_suffix(".md")
     page.parent.mkdir(parents=True, exist_ok=True)
     ExecutePreprocessor(timeout=SECONDS, kernel_name="python3").preprocess(book, {"metadata": {"path": page.parent}})
+    for cell in book.cells:
+        if cell.cell_type == "code":
+            cell.outputs = _shown(cell.outputs)
     exported, resources = MarkdownExporter().from_notebook_node(book, {"unique_key": page.stem})
     for name, content in resources["outputs"].items():
         (page.parent / name).write_bytes(content)
     page.write_text(exported, encoding="utf-8")
     return page
+
+
+def _shown(outputs: list[Any]) -> list[Any]:
+    """Return what a cell showed, its prints as one and without warnings and progress, which are of one machine."""
+    prints = [output for output in outputs if output.output_type == "stream" and output.name == "stdout"]
+    rest = [output for output in outputs if output.output_type != "stream"]
+    for other in prints[1:]:
+        prints[0].text += other.text
+    return prints[:1] + rest
 
 
 if __name__ == "__main__":

@@ -58,8 +58,8 @@ def pages_of_site() -> dict[str, str]:
 
 
 def pictures() -> dict[str, Path]:
-    """Return the pictures of `docs`, those that blocks of a page that shows them wrote, and those of notebooks."""
-    kept = [path for kind in ("*.svg", "*.png") for path in blocks.DOCS.rglob(kind)]
+    """Return pictures and styles of `docs`, the pictures that blocks of a page wrote, and those of notebooks."""
+    kept = [path for kind in ("*.svg", "*.png", "*.css") for path in blocks.DOCS.rglob(kind)]
     found = {path.relative_to(blocks.DOCS).as_posix(): path for path in kept}
     for page in blocks.pages()[1:]:
         text = (blocks.DOCS / page).read_text(encoding="utf-8")
