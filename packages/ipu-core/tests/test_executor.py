@@ -22,6 +22,7 @@ pytestmark = pytest.mark.usefixtures("no_plugins")
 SPLITS = [IPUConfig(layers_per_ipu=split) for split in [*compositions(3), [0, 3], [3, 0], [1, 0, 2]]]
 
 
+@pytest.mark.turns(1)
 @pytest.mark.parametrize("cls", [Chain, Skip, Tied, InPlace, Unused])
 def test_training_equals_plain_on_every_split(cls):
     assert_training_equals_plain(make(cls).double(), SPLITS, doubles(batch()), atol=1e-12)

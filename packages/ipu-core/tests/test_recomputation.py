@@ -18,6 +18,7 @@ def gradients(model):
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
+@pytest.mark.turns(1)
 @pytest.mark.parametrize("cls", [Chain, Skip, Tied, InPlace, Unused])
 def test_recomputation_draws_the_same_dropout_and_gives_equal_gradients(cls):
     configs = [IPUConfig(layers_per_ipu=s, recompute_checkpoint_every_layer=True) for s in ([3], [1, 2])]

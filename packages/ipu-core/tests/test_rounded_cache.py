@@ -42,6 +42,7 @@ def ids():
     return torch.randint(8, 60, (2, 5), generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.turns(3)
 @pytest.mark.parametrize("layers_per_ipu", [[2], [1, 1]])
 @pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"do_sample": True, "top_k": 12}], ids=",".join)
 def test_tokens_are_those_of_a_rounding_cache(llama, ids, layers_per_ipu, options):

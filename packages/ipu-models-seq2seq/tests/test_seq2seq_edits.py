@@ -104,6 +104,7 @@ def test_in_evaluation_and_for_another_model_nothing_changes(name):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=ATOL.get(name, 0))
 
 
+@pytest.mark.turns(3)
 @each_model
 def test_the_same_seed_drops_the_same_layers_eagerly_and_pipelined(name):
     model = plain(name, rate=0.5, **NO_DROPOUT)
