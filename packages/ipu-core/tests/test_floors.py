@@ -40,6 +40,7 @@ FLOORS = [
     "engines",
     "lowering",
     "planner",
+    "compiled",
     "executor",
     "kernels",
     "generation",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from ipu_core import IPUConfig, inference_model, to_pipelined, training_model
+from ipu_core import IPUConfig, generation_model, inference_model, to_pipelined, training_model
 from ipu_core.engines.poptorch import process
 from ipu_core.engines.poptorch.interpreter import PYTHON, interpreter
 from ipu_core.engines.poptorch.process import WorkerProcess, worker_of
@@ -19,6 +19,7 @@ from ipu_core.engines.registry import engines
 from ipu_core.errors import (
     BatchError,
     CompileError,
+    GenerationModeError,
     IncompatibleIPUConfigError,
     ModelChangedError,
     NotCompiledError,
@@ -426,3 +427,10 @@ def test_the_engine_is_usable_where_there_is_an_interpreter_and_says_how_it_star
     engine = engines()["poptorch"]
     assert engine.is_usable
     assert engine.started_by == f"{sys.executable} FOLDER/worker.py COMMANDS REPLIES FOLDER"
+
+
+@pytest.mark.usefixtures("poptorch")
+def test_generation_is_refused():
+    model = to_pipelined(gpt2(), IPUConfig(layers_per_ipu=[1, 1]))
+    with pytest.raises(GenerationModeError, match="the poptorch engine has no decode steps: leave `engine` out"):
+        generation_model(model, engine="poptorch")

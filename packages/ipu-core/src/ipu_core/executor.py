@@ -9,52 +9,44 @@ import os
 import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .batch import (
-    BatchSpec,
     arithmetic,
     combine,
     input_leaves,
     is_returned,
-    micro_batch_size,
     micro_batches,
     refuse_gradients_of_inputs,
 )
 from .capture.capture import CAPTURING, Capture
-from .capture.guards import Guards
-from .capture.index_bounds import IndexBound, check_index_bounds, index_bounds
-from .capture.loss import loss_value
+from .capture.index_bounds import check_index_bounds
 from .capture.loss_terms import Terms
-from .compile.disk_cache import ExecutableCache
+from .compiled import Compiled, LossWeight, compile_model
 from .config.execution_config import ExecutionConfig
 from .config.options import EVERY_N
 from .engines.engine import Engine
 from .engines.registry import usable_engine
-from .errors import BatchError, BatchSizeError, IncompatibleIPUConfigError, NotCompiledError, nearest
-from .lowering import lower
-from .memory.estimate import refuse_what_does_not_fit, with_memory
-from .partition.lowered import Lowered, schedule_of
+from .errors import BatchError, BatchSizeError, IncompatibleIPUConfigError, NotCompiledError
+from .memory.estimate import with_memory
 from .partition.plan import Plan
 from .peft import refuse_nothing_to_train
 from .planner import ipu_config_of, refuse_cache
 from .points.request import check_values, with_points
 from .report.timeline import Span, Timeline
 from .runtime.optimizer_step import needs_closure, stepped_with_closure
-from .runtime.program import Returned, StageProgram
 from .runtime.transfers import moved
-from .schedule import Action, Schedule
+from .schedule import Action
 from .validation import refuse_other_batches, refuse_other_optimizers, refuse_other_outputs, refuse_other_types
 
 if TYPE_CHECKING:
     from .model.mixin import PipelineMixin
 
 logger = logging.getLogger(__name__)
-LossWeight = float | Mapping[str, float]
 
 
 class Executor:
@@ -114,7 +106,7 @@ class Executor:
         self._planned_optimizer = stepped_by if optimizer is None else optimizer
         self._selected = outputs
         self._loss = loss
-        self._compiled: _Compiled | None = None
+        self._compiled: Compiled | None = None
         self._plan: Plan | None = None
         self._spans: list[Span] = []
         self._update_loss: torch.Tensor | None = None
@@ -135,11 +127,14 @@ class Executor:
         if self._compiled is None:
             raise NotCompiledError("the executor has no plan yet: call `compile(**batch)` first")
         if not self._plan:
-            self._plan = self._with_memory(self._compiled.lowered, self._compiled.loss)
+            self._plan = with_memory(
+                self._compiled.lowered,
+                self._config,
+                self._model,
+                optimizer=self._planned_optimizer,
+                loss=self._compiled.loss,
+            )
         return self._plan
-
-    def _with_memory(self, lowered: Lowered, loss: str | None) -> Plan:
-        return with_memory(lowered, self._config, self._model, optimizer=self._planned_optimizer, loss=loss)
 
     def timeline(self) -> Timeline:
         """Return what each stage did when, in the last update of the last call.
@@ -178,56 +173,23 @@ class Executor:
         self._name_options_without_effect()
         if not self._config.inference:
             refuse_nothing_to_train(self._model)
-        assert self._engine.check is not None and self._engine.program is not None, "it is usable"
-        if self._engine.has_ranks and self._optimizer is not None and needs_closure(self._optimizer):
-            raise IncompatibleIPUConfigError(
-                f"{type(self._optimizer).__name__} evaluates the loss by itself, of all gradients together, and each "
-                f"rank of the {self._engine.name} engine has those of its own stages: use another optimizer, or the "
-                "host engine"
-            )
-        if self._engine.steps_itself and self._optimizer is None and not self._config.inference:
-            raise IncompatibleIPUConfigError(
-                f"the {self._engine.name} engine steps where the gradients are, and the executor has no optimizer to "
-                "step: pass one to `training_model`; where somebody else steps, as a trainer does, use another engine"
-            )
-        self._engine.check(self._model, self._config)
-        cache = ExecutableCache(self._config.executable_cache_dir)
-        lowered = lower(
+        assert self._engine.check is not None, "it is usable"
+        self._engine.check(self._model, self._config, self._optimizer)
+        self._compiled = compile_model(
             self._model,
             self._config,
-            next(micro_batches(batch, self._config)),
-            micro_batch_size=micro_batch_size(batch, self._config),
-            captured=self._captured,
-            cache=cache,
+            self._engine,
+            batch,
             optimizer=self._planned_optimizer,
+            outputs=self._selected,
             loss=self._loss,
+            captured=self._captured,
+            on_all_ranks=self._on_all_ranks,
         )
-        captured = lowered.captured
-        loss = None if self._config.inference else loss_value(captured, self._loss)
-        if self._config.device_memory is not None:
-            refuse_what_does_not_fit(self._with_memory(lowered, loss), self._config)
-        schedule = None if self._config.inference else schedule_of(lowered, self._scheduled)
-        returned = Returned(leaves=_selection(captured, loss, self._selected), on_all_ranks=self._on_all_ranks)
-        self._compiled = _Compiled(
-            spec=BatchSpec.of(batch),
-            bounds=index_bounds(captured),
-            lowered=lowered,
-            program=self._engine.program(self._model, lowered, self._config, cache, loss, returned),
-            guards=Guards(self._model),
-            loss=loss,
-            schedule=schedule.schedule if schedule else None,
-            order=tuple(schedule.in_order()) if schedule else (),
-        )
-        self._compiled.guards.take(captured)
         if self._config.seed is not None:
             torch.manual_seed(self._config.seed)
-        seconds = time.perf_counter() - started
-        logger.info("compiled %s for the %s engine in %.1f s", captured.model_name, self._engine.name, seconds)
-
-    @property
-    def _scheduled(self) -> ExecutionConfig:
-        """What is scheduled one after another: replicas that are ranks of their own are not."""
-        return replace(self._config, replication_factor=1) if self._engine.has_ranks else self._config
+        name, seconds = self._compiled.lowered.captured.model_name, time.perf_counter() - started
+        logger.info("compiled %s for the %s engine in %.1f s", name, self._engine.name, seconds)
 
     @property
     def terms(self) -> Terms:
@@ -364,7 +326,7 @@ class Executor:
             self._compiled.program.release()
 
     def _train(
-        self, compiled: _Compiled, batch: Mapping[str, Any], loss_weights: Sequence[LossWeight] | None
+        self, compiled: Compiled, batch: Mapping[str, Any], loss_weights: Sequence[LossWeight] | None
     ) -> list[list[Any]]:
         assert compiled.loss is not None
         refuse_gradients_of_inputs(batch)
@@ -396,7 +358,7 @@ class Executor:
         return outputs
 
     def _whole_call(
-        self, compiled: _Compiled, parts: Sequence[Mapping[str, Any]], starts: Sequence[Mapping[str, float]]
+        self, compiled: Compiled, parts: Sequence[Mapping[str, Any]], starts: Sequence[Mapping[str, float]]
     ) -> list[list[Any]]:
         """Run all updates of a call in one, and their steps; return the outputs that the output mode asks for."""
         found = list(compiled.program.train(parts, compiled.order, starts=starts, on_action=self._timed))
@@ -407,7 +369,7 @@ class Executor:
 
     def _update(
         self,
-        compiled: _Compiled,
+        compiled: Compiled,
         parts: Sequence[Mapping[str, Any]],
         starts: Sequence[Mapping[str, float]],
         number: int,
@@ -446,31 +408,6 @@ class _Timed:
     def __exit__(self, kind: Any, *_: Any) -> None:
         if kind is None:
             self._spans.append((self._action, self._started, time.perf_counter()))
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Compiled:
-    """What compiling fixes."""
-
-    spec: BatchSpec
-    bounds: tuple[IndexBound, ...]
-    lowered: Lowered
-    program: StageProgram
-    guards: Guards
-    loss: str | None
-    schedule: Schedule | None
-    order: tuple[Action, ...]
-
-    def starts(self, weight: LossWeight) -> dict[str, float]:
-        """Return the values a backward pass starts from: the loss, or its terms where these have their own weights."""
-        assert self.loss is not None and self.lowered.terms is not None
-        if not isinstance(weight, Mapping):
-            return {self.loss: weight}
-        if self.lowered.terms.are_apart:
-            return dict(weight)
-        # Terms that are means over the same have the same weight, but for what they are multiplied by.
-        term = next(term for term in self.lowered.terms.terms if term.factor)
-        return {self.loss: weight[term.value] / term.factor}
 
 
 def inference_model(
@@ -577,24 +514,3 @@ def _brought_together(leaves: list[Any], batch: Mapping[str, Any]) -> list[Any]:
     """Bring output leaves to the device of the batch."""
     device = next(leaf.device for leaf in input_leaves(batch).values() if isinstance(leaf, torch.Tensor))
     return [moved(leaf, device) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
-
-
-def _selection(captured: Capture, loss: str | None, selected: Collection[str] | None) -> frozenset[int]:
-    """Return the indices of the selected output leaves; "loss" is the loss whatever the model calls it."""
-    names = captured.named_outputs()
-    if selected is not None and "loss" in selected and "loss" not in names:
-        loss = loss or loss_value(captured)
-        names["loss"] = [i for i, value in enumerate(captured.outputs) if value == loss]
-        if not names["loss"]:
-            raise BatchError(
-                f"`outputs` names `loss`, and the value that `{captured.model_name}` marks as its loss is not among "
-                f"what it returns, {list(captured.named_outputs())}: return it, or leave `loss` out of `outputs`"
-            )
-    for name in selected or ():
-        if name not in names:
-            raise BatchError(
-                f"`{captured.model_name}` returns {list(names)} for this batch, and `outputs` names "
-                f"`{name}`{nearest(name, names)}"
-            )
-    kept = {i for name, leaves in names.items() if selected is None or name in selected for i in leaves}
-    return frozenset(kept.union(range(captured.output_spec.num_leaves, len(captured.outputs))))

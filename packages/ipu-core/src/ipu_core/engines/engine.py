@@ -19,6 +19,7 @@ from ..runtime.share import ALL_STAGES, StepShare
 if TYPE_CHECKING:
     from ..model.mixin import PipelineMixin
 
+    Check = Callable[[torch.nn.Module, ExecutionConfig, torch.optim.Optimizer | None], None]
     MakeProgram = Callable[
         [PipelineMixin, Lowered, ExecutionConfig, ExecutableCache, str | None, Returned], StageProgram
     ]
@@ -32,18 +33,20 @@ def all_stages(model: PipelineMixin, lowered: Lowered, config: ExecutionConfig) 
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
-    """One engine: a value with a name and three functions.
+    """One engine: a value with a name and functions.
 
     Attributes:
         name: what `engine=` calls it.
         meaning: what it is, in a line.
         obstacle: why it cannot run here, if it cannot.
         inert: the options of `IPUConfig` it gives no effect to.
-        check: refuses, before anything is captured, what the engine cannot run: ``check(model, config)``.
+        check: refuses, before anything is captured, what the engine cannot run: ``check(model, config, optimizer)``,
+            with the optimizer that the executor steps, if it has one.
         check_plan: refuses a plan that the engine cannot run, with nothing started: ``check_plan(plan, config)``.
         program: makes what was lowered ready to run: ``program(model, lowered, config, cache, loss, returned)``, with
             the value of the graph that a backward pass starts from, None in inference, and what the caller reads.
-        share: makes the share of a decode step that this process runs: ``share(model, lowered, config)``.
+        share: makes the share of a decode step that this process runs: ``share(model, lowered, config)``; None where
+            the engine has no decode steps.
         has_ranks: whether each IPU is a process of its own: replicas run side by side, and IPUs that read a tied
             parameter have copies of it.
         steps_itself: whether a training program runs all micro-batches of a call at once, and steps the optimizer in
@@ -55,10 +58,10 @@ class Engine:
     meaning: str
     obstacle: str = ""
     inert: tuple[str, ...] = ()
-    check: Callable[[torch.nn.Module, ExecutionConfig], None] | None = None
+    check: Check | None = None
     check_plan: Callable[[Plan, ExecutionConfig], None] | None = None
     program: MakeProgram | None = None
-    share: MakeShare = all_stages
+    share: MakeShare | None = None
     has_ranks: bool = False
     steps_itself: bool = False
     started_by: str = ""

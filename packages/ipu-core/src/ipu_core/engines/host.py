@@ -27,7 +27,7 @@ from ..runtime.recording import RecordedUpdate, only_device, recorder_of, refuse
 from ..runtime.streaming import NOTHING_STREAMED, StreamedParameters, refuse_parameters_elsewhere
 from ..runtime.weights import Weights
 from ..schedule import ZERO_BUBBLE, Action
-from .engine import Engine
+from .engine import Engine, all_stages
 
 if TYPE_CHECKING:
     from ..model.mixin import PipelineMixin
@@ -151,7 +151,7 @@ class HostProgram(Interpreter):
         self._device_placement.release()
 
 
-def _check(model: torch.nn.Module, config: ExecutionConfig) -> None:
+def _check(model: torch.nn.Module, config: ExecutionConfig, _: torch.optim.Optimizer | None) -> None:
     refuse_missing_devices(config)
     refuse_parameters_elsewhere(model, config)
     if config.schedule == ZERO_BUBBLE and not config.inference:
@@ -171,4 +171,5 @@ HOST = Engine(
     inert=("matmul_proportion", *HARDWARE_HINTS),
     check=_check,
     program=HostProgram,
+    share=all_stages,
 )

@@ -134,6 +134,7 @@ class Program:
         config = parts.config
         view = parts.later_view if kind.is_cached and not kind.writes_cross else parts.view
         self.lowered = lower(view, config, batch, micro_batch_size=parts.rows, cache=parts.cache)
+        assert parts.engine.share is not None, "`generation_model` asks"
         self._share = parts.engine.share(parts.model, self.lowered, config)
         captured = self.lowered.captured
         self._weights: Tensors = Weights(captured, parts.model)

@@ -164,7 +164,7 @@ class Generator:
 
         if self._ranks is None:
             assert self.engine.check is not None, "it is usable"
-            self.engine.check(self.model, self.config)
+            self.engine.check(self.model, self.config, None)
             self._ranks = ranks_for(self.config, next(self.model.parameters()).device)
         if kwargs.get("streamer") is not None and not self._returns:
             kwargs["streamer"] = _SilentStreamer()
@@ -446,6 +446,11 @@ def generation_model(
     model = with_points(model, activations, interventions)
     refuse_other_loops(model, tokens_per_call=tokens_per_call, in_flight=in_flight)
     chosen = usable_engine(engine)
+    if chosen.share is None:
+        raise GenerationModeError(
+            f"the {chosen.name} engine has no decode steps: leave `engine` out, or call `inference_model(model, "
+            f'engine="{chosen.name}")` once for each token'
+        )
     if chosen.has_ranks:
         refuse_on_ranks(model, config, chosen.name, tokens_per_call)
         config = dataclasses.replace(config, ties_apart=True)

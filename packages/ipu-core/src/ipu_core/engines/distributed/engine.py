@@ -4,25 +4,21 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from ...checkpoints.lazy import refuse_without_values
-from ...compile.disk_cache import ExecutableCache
 from ...compile.stages import refuse_other_processors
 from ...config.execution_config import ExecutionConfig
 from ...config.options import HARDWARE_HINTS
 from ...errors import IncompatibleIPUConfigError
-from ...partition.lowered import Lowered
 from ...partition.plan import Plan
-from ...runtime.program import Returned, StageProgram
+from ...runtime.optimizer_step import needs_closure
+from ...runtime.program import StageProgram
 from ...runtime.share import StepShare
 from ..engine import Engine
-
-if TYPE_CHECKING:
-    from ...model.mixin import PipelineMixin
 
 
 def world_size() -> int:
@@ -32,11 +28,16 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def _check(model: torch.nn.Module, config: ExecutionConfig) -> None:
+def _check(model: torch.nn.Module, config: ExecutionConfig, optimizer: torch.optim.Optimizer | None) -> None:
     # What takes torch.distributed is imported when it is used: a process alone has no need of it.
     from .agreement import facts_of_process, refuse_disagreement
     from .ranks import meet, refuse_other_world
 
+    if optimizer is not None and needs_closure(optimizer):
+        raise IncompatibleIPUConfigError(
+            f"{type(optimizer).__name__} evaluates the loss by itself, of all gradients together, and each rank of the "
+            "distributed engine has those of its own stages: use another optimizer, or the host engine"
+        )
     refuse_without_values(model)
     watchdog = meet()
     with watchdog.doing("waits for what the others were started with"):
@@ -70,23 +71,16 @@ def _refuse_other_options(config: ExecutionConfig) -> None:
         )
 
 
-def _program(
-    model: PipelineMixin,
-    lowered: Lowered,
-    config: ExecutionConfig,
-    cache: ExecutableCache,
-    loss: str | None,
-    returned: Returned,
-) -> StageProgram:
+def _program(*lowered: Any) -> StageProgram:
     from .program import DistributedProgram
 
-    return DistributedProgram(model, lowered, config, cache, loss, returned)
+    return DistributedProgram(*lowered)
 
 
-def _share(model: PipelineMixin, lowered: Lowered, config: ExecutionConfig) -> StepShare:
+def _share(*lowered: Any) -> StepShare:
     from .step_share import RankShare
 
-    return RankShare(model, lowered, config)
+    return RankShare(*lowered)
 
 
 DISTRIBUTED = Engine(

@@ -23,7 +23,7 @@ from ...runtime.interpreter import Interpreter
 from ...runtime.program import ActionHook, Returned, Trained, no_hook
 from ...runtime.weights import Weights
 from ...schedule import Action
-from . import gradients, holdings
+from . import gradients, ownership
 from .agreement import facts_of_plan, refuse_disagreement
 from .ranks import ranks_for
 from .results import Results
@@ -77,9 +77,9 @@ class DistributedProgram:
         self._recomputed = lowered.recomputed(config, loss)
         self._lowered = lowered = self._compiled(lowered, cache)
         self._weights = Weights(lowered.captured, model)
-        self._ipus = holdings.ipus_of_values(lowered.stage_graphs)
+        self._ipus = ownership.ipus_of_values(lowered.stage_graphs)
         with self._ranks.watchdog.doing("reads its part of a checkpoint"):
-            holdings.read((t, self._ranks.of_ipus(ipus)) for t, ipus in self._readers().values())
+            ownership.read((t, self._ranks.of_ipus(ipus)) for t, ipus in self._readers().values())
         self._whole = Interpreter(lowered.captured, lowered.stage_graphs, self._weights)
         self._drawing = frozenset(graph.ipu for graph in lowered.stage_graphs if draws(graph))
         self._results = Results(lowered, loss, returned, self._ranks)
@@ -147,7 +147,7 @@ class DistributedProgram:
             self._share_generator(update)
             self._add_up(trained)
             gradients.put_back(held)
-            holdings.changed(
+            ownership.changed(
                 (t, self._ranks.of_ipus(ipus))
                 for t, ipus in readers.values()
                 if t.requires_grad or not isinstance(t, torch.nn.Parameter)
@@ -188,7 +188,7 @@ class DistributedProgram:
 
     def _fetch(self, wanted: Mapping[int, tuple[torch.Tensor, frozenset[int]]]) -> None:
         with self._ranks.watchdog.doing("waits for parameters"):
-            holdings.fetch(wanted.values())
+            ownership.fetch(wanted.values())
 
     def _compiled(self, lowered: Lowered, cache: ExecutableCache) -> Lowered:
         """Compile the stages of this rank, where the configuration says so."""
@@ -201,7 +201,7 @@ class DistributedProgram:
         return replace(lowered, stage_graphs=tuple(made.get(id(graph), graph) for graph in lowered.stage_graphs))
 
     def _readers(self) -> dict[int, tuple[torch.Tensor, frozenset[int]]]:
-        return holdings.readers_of(self._weights.read(self._ipus.keys()), self._ipus)
+        return ownership.readers_of(self._weights.read(self._ipus.keys()), self._ipus)
 
     def _tied(self) -> dict[int, tuple[int, ...]]:
         """Map the parameters that several IPUs read to these."""

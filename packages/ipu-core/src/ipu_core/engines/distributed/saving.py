@@ -22,7 +22,7 @@ from ...checkpoints.lazy import is_unread, read_values
 from ...checkpoints.skeleton import all_named, refuse_other_tensors, without_tensors
 from ...errors import CheckpointError
 from ...peft import has_adapters
-from . import holdings
+from . import ownership
 from .agreement import done_by_all
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def _written(plain: Any, folder: Path, max_shard_size: int | str, *, is_first: b
 def _own_state(plain: Any) -> dict[str, torch.Tensor]:
     """Return the tensors that this rank writes, by all of their names; what no rank runs is read for it."""
     rank = dist.get_rank()
-    own = {id(tensor) for tensor, _ in all_named(plain) if holdings.holder_of(tensor) == rank}
+    own = {id(tensor) for tensor, _ in all_named(plain) if ownership.holder_of(tensor) == rank}
     state = {name: tensor for name, tensor in plain.state_dict(keep_vars=True).items() if id(tensor) in own}
     values = read_values({id(t): t for t in state.values() if is_unread(t)}.values())
     return {name: values.get(id(tensor), tensor).detach() for name, tensor in state.items()}

@@ -13,7 +13,7 @@ from ...config.execution_config import ExecutionConfig
 from ...partition.lowered import Lowered
 from ...partition.stage_graph import StageGraph
 from ...runtime.weights import Weights
-from . import holdings
+from . import ownership
 from .agreement import facts_of_plan, refuse_disagreement
 from .messages import Incoming, Message, Outgoing
 from .ranks import Ranks, ranks_for
@@ -42,7 +42,7 @@ class RankShare:
             refuse_disagreement(facts_of_plan(lowered))
         self._captured = lowered.captured
         self._weights = Weights(lowered.captured, model)
-        self._ipus = holdings.ipus_of_values(lowered.stage_graphs)
+        self._ipus = ownership.ipus_of_values(lowered.stage_graphs)
 
     def own(self, stage_graphs: Sequence[StageGraph]) -> tuple[StageGraph, ...]:
         """Return those of this rank."""
@@ -54,9 +54,9 @@ class RankShare:
 
     def fetch(self) -> None:
         """Bring parameters to the ranks that read them, where others have trained them."""
-        readers = holdings.readers_of(self._weights.read(self._ipus.keys()), self._ipus)
+        readers = ownership.readers_of(self._weights.read(self._ipus.keys()), self._ipus)
         with self._ranks.watchdog.doing("waits for parameters"):
-            holdings.fetch((tensor, self._ranks.of_ipus(ipus)) for tensor, ipus in readers.values())
+            ownership.fetch((tensor, self._ranks.of_ipus(ipus)) for tensor, ipus in readers.values())
 
     def exchange(self, stage_graphs: Sequence[StageGraph]) -> RankExchange:
         """Return what the stages of this rank exchange with those before and behind them."""

@@ -4,26 +4,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 
-from ...compile.disk_cache import ExecutableCache
 from ...config.execution_config import ExecutionConfig
 from ...errors import IncompatibleIPUConfigError
-from ...partition.lowered import Lowered
-from ...runtime.program import Returned, StageProgram
+from ...runtime.program import StageProgram
 from ..engine import Engine
 from .interpreter import PYTHON, interpreter
 from .process import worker_command
 
-if TYPE_CHECKING:
-    from ...model.mixin import PipelineMixin
-
 WIDE = (torch.float64, torch.bfloat16)  # what PopTorch computes in float32
 
 
-def _check(model: torch.nn.Module, config: ExecutionConfig) -> None:
+def _check(model: torch.nn.Module, config: ExecutionConfig, optimizer: torch.optim.Optimizer | None) -> None:
+    if optimizer is None and not config.inference:
+        raise IncompatibleIPUConfigError(
+            "the poptorch engine steps where the gradients are, and the executor has no optimizer to step: pass one to "
+            "`training_model`; where somebody else steps, as a trainer does, use another engine"
+        )
     if config.devices is not None:
         raise IncompatibleIPUConfigError(
             f"`{config.attribute('devices')}={list(config.devices)}` names devices of torch, and the poptorch engine "
@@ -42,17 +42,10 @@ def _check(model: torch.nn.Module, config: ExecutionConfig) -> None:
         )
 
 
-def _program(
-    model: PipelineMixin,
-    lowered: Lowered,
-    config: ExecutionConfig,
-    cache: ExecutableCache,
-    loss: str | None,
-    returned: Returned,
-) -> StageProgram:
+def _program(*lowered: Any) -> StageProgram:
     from .program import PopTorchProgram
 
-    return PopTorchProgram(model, lowered, config, cache, loss, returned)
+    return PopTorchProgram(*lowered)
 
 
 def poptorch_engine() -> Engine:
@@ -62,8 +55,8 @@ def poptorch_engine() -> Engine:
         name="poptorch",
         meaning="Graphcore IPUs, in a worker with PopTorch's own Python",
         obstacle=obstacle,
-        # Poplar compiles, and its pipelines have a schedule of their own.
-        inert=("schedule", "compile"),
+        # Poplar compiles, and its pipelines have a schedule of their own; CUDA graphs are for CUDA.
+        inert=("schedule", "compile", "record"),
         check=_check,
         program=_program,
         steps_itself=True,
