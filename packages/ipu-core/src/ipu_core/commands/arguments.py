@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +96,3 @@ def add_model(command: argparse.ArgumentParser) -> None:
     add("--parameters-offchip", action="store_true", help="keep parameters on the host: two stages' at most on an IPU")
     add("--batch", metavar="ROWS", type=positive, default=1, help="rows of a micro-batch (default 1)")
     add("--length", metavar="TOKENS", type=positive, default=128, help="tokens of a row (default 128)")
-
-
-def file_arguments(actions: Iterable[argparse.Action]) -> Iterable[argparse.Action]:
-    """Return the arguments that take a file or folder, which a shell completes."""
-    return (action for action in actions if action.type in (Path, existing))

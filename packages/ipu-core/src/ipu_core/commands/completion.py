@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import argparse
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
-from .arguments import file_arguments
+from .arguments import existing
 
 EXAMPLES = (
     "ipu completion bash > ~/.local/share/bash-completion/completions/ipu",
@@ -37,7 +38,8 @@ def run(options: argparse.Namespace) -> int:
     import shtab
 
     for parser in (options.parser, *options.parsers.values()):
-        for action in file_arguments(parser._actions):
-            action.complete = shtab.FILE  # type: ignore[attr-defined]
+        for action in parser.arguments():
+            if action.type in (Path, existing):
+                action.complete = shtab.FILE  # type: ignore[attr-defined]
     print(shtab.complete(options.parser, shell=options.shell))
     return 0

@@ -33,6 +33,10 @@ class Parser(argparse.ArgumentParser):
         """End the program with what is wrong, and where help is."""
         self.exit(2, f"{self.prog}: {message.removeprefix('argument ')} (see `{self.prog} --help`)\n")
 
+    def arguments(self) -> Sequence[argparse.Action]:
+        """Return what it takes, in the order it was added."""
+        return tuple(self._actions)
+
     def refuse_others(self, left: Sequence[str]) -> None:
         """Refuse what no option took, naming the nearest option."""
         if left:
