@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
-from .commands import completion, doctor, edits, generate, new_plugin, pipeline, plan, plugins, points, stub, trace
+from .commands import completion, doctor, edits, fit, generate, new_plugin, pipeline, plan, plugins, points, stub, trace
 from .commands.console import Parser, Version, refuse_unknown_command
 from .errors import IPUError
 from .plugins.family import load
@@ -20,7 +20,7 @@ EXAMPLES = (
     'ipu generate --model checkpoint "Two roads"       # a directory with a model and its tokenizer',
     "ipu doctor                                        # what works on this machine",
 )
-COMMANDS = (plan, generate, pipeline, trace, points, doctor, plugins, new_plugin, edits, stub, completion)
+COMMANDS = (plan, fit, generate, pipeline, trace, points, doctor, plugins, new_plugin, edits, stub, completion)
 # Commands that read their arguments themselves: the package to install, and what runs.
 ELSEWHERE = {
     "run": (CORE, "ipu_core.migration.script:main", "run a script written for optimum.graphcore or poptorch"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,11 @@ from ..paths import nearest_path
 
 AUTO = "auto"
 CONFIG_HELP = "an ipu_config.json, or a directory that has one"
+UNITS = {
+    f"{letter}{i}B": base**power
+    for i, base in (("", 1000), ("i", 1024))
+    for power, letter in enumerate("KMGT", start=1)
+}
 LAYERS_HELP = 'layers on each IPU, -1 a wildcard; or "auto"'
 
 
@@ -38,6 +44,21 @@ def layers(text: str) -> list[int] | str:
         raise argparse.ArgumentTypeError(
             f'`{text}` is no list of whole numbers: give layers on each IPU, such as 1,2,2,1, or "{AUTO}"'
         ) from error
+
+
+def memory(text: str) -> int | str:
+    """Read bytes, with a unit or without, such as 16GB; what begins with no digit is the name of a device.
+
+    Raises:
+        argparse.ArgumentTypeError: it begins with one, and is no such number.
+    """
+    if not text[:1].isdigit():
+        return text
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]i?B)?", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"`{text}` is no number of bytes: give one such as 16GB, 512MiB or 900000000")
+    number, unit = match.groups()
+    return int(float(number) * UNITS[unit]) if unit else int(float(number))
 
 
 def key_value(text: str) -> tuple[str, Any]:
@@ -78,21 +99,38 @@ def add_places(command: argparse.ArgumentParser) -> None:
     command.add_argument("--layers-per-ipu", metavar="N,N,...", type=layers, help=LAYERS_HELP)
 
 
-def add_model(command: argparse.ArgumentParser) -> None:
-    """Add the arguments that say which model, which configuration and which batch."""
+def add_source(command: argparse.ArgumentParser) -> None:
+    """Add the arguments that say which model."""
     source = command.add_mutually_exclusive_group(required=True)
     source.add_argument("--family", metavar="TYPE", help="a model type, such as bert, in its default size")
     source.add_argument("--model", metavar="DIR", type=existing, help="a directory with a transformers config.json")
-    add = command.add_argument
-    add("--class", dest="class_name", metavar="NAME", help="transformers class; the first declared one by default")
+    what = "transformers class; the first declared one by default"
+    command.add_argument("--class", dest="class_name", metavar="NAME", help=what)
     add_set(command, "change a value of the model's configuration")
+
+
+def add_schedule(command: argparse.ArgumentParser) -> None:
+    """Add the order in which stages take micro-batches."""
+    what = "sequential, gpipe, 1f1b, interleaved or zero_bubble"
+    command.add_argument("--schedule", metavar="NAME", help=what)
+
+
+def add_length(command: argparse.ArgumentParser) -> None:
+    """Add the tokens of a row."""
+    command.add_argument("--length", metavar="TOKENS", type=positive, default=128, help="tokens of a row (default 128)")
+
+
+def add_model(command: argparse.ArgumentParser) -> None:
+    """Add the arguments that say which model, which configuration and which batch."""
+    add_source(command)
+    add = command.add_argument
     add_places(command)
     add("--ipus", metavar="N", type=positive, help="IPUs a replica, where --layers-per-ipu does not say")
     add("--accumulation", metavar="N", type=positive, help="gradient accumulation steps")
     add("--replicas", metavar="N", type=positive, help="replication factor")
-    add("--schedule", metavar="NAME", help="sequential, gpipe, 1f1b, interleaved or zero_bubble")
+    add_schedule(command)
     add("--recompute", action="store_true", help="keep activations between layers only, and compute the rest again")
     add("--stages-per-ipu", metavar="N", type=positive, help="stages each IPU's layers are cut into")
     add("--parameters-offchip", action="store_true", help="keep parameters on the host: two stages' at most on an IPU")
     add("--batch", metavar="ROWS", type=positive, default=1, help="rows of a micro-batch (default 1)")
-    add("--length", metavar="TOKENS", type=positive, default=128, help="tokens of a row (default 128)")
+    add_length(command)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import nearest
-from .arguments import add_model
+from .arguments import add_model, memory
 from .console import import_torch, note
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ EXAMPLES = (
     "ipu plan --model checkpoint --layers-per-ipu auto --ipus 4 --ipu bow",
     "ipu plan --family gpt2 --set n_embd=256 --layers-per-ipu 2,2 --svg plan.svg",
 )
+OPTIMIZER_HELP = 'class of torch.optim whose state to count, or "none" (default AdamW)'
 
 
 def add(commands: Any) -> None:
@@ -34,8 +35,9 @@ def add(commands: Any) -> None:
     add_model(command)
     add = command.add_argument
     add("--inference", action="store_true", help="plan for inference rather than training")
-    add("--ipu", metavar="DEVICE", help="say whether it fits: bow, gc200, host (this machine), or bytes an IPU")
-    add("--optimizer", metavar="NAME", help='class of torch.optim whose state to count, or "none" (default AdamW)')
+    what = "say whether it fits: bow, gc200, host (this machine), or bytes an IPU, such as 16GB"
+    add("--ipu", metavar="DEVICE", type=memory, help=what)
+    add("--optimizer", metavar="NAME", help=OPTIMIZER_HELP)
     add("--engine", metavar="NAME", help="plan for this engine: host (default), or distributed, a process an IPU")
     add("--measure", action="store_true", help="measure times on this machine, with random weights")
     add("--svg", metavar="FILE", type=Path, help="write a picture of bytes and work")
@@ -46,24 +48,10 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print the plan, and what would make it fit where it does not; 1 then."""
     import_torch()
-    import torch
+    from .random_model import random_model
 
-    from .._torch import pytree
-    from ..planner import plan
-    from .random_model import combined_batch, random_model
-
-    optimizer = _optimizer(options)
-    device = "cpu" if options.measure else "meta"
-    model = random_model(options, device=device)
-
-    def plan_of(ipu_config: IPUConfig, rows: int) -> Plan:
-        from ..model.pipelined import to_pipelined
-
-        batch = combined_batch(options, model, ipu_config, rows=rows)
-        batch = pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), batch)
-        pipelined = to_pipelined(model, ipu_config)
-        return plan(pipelined, batch, options.inference, optimizer=optimizer, engine=options.engine)
-
+    model = random_model(options, device="cpu" if options.measure else "meta")
+    plan_of = planner_of(options, model)
     made = plan_of(model.ipu_config, options.batch)
     print(made.to_json() if options.json else made, flush=True)
     if options.svg is not None:
@@ -74,6 +62,31 @@ def run(options: argparse.Namespace) -> int:
     if not options.json:
         _print_advice(options, model, made, plan_of)
     return 1
+
+
+def planner_of(options: argparse.Namespace, model: PipelineMixin) -> Callable[[IPUConfig, int], Plan]:
+    """Return what plans a model under a configuration, with so many rows a micro-batch.
+
+    Raises:
+        ValueError: there is no such optimizer, or it has no effect.
+    """
+    import torch
+
+    from .._torch import pytree
+    from ..model.pipelined import to_pipelined
+    from ..planner import plan
+    from .random_model import combined_batch
+
+    optimizer = _optimizer(options)
+    device = "cpu" if options.measure else "meta"
+
+    def plan_of(ipu_config: IPUConfig, rows: int) -> Plan:
+        batch = combined_batch(options, model, ipu_config, rows=rows)
+        batch = pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), batch)
+        pipelined = to_pipelined(model, ipu_config)
+        return plan(pipelined, batch, options.inference, optimizer=optimizer, engine=options.engine)
+
+    return plan_of
 
 
 def _print_advice(

@@ -35,7 +35,7 @@ def ipu_config_of(options: argparse.Namespace) -> IPUConfig:
         "stages_per_ipu": options.stages_per_ipu,
         "inference_stages_per_ipu": options.stages_per_ipu,
         "parameters_offchip": options.parameters_offchip or None,
-        "device_memory": int(options.ipu) if options.ipu and options.ipu.isdigit() else options.ipu,
+        "device_memory": options.ipu,
         "cost_source": "measured" if options.measure else None,
     }
     return ipu_config.replace(**{name: value for name, value in changes.items() if value is not None})

@@ -60,6 +60,11 @@ class Advice:
         return self.plan is not None and not self.plan.excess
 
     @property
+    def is_too_much(self) -> bool:
+        """Whether the change is possible, and not enough."""
+        return self.plan is not None and bool(self.plan.excess)
+
+    @property
     def peak(self) -> float:
         """What the fullest IPU, or this process, holds; infinite where there is no plan."""
         return max(self.plan.limited.values()) if self.plan is not None else math.inf
