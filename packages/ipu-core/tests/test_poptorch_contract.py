@@ -88,7 +88,12 @@ SEMANTICS = {
         "groups_that_do_not_fit_are_refused",
     ),
     "2.4.9": ("holds", "executor", "hooks_run_around_recording"),
-    "2.5.1": ("part", "recording", "a_forward_is_recorded_once a_tensor_of_the_graph_prints_no_values"),
+    "2.5.1": (
+        "holds",
+        "recording",
+        "a_forward_is_recorded_once a_tensor_of_the_graph_prints_no_values "
+        "a_tensor_of_the_graph_is_on_the_ipu_and_has_no_64_bits_of_fraction",
+    ),
     "2.5.2": ("holds", "recording", "new_tensors_go_to_the_ipu_and_constants_are_moved_there"),
     "2.5.3": (
         "holds",
@@ -104,8 +109,9 @@ SEMANTICS = {
     ),
     "2.5.5": ("holds", "batches", "what_depends_on_no_input_is_returned_once_and_a_tensor_of_the_host_as_it_is"),
     "2.5.6": (
-        "part",
+        "holds",
         "recording executor",
+        "a_tensor_of_the_graph_is_on_the_ipu_and_has_no_64_bits_of_fraction "
         "dtypes_promote_as_in_torch_and_inputs_have_no_gradients weights_of_64_bits_have_32_on_the_device",
     ),
     "2.5.7": ("holds", "recording", "tied_weights_stay_one_and_frozen_ones_as_they_are"),
@@ -190,7 +196,7 @@ RESTRICTIONS = {
     "2": ("holds", "recording", "a_forward_that_looks_at_values_is_refused_and_the_model_is_as_before"),
     "4": ("holds", "recording", "shapes_that_depend_on_values_are_refused"),
     "5": ("holds", "ops recording", "slices_begin_where_a_tensor_says_and_wrap_round a_slice_has_elements"),
-    "6": ("not", "", ""),
+    "6": ("holds", "recording", "an_operator_that_poptorch_does_not_lower_is_refused_by_name"),
     "7": ("holds", "recording", "a_tensor_of_the_host_is_not_mixed_in"),
     "9": ("holds", "batches", "an_input_no_ipu_takes_is_refused"),
     "10": ("holds", "ops", "loops_conditions_and_host_functions_are_refused_in_training"),

@@ -16,7 +16,6 @@ from ipu_core import Executor, IPUConfig, PipelineMixin, Plan, to_pipelined
 from ipu_core._torch import pytree
 from ipu_core.capture.loss_terms import NUM_ITEMS, shares
 from ipu_core.checkpoints.lazy import refuse_unread
-from ipu_core.engines.poptorch.engine import stepping
 from ipu_core.engines.registry import usable_engine
 from ipu_core.errors import NotCompiledError
 from ipu_core.model.card import write_card
@@ -31,6 +30,7 @@ from .arguments import IPUTrainingArguments
 from .checkpoints import CompleteCheckpoints
 from .errors import CheckpointError
 from .evaluation import Evaluator
+from .executors import training_executor
 from .loaders import Collator
 from .loss_scale import LossScale, refuse_dynamic_scale
 from .losses import ComputeLoss, FiniteWatch, loss_rewrites, refuse_unused_overrides, updates
@@ -138,25 +138,13 @@ class IPUTrainer(CompleteCheckpoints, CheckedResume, PackedBatchLoaders):
         """The executor training runs, which has the plan once it is compiled."""
         # The loop wraps it once it trains.
         optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
-        is_made = self._training is not None and self._training[0] is self.model
-        if not is_made or (self._steps_itself and self._training[1] is not optimizer):
-            # The loop steps the optimizer, also between device iterations, and seeds the generators.
-            config = dataclasses.replace(
-                self.ipu_config.for_training(), output_mode="all", device_iterations=1, seed=None
-            )
-            engine = usable_engine(self.args.engine)
-            engine = dataclasses.replace(engine, inert=tuple({*engine.inert} - {"auto_loss_scaling"}))
-            role = "optimizer" if self._steps_itself else "stepped_by"
-            if self._steps_itself:
-                engine = stepping(
-                    engine,
-                    max_grad_norm=self.args.max_grad_norm,
-                    loss_scaling=self.args.loss_scaling or 1.0,
-                    keeps_weights=True,
-                )
-            made = Executor(self.model, config, engine, **{role: optimizer}, outputs=["loss"])
-            self._training = self.model, optimizer, made
-        return self._training[-1]
+        if self._training is not None:
+            model, stepped, executor = self._training
+            if model is self.model and (stepped is optimizer or not self._steps_itself):
+                return executor
+        made = training_executor(self.model, self.ipu_config, self.args, optimizer)
+        self._training = self.model, optimizer, made
+        return made
 
     @property
     def evaluator(self) -> Evaluator:
