@@ -18,3 +18,13 @@ def no_plugins(monkeypatch):
     """Be where no plugin is installed."""
     empty = registry.Registry(())
     monkeypatch.setattr("ipu_core.plugins.registry.installed", lambda: empty)
+
+
+@pytest.fixture
+def pool(monkeypatch):
+    """Have a pool of IPUs of the test's own."""
+    from ipu_core.migration.poptorch import devices
+
+    made = devices.Pool(64)
+    monkeypatch.setattr("ipu_core.migration.poptorch.device_side.POOL", made)
+    return made

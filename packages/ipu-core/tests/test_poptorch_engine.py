@@ -149,20 +149,50 @@ def groups_of(parameters, lr):
     return torch.optim.SGD([{"params": [first], "weight_decay": 0.1}, {"params": others[:-1], "lr": 5e-3}], lr=lr)
 
 
-@pytest.mark.parametrize(
-    "make_optimizer",
-    [
-        pytest.param(lambda p, lr: torch.optim.SGD(p, lr=lr, momentum=0.9, weight_decay=0.01, nesterov=True), id="SGD"),
-        pytest.param(lambda p, lr: torch.optim.Adam(p, lr=lr, weight_decay=0.01, betas=(0.8, 0.9)), id="Adam"),
-        pytest.param(lambda p, lr: torch.optim.RMSprop(p, lr=lr, momentum=0.5, centered=True), id="RMSprop"),
-        pytest.param(groups_of, id="groups, and a parameter in none"),
-    ],
-)
+def centered(parameters, lr):
+    return torch.optim.RMSprop(parameters, lr=lr, momentum=0.5, centered=True)
+
+
+OPTIMIZERS = [
+    pytest.param(lambda p, lr: torch.optim.SGD(p, lr=lr, momentum=0.9, weight_decay=0.01, nesterov=True), id="SGD"),
+    pytest.param(lambda p, lr: torch.optim.Adam(p, lr=lr, weight_decay=0.01, betas=(0.8, 0.9)), id="Adam"),
+    pytest.param(lambda p, lr: torch.optim.RMSprop(p, lr=lr, momentum=0.5), id="RMSprop"),
+    pytest.param(groups_of, id="groups, and a parameter in none"),
+]
+
+
+@pytest.mark.parametrize("make_optimizer", [*OPTIMIZERS, pytest.param(centered, id="centered RMSprop")])
 @pytest.mark.usefixtures("poptorch")
 def test_an_optimizer_steps_as_on_the_host(make_optimizer):
     host, ours = chains()
     expected = trained(host, "host", make_optimizer, steps=2)
     torch.testing.assert_close(trained(ours, "poptorch", make_optimizer, steps=2), expected, **CLOSE)
+
+
+@pytest.mark.parametrize("make_optimizer", OPTIMIZERS[:3])
+@pytest.mark.usefixtures("poptorch")
+def test_the_state_of_an_optimizer_is_torchs_and_another_one_that_is_loaded_counts(make_optimizer):
+    states = {}
+    for model, engine in zip(chains(), ("host", "poptorch"), strict=True):
+        optimizer = make_optimizer(model.parameters(), lr=1e-2)
+        executor = training_model(model, optimizer, engine)
+        executor(**batch(6))
+        first = copy.deepcopy(optimizer.state_dict())
+        executor(**batch(6))
+        optimizer.load_state_dict(copy.deepcopy(first))
+        executor(**batch(6))
+        states[engine] = first["state"], optimizer.state_dict()["state"], weights_of(model)
+    torch.testing.assert_close(states["poptorch"], states["host"], **CLOSE)
+
+
+@pytest.mark.usefixtures("poptorch")
+def test_the_state_of_a_centered_rmsprop_is_not_guessed():
+    model, _ = chains()
+    optimizer = torch.optim.RMSprop(model.parameters(), lr=1e-2, centered=True)
+    executor = training_model(model, optimizer, "poptorch")
+    executor(**batch(6))
+    with pytest.raises(IncompatibleIPUConfigError, match="its state is neither saved nor loaded: set `centered=False`"):
+        optimizer.state_dict()
 
 
 @pytest.mark.parametrize(
@@ -303,18 +333,18 @@ FAULTS = {
     "dies": ("import os; os.kill(os.getpid(), 11)", "was ended by SIGSEGV"),
     "speaks another version": (
         "import os, sys; os.write(int(sys.argv[3]), b'{\"protocol\": 0}\\n'); sys.stdin.read()",
-        "speaks version 0 of the protocol, and this is version 1",
+        "speaks version 0 of the protocol, and this is version 2",
     ),
     "speaks another language": (
         "import os, sys; os.write(int(sys.argv[3]), b'hello\\n'); sys.stdin.read()",
         "answered b'hello', which is no reply",
     ),
     "has an older torch": (
-        'import os, sys; os.write(int(sys.argv[3]), b\'{"protocol": 1, "torch": "1.13.1"}\\n\')',
+        'import os, sys; os.write(int(sys.argv[3]), b\'{"protocol": 2, "torch": "1.13.1"}\\n\')',
         "has torch 1.13.1, and programs are written for torch 2.0",
     ),
     "has no PopTorch": (
-        'import os, sys; os.write(int(sys.argv[3]), b\'{"protocol": 1, "error": "no module"}\\n\')',
+        'import os, sys; os.write(int(sys.argv[3]), b\'{"protocol": 2, "error": "no module"}\\n\')',
         "cannot import PopTorch: no module: install it there",
     ),
 }
@@ -348,7 +378,7 @@ def test_a_worker_that_dies_while_it_runs_is_one_error_and_new_executors_go_on(p
     # One that ends when it is asked something, as if the real one ran out of memory.
     text = """
         import json, os, sys
-        os.write(int(sys.argv[3]), b'{"protocol": 1, "torch": "2.0.1"}\\n')
+        os.write(int(sys.argv[3]), b'{"protocol": 2, "torch": "2.0.1"}\\n')
         for line in os.fdopen(int(sys.argv[2])):
             print("out of memory", flush=True)
             os.kill(os.getpid(), 9)
@@ -358,7 +388,9 @@ def test_a_worker_that_dies_while_it_runs_is_one_error_and_new_executors_go_on(p
         model, _ = chains()
         executor = training_model(model, torch.optim.SGD(model.parameters(), lr=0.1), "poptorch").compile(**batch(6))
         worker, before = worker_of(tmp_path / "python"), weights_of(model)
-        with pytest.raises(WorkerError, match=r"was ended by SIGKILL \(out of memory\): weights are those of the last"):
+        with pytest.raises(
+            WorkerError, match=r"was ended by SIGKILL \(out of memory\): weights are those that came back last"
+        ):
             executor(**batch(6))
         assert_nothing_is_left(worker)
         with pytest.raises(WorkerError, match="make new executors to go on"):
@@ -372,7 +404,7 @@ def test_a_worker_ends_with_its_last_executor_and_with_a_process_that_is_killed(
     marker = tmp_path / "pid"
     text = f"""
         import os, sys
-        os.write(int(sys.argv[3]), b'{{"protocol": 1, "torch": "2.0.1"}}\\n')
+        os.write(int(sys.argv[3]), b'{{"protocol": 2, "torch": "2.0.1"}}\\n')
         open({str(marker)!r}, "w").write(str(os.getpid()))
         os.fdopen(int(sys.argv[2])).read()
     """

@@ -66,6 +66,24 @@ def test_new_tensors_go_to_the_ipu_and_constants_are_moved_there(caplog):
     assert "No device set in torch.ones(): forcing to IPU" in caplog.text and "torch.zeros()" not in caplog.text
 
 
+def test_a_tensor_of_the_graph_is_on_the_ipu_and_has_no_64_bits_of_fraction():
+    seen = []
+
+    def forward(_, x):
+        wide = x.double() + torch.ones(2, dtype=torch.float64, device=x.device)
+        seen.extend((x.device, wide.dtype, x.to(torch.float64).dtype, host.to(x.device).dtype))
+        return wide * host.to(x.device)
+
+    host = torch.full((2,), 3.0, dtype=torch.float64)
+    assert infer(forward, torch.zeros(1, 2)).tolist() == [[3, 3]]
+    assert seen == [torch.device("ipu"), *[torch.float32] * 3]
+
+
+def test_an_operator_that_poptorch_does_not_lower_is_refused_by_name():
+    with pytest.raises(Error, match=r"Unsupported ops found in compiled model: \[aten::linalg_inv\w*\]. Not all"):
+        infer(lambda _, x: torch.linalg.inv(x) + x.tril(), torch.eye(2))
+
+
 def test_a_tensor_of_the_host_is_not_mixed_in():
     host = torch.tensor([1, 2])
     message = (

@@ -102,7 +102,7 @@ class IPUTrainingArguments(TrainingArguments):
 
     engine: str | None = field(
         default=None,
-        metadata={"help": "The engine to run with: `host`, or `distributed` where torchrun starts a process an IPU."},
+        metadata={"help": "The engine: `host`, `distributed` where torchrun starts a process an IPU, or `poptorch`."},
     )
 
     def __post_init__(self) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
+from ipu_core import IncompatibleIPUConfigError, IPUConfig
 
 logger = logging.getLogger(__name__)
 
@@ -14,6 +16,19 @@ START = 2.0**15  # the largest power of two a float16 holds
 PATIENCE = 2000
 # Factors of which float32 holds the inverse too, without loss.
 SMALLEST, LARGEST = 2.0**-126, 2.0**126
+
+
+def refuse_dynamic_scale(ipu_config: IPUConfig, args: Any) -> None:
+    """Refuse a factor that an engine which steps by itself adapts: no checkpoint would have it.
+
+    Raises:
+        IncompatibleIPUConfigError: it is asked for.
+    """
+    if ipu_config.auto_loss_scaling:
+        raise IncompatibleIPUConfigError(
+            f"`auto_loss_scaling=True` adapts a factor where the {args.engine} engine steps, and it does not come back "
+            "for a checkpoint: set `loss_scaling` to a constant one, or use another engine"
+        )
 
 
 class LossScale:

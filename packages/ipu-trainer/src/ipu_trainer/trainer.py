@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import logging
@@ -30,8 +29,9 @@ from .arguments import IPUTrainingArguments
 from .checkpoints import CompleteCheckpoints
 from .errors import CheckpointError
 from .evaluation import Evaluator
+from .executors import training_executor
 from .loaders import Collator
-from .loss_scale import LossScale
+from .loss_scale import LossScale, refuse_dynamic_scale
 from .losses import ComputeLoss, FiniteWatch, loss_rewrites, refuse_unused_overrides, updates
 from .modelcard import IPUTrainingSummary
 from .optimizers import lamb
@@ -102,9 +102,11 @@ class IPUTrainer(CompleteCheckpoints, CheckedResume, PackedBatchLoaders):
         if not isinstance(ipu_config, IPUConfig):
             raise TypeError(f"`ipu_config` is a {type(ipu_config).__name__}: give an IPUConfig")
         self.ipu_config = args.configure(ipu_config)
-        usable_engine(args.engine)
+        self._steps_itself = usable_engine(args.engine).steps_itself
         if args.engine == ENGINE:
             refuse_for_ranks(self.ipu_config, args)
+        if self._steps_itself:
+            refuse_dynamic_scale(self.ipu_config, args)
         if self.ipu_config.seed not in (None, args.seed):
             logger.warning(
                 "`seed=%s` of the arguments is used, not `seed=%s` of the IPUConfig", args.seed, self.ipu_config.seed
@@ -122,26 +124,26 @@ class IPUTrainer(CompleteCheckpoints, CheckedResume, PackedBatchLoaders):
         else:
             self.label_smoother = None
         use_one_device(self.args)
-        self.loss_scale = LossScale(self.args.loss_scaling, is_dynamic=self.ipu_config.auto_loss_scaling)
+        # An engine that steps by itself scales the loss where it is, too.
+        factor = None if self._steps_itself else self.args.loss_scaling
+        self.loss_scale = LossScale(factor, is_dynamic=self.ipu_config.auto_loss_scaling)
         self._finite_watch = FiniteWatch()
         self._has_said_unknown = False
-        self._training: tuple[Any, Executor] | None = None
+        self._training: tuple[Any, Any, Executor] | None = None
         self._evaluator: tuple[Any, Evaluator] | None = None
 
     @property
     def training_executor(self) -> Executor:
         """The executor training runs, which has the plan once it is compiled."""
-        if self._training is None or self._training[0] is not self.model:
-            # The loop steps the optimizer, also between device iterations, and seeds the generators.
-            config = dataclasses.replace(
-                self.ipu_config.for_training(), output_mode="all", device_iterations=1, seed=None
-            )
-            engine = usable_engine(self.args.engine)
-            engine = dataclasses.replace(engine, inert=tuple({*engine.inert} - {"auto_loss_scaling"}))
-            # The loop wraps it once it trains.
-            optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
-            self._training = self.model, Executor(self.model, config, engine, stepped_by=optimizer, outputs=["loss"])
-        return self._training[1]
+        # The loop wraps it once it trains.
+        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
+        if self._training is not None:
+            model, stepped, executor = self._training
+            if model is self.model and (stepped is optimizer or not self._steps_itself):
+                return executor
+        made = training_executor(self.model, self.ipu_config, self.args, optimizer)
+        self._training = self.model, optimizer, made
+        return made
 
     @property
     def evaluator(self) -> Evaluator:
@@ -206,7 +208,7 @@ class IPUTrainer(CompleteCheckpoints, CheckedResume, PackedBatchLoaders):
             losses.append(self._backward(part))
             if self.ipu_config.devices is not None:
                 move_state(self.optimizer)  # what was loaded before the first step moved the parameters
-            if part is not parts[-1]:  # the loop updates after the last one
+            if part is not parts[-1] and not self._steps_itself:  # the loop updates after the last one
                 if self.args.max_grad_norm:
                     self.clip_gradients(model)
                 self.optimizer.step()
@@ -291,6 +293,7 @@ class IPUTrainer(CompleteCheckpoints, CheckedResume, PackedBatchLoaders):
 
     def evaluation_loop(self, dataloader: Any, description: str, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Evaluate every batch of a loader; what capturing and compiling took is a figure of its own."""
+        self._bring_back()
         seconds = self.evaluator.seconds_compiling
         output = super().evaluation_loop(dataloader, description, *args, **kwargs)
         seconds = self.evaluator.seconds_compiling - seconds
@@ -305,18 +308,23 @@ class IPUTrainer(CompleteCheckpoints, CheckedResume, PackedBatchLoaders):
 
     def clip_gradients(self, model: Any) -> Any:
         """Scale the gradients down to `max_grad_norm`, over all ranks; returns the norm they had."""
+        if self._steps_itself:  # which clips where the gradients are
+            return None
         if self.args.engine != ENGINE:
             return super().clip_gradients(model)
         return self.training_executor.clip_gradients(self.args.max_grad_norm)
 
     def gradient_norm(self, model: Any, clipped: Any = None) -> Any:
-        """Return the norm of all gradients."""
+        """Return the norm of all gradients; None where the engine, which steps by itself, has them."""
+        if self._steps_itself:
+            return None
         if clipped is None and self.args.engine == ENGINE:
             return self.training_executor.clip_gradients(float("inf"))
         return super().gradient_norm(model, clipped)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model, as `transformers.Trainer.save_model` does; all ranks of a distributed run call it."""
+        self._bring_back()
         save = functools.partial(self._save_with_card, output_dir, _internal_call)
         if self.args.engine != ENGINE or _internal_call:
             save()
@@ -336,7 +344,7 @@ class IPUTrainer(CompleteCheckpoints, CheckedResume, PackedBatchLoaders):
     def plan(self) -> Plan | None:
         """The plan of what trained; None where nothing has."""
         try:
-            return None if self._training is None else self._training[1].plan
+            return None if self._training is None else self._training[-1].plan
         except NotCompiledError:
             return None
 
@@ -348,6 +356,16 @@ class IPUTrainer(CompleteCheckpoints, CheckedResume, PackedBatchLoaders):
         whole_state(getattr(self.optimizer, "optimizer", self.optimizer), self.training_executor.owning_ranks())
         self.training_executor.release()
         self._first_writes("the checkpoint", functools.partial(super().write_checkpoint, model, trial))
+
+    def finish_training(self, trial: Any, *args: Any) -> Any:
+        """Finish a run as upstream does, of the weights that were trained."""
+        self._bring_back()
+        return super().finish_training(trial, *args)
+
+    def _bring_back(self) -> None:
+        """Give the model the weights that an engine which steps by itself has, and their IPUs to whoever is next."""
+        if self._steps_itself and self._training is not None:
+            self._training[-1].release()
 
     def _first_writes(self, what: str, write: Callable[[], None]) -> None:
         """Have the first rank write, while the others wait; all of them end where it cannot.

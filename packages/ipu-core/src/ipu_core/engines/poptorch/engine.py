@@ -3,17 +3,25 @@
 
 from __future__ import annotations
 
+import functools
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ...compile.disk_cache import ExecutableCache
 from ...config.execution_config import ExecutionConfig
 from ...errors import IncompatibleIPUConfigError
-from ...runtime.program import StageProgram
+from ...partition.lowered import Lowered
+from ...runtime.program import Returned, StageProgram
 from ..engine import Engine
 from .interpreter import PYTHON, interpreter
+from .optimizers import Steps
 from .process import worker_command
+
+if TYPE_CHECKING:
+    from ...model.mixin import PipelineMixin
 
 WIDE = (torch.float64, torch.bfloat16)  # what PopTorch computes in float32
 
@@ -22,7 +30,7 @@ def _check(model: torch.nn.Module, config: ExecutionConfig, optimizer: torch.opt
     if optimizer is None and not config.inference:
         raise IncompatibleIPUConfigError(
             "the poptorch engine steps where the gradients are, and the executor has no optimizer to step: pass one to "
-            "`training_model`; where somebody else steps, as a trainer does, use another engine"
+            "`training_model`; where somebody else steps, use another engine"
         )
     if config.devices is not None:
         raise IncompatibleIPUConfigError(
@@ -42,10 +50,23 @@ def _check(model: torch.nn.Module, config: ExecutionConfig, optimizer: torch.opt
         )
 
 
-def _program(*lowered: Any) -> StageProgram:
+def _program(
+    model: PipelineMixin,
+    lowered: Lowered,
+    config: ExecutionConfig,
+    cache: ExecutableCache,
+    loss: str | None,
+    returned: Returned,
+    steps: Steps | None = None,
+) -> StageProgram:
     from .program import PopTorchProgram
 
-    return PopTorchProgram(*lowered)
+    return PopTorchProgram(model, lowered, config, cache, loss, returned, steps or Steps())
+
+
+def stepping(engine: Engine, **steps: Any) -> Engine:
+    """Return an engine of PopTorch's with more around its steps than an optimizer: the attributes of `Steps`."""
+    return replace(engine, program=functools.partial(_program, steps=Steps(**steps)))
 
 
 def poptorch_engine() -> Engine:

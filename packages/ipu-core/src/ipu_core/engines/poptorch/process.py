@@ -192,8 +192,8 @@ class WorkerProcess:
         self.end()
         how = f"was ended by {signal.Signals(-code).name}" if code is not None and code < 0 else f"ended with {code}"
         return WorkerError(
-            f"the worker of the poptorch engine {how}{words}: weights are those of the last call that returned; make "
-            "new executors to go on"
+            f"the worker of the poptorch engine {how}{words}: weights are those that came back last; make new "
+            "executors to go on"
         )
 
     def _last_words(self) -> str:

@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ...batch import input_leaves
-from ...capture.capture import Capture
 from ...compile.disk_cache import ExecutableCache
 from ...config.execution_config import ExecutionConfig
 from ...errors import BatchError, IncompatibleIPUConfigError, ModelChangedError, WorkerError
@@ -23,9 +22,12 @@ from ...runtime.program import ActionHook, Returned, Trained, no_hook
 from ...runtime.weights import Weights
 from ...schedule import Action
 from .interpreter import interpreter
-from .optimizers import described
+from .leaves import Leaves
+from .optimizer_state import OptimizerState, watch
+from .optimizers import Steps, described
 from .options import block_name, option_calls
 from .process import WorkerProcess, worker_of
+from .requirements import refuse_changes, refuse_too_few_micro_batches
 from .source import LOSS, LOSS_WEIGHTS, Source, source_of
 from .worker import DTYPES, create_tensor_file, map_tensor_file
 
@@ -33,14 +35,16 @@ if TYPE_CHECKING:
     from ...model.mixin import PipelineMixin
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
-_FILES = ("inputs", "outputs", "weights")
+_FILES = ("inputs", "outputs", "weights", "state")
+_LARGEST_SEED = 2**31 - 1
 
 
 class PopTorchProgram:
     """A lowered model in a worker with PopTorch: a call of it is one call of a PopTorch executor.
 
     The worker, which programs of this process share, is there when the program is made; the program is handed over at
-    the first call, when the optimizer is known. After each call of training the model has the weights of the IPUs.
+    the first call, when the optimizer is known. After each call of training the model has the weights of the IPUs,
+    unless `steps` keeps them there. The optimizer has its state when it is asked for it, `optimizer.state_dict()`.
 
     Args:
         model: made by `to_pipelined`.
@@ -49,6 +53,7 @@ class PopTorchProgram:
         cache: where executables are kept, which here is PopTorch's affair.
         loss: the value a backward pass starts from; None in inference.
         returned: what the caller reads.
+        steps: what is around the steps of the optimizer.
 
     Raises:
         CompileError: operators that PopTorch does not have.
@@ -64,8 +69,9 @@ class PopTorchProgram:
         cache: ExecutableCache,
         loss: str | None,
         returned: Returned,
+        steps: Steps,
     ) -> None:
-        _refuse_changes(lowered)
+        refuse_changes(lowered)
         refuse_too_few_micro_batches(lowered, config)
         self._model, self._config, self._loss = model, config, loss
         self._captured = lowered.captured
@@ -73,7 +79,7 @@ class PopTorchProgram:
         self._weights = Weights(lowered.captured, model)
         self._whole = Interpreter(lowered.captured, lowered.stage_graphs, self._weights)
         self._read = [name for name, s in lowered.captured.sources.items() if s.kind in ("parameter", "buffer")]
-        self._leaves = _Leaves(lowered.captured, returned)
+        self._leaves = Leaves(lowered.captured, returned)
         self.source: Source = source_of(
             lowered,
             loss=loss,
@@ -84,8 +90,11 @@ class PopTorchProgram:
         self._worker = worker_of(interpreter())
         self._number = 0
         self._files: dict[str, dict[str, torch.Tensor]] = {}
-        self._optimizer: torch.optim.Optimizer | None = None
         self._described: dict[str, Any] | None = None
+        self._steps = steps
+        self._state: OptimizerState | None = None
+        # What the worker has newer than this process, and the state that it has older.
+        self._has_newer_weights = self._has_newer_state = self._has_older_state = False
         self._trained = frozenset() if loss is None else self._trained_now()
 
     @property
@@ -104,16 +113,23 @@ class PopTorchProgram:
                 "other parameters require gradients than when the executor compiled, and PopTorch's executables have "
                 "them fixed: make a new executor"
             )
-        if self._push():
+        if edited := self._edited():
+            self._fetch(but=edited)
+            self._push(edited)
             self._worker.ask("push", self._number)
         if optimizer is not None:
-            now = described(optimizer, self._parameter_names())
+            now = described(optimizer, self._parameter_names(), self._steps)
             if now != self._described:
                 self._worker.ask("optimizer", self._number, optimizer=now)
                 self._described = now
+        if self._has_older_state and self._state is not None:
+            self._state.push(self._files["state"])
+            self._worker.ask("write_state", self._number)
+            self._has_older_state = self._has_newer_state = False
 
     def release(self) -> None:
-        """Give the IPUs back; the next call takes some again. The model has its weights already."""
+        """Give the model its weights, and the IPUs back; the next call takes some again."""
+        self._fetch()
         if self._files and self._worker.is_alive:
             self._worker.ask("detach", self._number)
 
@@ -126,7 +142,7 @@ class PopTorchProgram:
     ) -> Iterator[list[Any]]:
         """Run the micro-batches of a call without gradients; yield the leaves of the output of each one."""
         self._fill(batches)
-        self._worker.ask("run", self._number)
+        self._worker.ask("run", self._number, seed=None, keeps_weights=True)
         for number in range(self._num_returned):
             yield self._leaves.of_micro_batch(self._outputs, number)
 
@@ -141,8 +157,15 @@ class PopTorchProgram:
         """Run the micro-batches of a call, steps among them; yield those that the output mode returns."""
         self._fill(batches)
         self._files["inputs"][LOSS_WEIGHTS].copy_(self._loss_weights(starts))
-        self._worker.ask("run", self._number)
-        self._pull()
+        assert self._state is not None
+        keeps = self._steps.keeps_weights
+        self._worker.ask("run", self._number, seed=self._seed(), keeps_weights=keeps)
+        self._has_newer_state = True
+        self._state.num_steps += self._config.device_iterations
+        if keeps:
+            self._has_newer_weights = True
+        else:
+            self._pull()
         losses = self._files["outputs"][LOSS].reshape(-1) / self._config.micro_batches_per_update
         for number, loss in enumerate(losses):
             yield Trained(self._leaves.of_micro_batch(self._outputs, number), loss)
@@ -192,19 +215,28 @@ class PopTorchProgram:
             if name != LOSS
         }
 
+    def _seed(self) -> int | None:
+        """Draw the seed of a call from torch's generator; None where the configuration has one, or nothing is drawn."""
+        if not self.source.draws or self._config.seed is not None:
+            return None
+        return int(torch.randint(1, _LARGEST_SEED, ()))
+
     def _hand_over(self, optimizer: torch.optim.Optimizer | None) -> None:
         if self._loss is not None:
             assert optimizer is not None, "executors of engines that step by themselves have one"
-            self._described = described(optimizer, self._parameter_names())
+            parameters = self._parameter_names()
+            self._described = described(optimizer, parameters, self._steps)
+            self._state = OptimizerState(optimizer, self._described["kind"], parameters)
+            watch(optimizer, self)
         folder, self._number = self._worker.folder, self._worker.new_number()
         weakref.finalize(self, self._worker.drop, self._number)
         names = {name: f"{name}{self._number}.tensors" for name in _FILES}
-        for name, tensors in zip(
-            _FILES, (self._input_specs(), self._output_specs(), self._weight_specs()), strict=True
-        ):
+        state_specs = self._state.specs() if self._state is not None else {}
+        specs = self._input_specs(), self._output_specs(), self._weight_specs(), state_specs
+        for name, tensors in zip(_FILES, specs, strict=True):
             create_tensor_file(str(folder / names[name]), tensors)
         self._files = {name: map_tensor_file(str(folder / file)) for name, file in names.items()}
-        self._push()
+        self._push(self._tensors())
         program = folder / f"program{self._number}.py"
         program.write_text(self.source.text, encoding="utf-8")
         try:
@@ -216,6 +248,8 @@ class PopTorchProgram:
                 trained=sorted(self._trained),
                 options=option_calls(self._model.ipu_config, self._config, self._stages),
                 optimizer=self._described,
+                prefixes=None if self._state is None else self._state.prefixes(),
+                has_state=self._state is not None and self._state.push(self._files["state"]),
             )
         except WorkerError:
             self._files = {}
@@ -271,22 +305,53 @@ class PopTorchProgram:
         trained = trainable_values(self._captured, self._model)
         return frozenset(name for value, name in self.source.tensors.items() if value in trained)
 
-    def _push(self) -> bool:
-        """Write what is not the same any more into the file of weights; return whether there was something."""
-        file, changed = self._files["weights"], False
-        for name, tensor in self._tensors().items():
-            if not torch.equal(file[name], tensor.to(file[name].device)):
-                file[name].copy_(tensor)
-                changed = True
-        return changed
-
-    def _pull(self) -> None:
-        """Give the model what was learned."""
+    def _edited(self) -> set[str]:
+        """Return what is not as it is in the file of weights: what somebody changed on the host."""
         file = self._files["weights"]
+        return {name for name, tensor in self._tensors().items() if not torch.equal(file[name], tensor.to("cpu"))}
+
+    def _push(self, names: Collection[str]) -> None:
+        """Write tensors into the file of weights."""
+        file = self._files["weights"]
+        for name, tensor in self._tensors().items():
+            if name in names:
+                file[name].copy_(tensor)
+
+    def _fetch(self, but: Collection[str] = ()) -> None:
+        """Give the model the weights that the worker has newer ones of, but some.
+
+        Raises:
+            WorkerError: it ended with them.
+        """
+        if self._has_newer_weights:
+            self._worker.ask("pull", self._number)
+            self._pull(but)
+
+    def _pull(self, but: Collection[str] = ()) -> None:
+        """Give the model what was learned, as the file has it."""
+        file = self._files["weights"]
+        self._has_newer_weights = False
         with torch.no_grad():
             for value, tensor in self._weights.read(list(self.source.tensors)).items():
-                if self.source.tensors[value] in self._trained:
-                    tensor.copy_(file[self.source.tensors[value]])
+                name = self.source.tensors[value]
+                if name in self._trained and name not in but:
+                    tensor.copy_(file[name])
+
+    def fetch_state(self) -> None:
+        """Give the optimizer the state that the worker has of it.
+
+        Raises:
+            WorkerError: it ended with that.
+        """
+        if self._has_newer_state and self._state is not None:
+            self._state.refuse_centered()
+            self._worker.ask("read_state", self._number)
+            self._state.pull(self._files["state"])
+            self._has_newer_state = False
+
+    def renew_state(self) -> None:
+        """Have the worker step from the state that the optimizer has, from the next call on."""
+        self._has_older_state, self._has_newer_state = True, False
 
     def _fill(self, batches: Sequence[Mapping[str, Any]]) -> None:
         """Write a combined batch into the file of inputs, one micro-batch after the other."""
@@ -314,59 +379,6 @@ class PopTorchProgram:
                 "that a loss over nothing would be NaN for all: give it some items, or use another engine"
             )
         return torch.tensor(weights) * self._config.micro_batches_per_update
-
-
-class _Leaves:
-    """The leaves of what the model returns: tensors, which the program returns, and others."""
-
-    def __init__(self, captured: Capture, returned: Returned) -> None:
-        self._outputs, self._returned = captured.outputs, returned
-        values = {node.name: node.meta.get("val") for node in captured.graph.nodes}
-        read = [captured.outputs[i] for i in sorted(returned.leaves)]
-        self.computed = [*dict.fromkeys(value for value in read if isinstance(value, str))]
-        self.shapes = {name: tuple(values[name].shape) for name in self.computed}
-
-    def of_micro_batch(self, outputs: Mapping[str, torch.Tensor], number: int) -> list[Any]:
-        """Return the leaves of one micro-batch: copies, for the next call writes where these are."""
-        leaves = [
-            (outputs[value][number].clone() if value in outputs else None) if isinstance(value, str) else value.value
-            for value in self._outputs
-        ]
-        return self._returned.of(leaves)
-
-
-def refuse_too_few_micro_batches(lowered: Lowered, config: ExecutionConfig) -> None:
-    """Refuse a pipeline of PopTorch that is longer than what is accumulated.
-
-    Raises:
-        IncompatibleIPUConfigError: with the number it takes.
-    """
-    ipus = [stage.ipu for stage in lowered.stages]
-    forward = 1 + sum(ipu != before for before, ipu in zip([0, *ipus], ipus, strict=False))
-    needed = 2 * forward - 1
-    if config.inference or forward == 1 or config.gradient_accumulation_steps >= needed:
-        return
-    raise IncompatibleIPUConfigError(
-        f"PopTorch trains a pipeline of {forward} stages, which are {needed} with those of the backward pass, on IPUs "
-        f"{ipus}, with as many accumulated micro-batches at least, and "
-        f"`gradient_accumulation_steps={config.gradient_accumulation_steps}`: set it to {needed} or more"
-    )
-
-
-def _refuse_changes(lowered: Lowered) -> None:
-    """Refuse a forward that changes buffers or inputs: they would stay as they are.
-
-    Raises:
-        IncompatibleIPUConfigError: naming one.
-    """
-    changed = {name for graph in lowered.stage_graphs for name in graph.changes}
-    if changed:
-        source = lowered.captured.sources[min(changed)]
-        raise IncompatibleIPUConfigError(
-            f"`{lowered.captured.model_name}` changes the {source.kind} `{source.name}` in place, as running "
-            "statistics are, and nothing that a PopTorch program changes but trained weights comes back: freeze the "
-            "module that has it with `eval()`, or use another engine"
-        )
 
 
 def _combined(tensor: torch.Tensor, count: int) -> tuple[str, list[int]]:

@@ -44,6 +44,16 @@ class Rewritten:
     constants: dict[str, torch.Tensor] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def draws(self) -> bool:
+        """Whether it draws random numbers."""
+        return any(
+            bool(node.args[4])  # the dropout of attention
+            if node.target is attention
+            else isinstance(node.target, OpOverload) and draws(node.target)
+            for node in self.graph.nodes
+        )
+
 
 def rewritten(program: torch.fx.GraphModule) -> Rewritten:
     """Return the graph of a stage as a program has it; what cannot be written is named in `refused`."""

@@ -40,6 +40,7 @@ class Source:
             ones have one name.
         constants: what was computed ahead, by the name that the program has for it.
         outputs: values of the graph that are returned, in this order; `LOSS` is the last one in training.
+        draws: whether it draws random numbers.
     """
 
     text: str
@@ -47,6 +48,7 @@ class Source:
     tensors: Mapping[str, str]
     constants: Mapping[str, torch.Tensor]
     outputs: tuple[str, ...]
+    draws: bool
 
 
 def source_of(
@@ -93,6 +95,7 @@ def source_of(
         tensors=tensors,
         constants=parts.constants,
         outputs=returned,
+        draws=parts.draw,
     )
 
 
@@ -182,6 +185,11 @@ class _Parts:
             for number, made in enumerate(self._made)
             for name, tensor in made.constants.items()
         }
+
+    @property
+    def draw(self) -> bool:
+        """Whether one of them draws random numbers."""
+        return any(made.draws for made in self._made)
 
     def number(self, graph: StageGraph) -> int:
         return self._numbers[id(graph.program)]

@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 
-PROTOCOL = 1  # changes whenever commands or replies do
+PROTOCOL = 2  # changes whenever commands or replies do
 PARENT_CHECK_SECONDS = 1.0
 DTYPES = {
     "F64": torch.float64,
@@ -183,10 +183,15 @@ class Program:
         self.module = names["Program"](weights, frozenset(command["trained"]))
         options = options_of(poptorch, popart, command["options"])
         self.optimizer = None
+        self.state: dict[str, torch.Tensor] = {}
         if command["optimizer"] is None:
             self.executor = poptorch.inferenceModel(self.module.eval(), options)
         else:
             self.optimizer = self._new_optimizer(command["optimizer"])
+            self._prefixes = command["prefixes"]
+            self.state = map_tensor_file(os.path.join(folder, command["state"]))
+            if command["has_state"]:
+                self.write_state()
             self.executor = poptorch.trainingModel(self.module.train(), options, self.optimizer)
 
     def _new_optimizer(self, described: dict[str, Any]) -> Any:
@@ -197,7 +202,7 @@ class Program:
         ]
         kind = getattr(self._poptorch.optim, described["kind"])
         # What the constructor is given may change after compiling.
-        return kind(groups, **_attributes(described["groups"][0]))
+        return kind(groups, **_attributes(described["groups"][0]), **described["extras"])
 
     def set_optimizer(self, described: dict[str, Any]) -> None:
         """Step on with other rates and the like."""
@@ -205,6 +210,36 @@ class Program:
         for group, new in zip(self.optimizer.param_groups, described["groups"]):  # noqa: B905, not in Python 3.8
             group.update(_attributes(new))
         self.executor.setOptimizer(self.optimizer)
+
+    def write_state(self) -> None:
+        """Let the optimizer step on from the state in the file."""
+        assert self.optimizer is not None
+        whole = self.optimizer.state_dict()
+        state = dict(whole["ipu_state"] or {})
+        for name, tensor in self.state.items():
+            prefixes, parameter = self._places(name)
+            # Before PopTorch has a state of its own it does not say which prefix is its.
+            there = [prefix + parameter for prefix in prefixes if prefix + parameter in state]
+            for place in there or [prefix + parameter for prefix in prefixes]:
+                state[place] = tensor.clone().reshape(state[place].shape if place in state else tensor.shape)
+        whole.update(ipu_state=state, ipu_param=whole["ipu_param"] or {})
+        self.optimizer.load_state_dict(whole)
+
+    def read_state(self) -> None:
+        """Write the state of the optimizer into the file."""
+        assert self.optimizer is not None
+        state = self.optimizer.state_dict()["ipu_state"]
+        for name, tensor in self.state.items() if state is not None else ():
+            prefixes, parameter = self._places(name)
+            found = [state[prefix + parameter] for prefix in prefixes if prefix + parameter in state]
+            if len(found) != 1:
+                raise ValueError(f"the optimizer has {sorted(state)}, and {prefixes} of {parameter} is not one of it")
+            tensor.copy_(found[0].reshape(tensor.shape))
+
+    def _places(self, name: str) -> Any:
+        """Return the prefixes under which PopTorch may have a tensor of the state, and its parameter."""
+        parameter, _, key = name.rpartition(".")
+        return self._prefixes[key], parameter
 
     @property
     def is_attached(self) -> bool:
@@ -216,13 +251,28 @@ class Program:
         if self.is_attached:  # an executor that attaches, or compiles, takes them by itself
             self.executor.copyWeightsToDevice()
 
-    def run(self) -> None:
-        """Run the combined batch in the file; outputs, and what was learned, are in the files afterwards."""
-        found = self.executor(*[self.inputs[name] for name in self.module.inputs])
+    def run(self, seed: Any, keeps_weights: bool) -> None:
+        """Run the combined batch in the file; outputs, and what was learned, are in the files afterwards.
+
+        Args:
+            seed: of the random numbers of this call; None to go on with those of the last one.
+            keeps_weights: whether what was learned stays on the IPUs.
+        """
+        given = [self.inputs[name] for name in self.module.inputs]
+        if seed is not None:
+            if not self.executor.isCompiled():
+                self.executor.compile(*given)
+            self.executor.rng_state = [seed]
+        found = self.executor(*given)
         found = found if isinstance(found, (tuple, list)) else (found,)
         for i, name in enumerate(self.module.outputs):
             _write(name, self.outputs[name], found[i])
-        if self.optimizer is not None:
+        if not keeps_weights:
+            self.pull()
+
+    def pull(self) -> None:
+        """Write the weights that the IPUs have into the file."""
+        if self.optimizer is not None and self.executor.isCompiled():
             self.executor.copyWeightsToHost()
 
     def detach(self) -> None:
@@ -268,8 +318,14 @@ class Worker:
             self._programs[number].push()
         elif what == "optimizer":
             self._programs[number].set_optimizer(command["optimizer"])
+        elif what == "pull":
+            self._programs[number].pull()
+        elif what == "write_state":
+            self._programs[number].write_state()
+        elif what == "read_state":
+            self._programs[number].read_state()
         elif what == "run":
-            self._run(number)
+            self._run(number, command)
         else:
             raise ValueError(f"there is no command {what!r}")
         return {}
@@ -279,11 +335,11 @@ class Worker:
         for program in self._programs.values():
             program.executor.destroy()
 
-    def _run(self, number: int) -> None:
+    def _run(self, number: int, command: dict[str, Any]) -> None:
         for other, program in self._programs.items():
             if other != number:
                 program.detach()  # there may be IPUs for one alone
-        self._programs[number].run()
+        self._programs[number].run(command["seed"], command["keeps_weights"])
 
 
 def serve(commands: Any, replies: Any, folder: str) -> None:

@@ -12,7 +12,7 @@ import torch
 from .device_weights import DeviceWeights
 from .errors import Error, logger
 from .optim import EXTRAS, KINDS, Optimizer
-from .update_rules import RULES, State, clipped
+from .update_rules import RULES, State, clipped, kept
 
 # What torch's optimizers have for constant: betas and the like always, these where they have their default.
 _CONSTANT = ("betas", "alpha", "nesterov", "centered", "max_grad_norm")
@@ -178,6 +178,9 @@ class DeviceOptimizer:
             if path not in numbers:
                 logger.warning("Ignoring the optimizer state %s: the model has no such parameter", name)
                 continue
+            if f"{prefix}___" not in kept(self.kind, self._group_of(numbers[path])):
+                logger.warning("Ignoring the optimizer state %s: %s keeps no such thing", name, self.kind)
+                continue
             states = self._states_at(numbers[path])
             for state, value in zip(states, tensor.unbind(0) if len(states) > 1 else [tensor], strict=True):
                 state[f"{prefix}___"] = value.clone()
@@ -185,6 +188,13 @@ class DeviceOptimizer:
     def _states_at(self, number: int) -> list[State]:
         parameter = next(p for members in self.members for p in members if id(p) == number)
         return self.state.setdefault(number, [{} for _ in self._copies(parameter)])
+
+    def _group_of(self, number: int) -> dict[str, Any]:
+        return next(
+            group
+            for group, members in zip(self.groups, self.members, strict=True)
+            if number in (id(parameter) for parameter in members)
+        )
 
     def _copies(self, parameter: torch.nn.Parameter) -> Sequence[torch.Tensor]:
         return [parameter] if self._weights is None else self._weights.copies(parameter)

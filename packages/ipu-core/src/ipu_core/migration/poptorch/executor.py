@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`PoplarExecutor`: a module that runs combined batches, and what it has on the device."""
+"""`PoplarExecutor`: a module that runs combined batches."""
 
 from __future__ import annotations
 
 import copy
-import datetime
 import inspect
 import time
 import weakref
@@ -13,15 +12,18 @@ from typing import Any
 
 import torch
 
-from . import counters, executable_file
+from . import executable_file
 from .arguments import Arguments, by_keys_of
 from .batches import check_rows, num_slices, on_device, slice_of
 from .blocks import module_repr
 from .device_optimizer import DeviceOptimizer, half_accumulators
-from .device_weights import DeviceWeights, Grouping
-from .devices import POOL, reserved
-from .enums import CommGroupType, ConnectionType, MeanReductionStrategy, VariableRetrievalMode
+from .device_side import DeviceSide
+from .device_weights import DeviceWeights
+from .devices import reserved
+from .enums import ConnectionType, MeanReductionStrategy
 from .errors import createPoptorchError, logger
+from .grouped_weight import GroupedWeight
+from .measures import Measures
 from .optim import Optimizer
 from .options import Options, resolved_output_mode
 from .pipeline_rules import check_pipeline
@@ -31,7 +33,7 @@ from .structures import tensors_of
 from .wrapping import is_wrapped, owner, unwrap, wrap
 
 
-class PoplarExecutor:
+class PoplarExecutor(DeviceSide, Measures):
     """A module as a function of combined batches: what `trainingModel` and `inferenceModel` return.
 
     ::
@@ -54,28 +56,14 @@ class PoplarExecutor:
         if not isinstance(options, Options):
             raise createPoptorchError(f"Invalid type: 'options' is of type {type(options)} (Expected poptorch.Options)")
         options._freeze()
-        self._user_model = model
-        self._options = options.clone()
-        self._training = training
+        super().__init__(model, options.clone(), training=training, optimizer=optimizer)
         refuse_what_is_not_served(self._options, training=training)
         resolved_output_mode(self._options, training=training)
-        self._optimizer = optimizer
         self._model = copy.copy(model)
         self._signature = inspect.signature(model.forward)
-        self._program: Program | None = None
-        self._device_optimizer: DeviceOptimizer | None = None
         self._executable_inputs: Arguments | None = None
-        self._is_attached = False
-        self._num_ipus = 0
-        self._weights: DeviceWeights | None = None
-        self._groupings: dict[int, Grouping] = {}
-        self._has_newer_weights = False
         self._num_trainings = 0
         self._trainings_seen = 0
-        self._compilation_seconds: float | None = None
-        seed = options.random_seed if options.exists("random_seed") else torch.random.initial_seed() & 0x7FFFFFFF
-        self._seed = int(seed)
-        self._rng = torch.Generator().manual_seed(self._seed).get_state()
         if training:
             wrap(model, self)
         self._options._freeze()
@@ -94,23 +82,7 @@ class PoplarExecutor:
         if name.startswith("__") or "_user_model" not in self.__dict__:
             raise AttributeError(name)
         found = getattr(self._user_model, name)
-        return _Weight(self, found) if isinstance(found, torch.nn.Parameter) and not self._training else found
-
-    def group_replicas(
-        self, weight: torch.Tensor, kind: CommGroupType, shards: int, retrieval: VariableRetrievalMode
-    ) -> None:
-        """Let groups of replicas have values of their own of a weight, one for each row of its dimension 0.
-
-        Raises:
-            Error: it is compiled already, the weight is a scalar, or the groups do not divide the replicas.
-        """
-        if self._program is not None:
-            raise createPoptorchError("replicaGrouping comes before the model is compiled: call destroy() on it first")
-        if weight.ndim == 0:
-            raise createPoptorchError("Scalars cannot be passed as per-replica weight tensor values")
-        grouping = Grouping.of(kind, shards, retrieval, self._options.replication_factor)
-        if grouping.num_groups > 1:
-            self._groupings[id(weight)] = grouping
+        return GroupedWeight(self, found) if isinstance(found, torch.nn.Parameter) and not self._training else found
 
     def __repr__(self) -> str:
         return module_repr(self._user_model)
@@ -213,60 +185,6 @@ class PoplarExecutor:
                     f"updatableNamedBuffers names {name}, and the model has no such buffer; it has {list(buffers)}"
                 )
 
-    def _named_buffers(self) -> list[str]:
-        return list(self._options.updatable_named_buffers) if self._options.exists("updatable_named_buffers") else []
-
-    def isCompiled(self) -> bool:
-        """Return whether the forward was recorded."""
-        return self._program is not None
-
-    def isAttachedToDevice(self) -> bool:
-        """Return whether the executor holds IPUs."""
-        return self._program is not None and self._is_attached
-
-    def _attach(self) -> None:
-        if not is_ipu_model(self._options):
-            POOL.acquire(self, self._num_ipus)
-        self._is_attached = True
-        self._on_device().upload()
-
-    def _on_device(self) -> DeviceWeights:
-        if self._weights is None:
-            raise createPoptorchError("Model has not been compiled or has been destroyed.")
-        return self._weights
-
-    def attachToDevice(self) -> None:
-        """Take IPUs of the pool, and the weights that the module has.
-
-        Raises:
-            Error: it has some already, is not compiled, or there are not enough.
-            AssertionError: the target is offline.
-        """
-        self._compiled()
-        assert self._options.connection_type != ConnectionType.Never, (
-            "Trying to attach to an offline device (ConnectionType.Never)"
-        )
-        if self._is_attached:
-            raise createPoptorchError("Device is already attached")
-        self._attach()
-
-    def detachFromDevice(self) -> None:
-        """Give the IPUs back, and what was learned to the module.
-
-        Raises:
-            Error: it has none, or is not compiled.
-        """
-        self._compiled()
-        if not self._is_attached:
-            raise createPoptorchError("Device is not attached")
-        self.copyWeightsToHostIfNeeded()
-        self.read_optimizer()
-        self._detach()
-
-    def _detach(self) -> None:
-        POOL.release(self)
-        self._is_attached = False
-
     def destroy(self) -> None:
         """Drop the executable, and give the user's module back; nothing where nothing was compiled."""
         if self._program is None:
@@ -280,61 +198,6 @@ class PoplarExecutor:
                 raise createPoptorchError("model was never wrapped")
             unwrap(self._user_model)
 
-    def __del__(self) -> None:
-        POOL.release(self)
-        if self.__dict__.get("_has_newer_weights"):  # nobody could fetch them any more
-            self.copyWeightsToHostIfNeeded()
-
-    def _compiled(self) -> Program:
-        if self._program is None:
-            raise createPoptorchError("Model has not been compiled or has been destroyed.")
-        return self._program
-
-    def copyWeightsToHost(self) -> None:
-        """Give the module the weights and the buffers that calls made.
-
-        Raises:
-            Error: it is not compiled.
-        """
-        self._compiled()
-        self._has_newer_weights = False
-        self._on_device().download()
-
-    def copyWeightsToHostIfNeeded(self) -> bool:
-        """Give the module the weights where calls changed them since; return whether they did."""
-        needed, self._has_newer_weights = self._has_newer_weights, False
-        if needed:
-            self._on_device().download()
-        return needed
-
-    def copyWeightsToDevice(self) -> None:
-        """Let the next call run with the weights that the module has; what calls made that nobody read is lost.
-
-        Raises:
-            Error: it is not compiled.
-        """
-        self._compiled()
-        self._has_newer_weights = False
-        self._on_device().upload()
-
-    def copyNamedBuffersToDevice(self) -> None:
-        """Let the next call run with the named buffers of the module.
-
-        Raises:
-            Error: none was named, or it is not compiled.
-        """
-        self._compiled()
-        if not self._named_buffers():
-            raise createPoptorchError("No named buffers marked as updatable via updatableNamedBuffers option")
-        self._on_device().upload(self._named_buffers())
-
-    def load_state_dict(self, state_dict: Any, strict: bool = True) -> Any:
-        """Load weights into the module, and onto the IPUs it has; return what torch returns."""
-        found = self._user_model.load_state_dict(state_dict, strict=strict)
-        if self.isAttachedToDevice():
-            self.copyWeightsToDevice()
-        return found
-
     def train(self, mode: bool = True) -> PoplarExecutor:
         """Set the training flags of the module; a forward that was recorded stays as it is."""
         self._user_model.train(mode)
@@ -347,117 +210,6 @@ class PoplarExecutor:
     def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
         """Yield the parameters of the module with their names."""
         return self._user_model.named_parameters(*args, **kwargs)
-
-    def setOptimizer(self, optimizer: Any) -> None:
-        """Take over the attributes of an optimizer; without this, steps go on as they were.
-
-        Raises:
-            Error: an attribute differs that is a constant of the executable.
-            AssertionError: an optimizer of another kind.
-            ValueError: it accumulates in half precision, and the one that was compiled does not.
-        """
-        if self._device_optimizer is not None:
-            if half_accumulators(optimizer) and not self._device_optimizer.accumulates_half:
-                raise ValueError(
-                    "Invalid optimizer: the new optimizer would require changing the mean reduction strategy to "
-                    "Running, which is fixed by the first call: give the first one accum_type=torch.float16, or this "
-                    "one torch.float32"
-                )
-            self.read_optimizer()
-            self._device_optimizer.read(optimizer)
-        before, self._optimizer = self._optimizer, optimizer
-        if isinstance(before, Optimizer) and before is not optimizer:
-            before.owner = None
-        if isinstance(optimizer, Optimizer) and self._device_optimizer is not None:
-            optimizer.owner = weakref.ref(self)
-            if before is not optimizer:
-                self.write_optimizer()
-
-    def read_optimizer(self) -> None:
-        """Give the state of the steps to the user's optimizer."""
-        if self._device_optimizer is not None and isinstance(self._optimizer, Optimizer):
-            self._optimizer.ipu_state = self._device_optimizer.state_by_name()
-            self._optimizer.ipu_param = self._device_optimizer.parameters_by_name()
-
-    def write_optimizer(self) -> None:
-        """Step on from the state that the user's optimizer has, if it has one."""
-        state = getattr(self._optimizer, "ipu_state", None)
-        if self._device_optimizer is not None and state is not None:
-            self._device_optimizer.load_state(state)
-
-    @property
-    def rng_state(self) -> list[int]:
-        """The seed, and the state of the random numbers.
-
-        Raises:
-            Error: it is not compiled.
-        """
-        self._compiled()
-        return [self._seed, *self._rng.tolist()]
-
-    @rng_state.setter
-    def rng_state(self, state: list[int]) -> None:
-        self._compiled()
-        self._seed, self._rng = state[0], torch.tensor(state[1:], dtype=torch.uint8)
-
-    def compilationTime(self) -> datetime.timedelta:
-        """Return how long compiling took.
-
-        Raises:
-            Error: it is not compiled, or the progress bar is off.
-        """
-        if self._compilation_seconds is None:
-            raise createPoptorchError("Please compile the model before obtaining compilation time.")
-        if not self._options._show_compilation_progress_bar:
-            raise createPoptorchError("Please set showCompilationProgressBar option to obtain compilation time.")
-        return datetime.timedelta(seconds=self._compilation_seconds)
-
-    def cycleCount(self) -> int:
-        """Raise: cycles are counted by hardware.
-
-        Raises:
-            Error: always.
-        """
-        if not self._options._Popart.instrumentWithHardwareCycleCounter:
-            raise createPoptorchError(
-                "Cycle count logging is disabled. Please set option logCycleCount to True to enable."
-            )
-        raise createPoptorchError("Please run the model at least once before obtaining cycle count.")
-
-    def getPerfCounters(self) -> dict[str, list[list[float]]]:
-        """Return when each micro-batch of the last call was handed over and came back, for each tensor."""
-        return counters.perf_counters(self._program)
-
-    def getLatency(self) -> tuple[float, float, float]:
-        """Return the least, the most and the mean seconds from an input to its output."""
-        return counters.latency(self.getPerfCounters(), "input", "output_complete")
-
-    def getHostIpuLatency(self) -> tuple[float, float, float]:
-        """Return the same from an input's being handed over to its being there."""
-        return counters.latency(self.getPerfCounters(), "input", "input_complete")
-
-    def getComputeLatency(self) -> tuple[float, float, float]:
-        """Return the same from an input's being there to its output's being made."""
-        return counters.latency(self.getPerfCounters(), "input_complete", "output")
-
-    def getIpuHostLatency(self) -> tuple[float, float, float]:
-        """Return the same from an output's being made to its being back."""
-        return counters.latency(self.getPerfCounters(), "output", "output_complete")
-
-    def getTensorNames(self) -> list[str]:
-        """Return the names that `Options.anchorTensor` can ask for."""
-        assert self._program is not None, "compile the model before asking for the names of its tensors"
-        return self._program.anchors.names(self._program.values, self._program.trained)
-
-    def getAnchoredTensor(self, short_name: str) -> torch.Tensor:
-        """Return what the last call made of a tensor that `Options.anchorTensor` asked for, in the output mode.
-
-        Raises:
-            AssertionError: nobody asked for it, or there was no call.
-        """
-        found = self._program.anchored if self._program is not None else {}
-        assert short_name in found, f"No tensor with name {short_name} found."
-        return found[short_name]
 
     def save(self, filename: str, export_model: bool = True, save_rng_state: bool = True) -> None:
         """Write what the executable was made for, as tensors; `loadExecutable` reads it.
@@ -486,26 +238,3 @@ class PoplarExecutor:
         self._seed = read.seed
         if read.rng is not None:
             self._rng = read.rng
-
-
-class _Weight:
-    """A weight of a module that an inference executor has: the weight itself, whose replicas can be grouped."""
-
-    def __init__(self, executor: PoplarExecutor, weight: torch.nn.Parameter) -> None:
-        self._executor = executor
-        self._weight = weight
-
-    def replicaGrouping(
-        self, comm_group_type: CommGroupType, shards: int, variable_retrieval_mode: VariableRetrievalMode
-    ) -> None:
-        """Let groups of replicas have values of their own, one for each row of dimension 0."""
-        self._executor.group_replicas(self._weight, comm_group_type, shards, variable_retrieval_mode)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._weight, name)
-
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Call what was asked for with the weight."""
-        plain = [arg._weight if isinstance(arg, cls) else arg for arg in args]
-        return func(*plain, **(kwargs or {}))

@@ -25,6 +25,7 @@ from .device_weights import DeviceWeights, Reading
 from .enums import ConnectionType, OutputMode, ReductionType
 from .errors import createPoptorchError, logger
 from .losses import constant_values, final_loss
+from .lowered_operators import refuse_what_is_not_lowered
 from .options import Options
 from .processes import join_processes, reduce_gradients
 from .recorded import Recorded, changed_buffers, changed_inputs
@@ -83,7 +84,9 @@ class Program:
         segments = cut(captured, {}, also_sent=[*self.anchors.values, *([self.loss] if self.loss else [])])
         self.config = execution_config(options, training=training, num_ipus=len({s.ipu for s in segments}))
         reading = Reading(captured, weights, prefix="model.")
-        self.interpreter = _Replicas(captured, split(captured, segments), reading)
+        stage_graphs = split(captured, segments)
+        refuse_what_is_not_lowered(stage_graphs)
+        self.interpreter = _Replicas(captured, stage_graphs, reading)
         self._keep_buffers_apart(captured, reading)
         if weights.paths_apart():
             self.interpreter.own = [reading.of_replica(replica) for replica in range(options.replication_factor)]

@@ -69,6 +69,19 @@ def rmsprop(weight: torch.Tensor, grad: torch.Tensor, state: State, group: Group
 RULES: dict[str, Rule] = {"SGD": sgd, "Adam": adam, "AdamW": adamw, "LAMB": lamb, "RMSprop": rmsprop}
 
 
+def kept(kind: str, group: Group) -> tuple[str, ...]:
+    """Return the names of what a kind of optimizer keeps of a parameter."""
+    if kind == "SGD":
+        return ("Accl___",) if group["momentum"] else ()
+    if kind == "RMSprop":
+        return (
+            *(("Accl1___",) if group["centered"] else ()),
+            "Accl2___",
+            *(("Accl3___",) if group["momentum"] else ()),
+        )
+    return ("Accl1___", "Accl2___", "Step___")
+
+
 def clipped(grads: list[torch.Tensor], max_norm: float) -> None:
     """Scale gradients so that their common norm is `max_norm` at most."""
     if math.isinf(max_norm) or not grads:
