@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from ipu_core import IPUConfig
+from ipu_core.checkpoints import read_lazily
 from ipu_trainer import IPUTrainer, IPUTrainingArguments
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback
@@ -43,9 +44,12 @@ def trainer(
     dropout: float = 0.0,
     data: Any = None,
     callback: Any = None,
+    start: str | None = None,
+    num_ipus: int = 2,
     **arguments: Any,
 ) -> IPUTrainer:
-    ipu_config = IPUConfig(layers_per_ipu=[2, 2], gradient_accumulation_steps=2, schedule=schedule)
+    """Make a trainer of a random model, or of one that is read lazily from `start`."""
+    ipu_config = IPUConfig(layers_per_ipu=[4 // num_ipus] * num_ipus, gradient_accumulation_steps=2, schedule=schedule)
     given = {
         "per_device_train_batch_size": 1,
         "per_device_eval_batch_size": 2,
@@ -61,17 +65,24 @@ def trainer(
     args = IPUTrainingArguments(str(folder), engine=engine, **{**given, **arguments})
     callbacks = [callback] if callback else []
     data = data or rows(12)
-    return IPUTrainer(model(dropout), ipu_config, args, train_dataset=data, eval_dataset=rows(5), callbacks=callbacks)
+    with torch.device("meta" if start else "cpu"):
+        trained = model(dropout)
+    if start:
+        read_lazily(trained, start)
+    return IPUTrainer(trained, ipu_config, args, train_dataset=data, eval_dataset=rows(5), callbacks=callbacks)
 
 
-def train(rank: int, folder: str, engine: str | None, resume: str | None = None) -> dict[str, Any]:
+def train(
+    rank: int, folder: str, engine: str | None, resume: str | None = None, start: str | None = None, num_ipus: int = 2
+) -> dict[str, Any]:
     """Train, evaluate and save; returns what each process has at the end."""
-    made = trainer(Path(folder), engine)
+    made = trainer(Path(folder), engine, start=start, num_ipus=num_ipus)
     made.train(resume_from_checkpoint=resume)
     metrics = made.evaluate()
     made.save_model(str(Path(folder) / "model"))
     return {
-        "weights": {name: p.detach().clone() for name, p in made.model.named_parameters()},
+        "weights": {name: p.detach().clone() for name, p in made.model.named_parameters() if not p.is_meta},
+        "states": len(made.optimizer.optimizer.state),
         "eval_loss": metrics["eval_loss"],
         "losses": [entry["loss"] for entry in made.state.log_history if "loss" in entry],
         "norms": [entry["grad_norm"] for entry in made.state.log_history if "grad_norm" in entry],

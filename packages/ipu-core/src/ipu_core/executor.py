@@ -269,8 +269,8 @@ class Executor:
             combined = _brought_together(combined, batch)
         return self._compiled.lowered.captured.returned(combined)
 
-    def owning_ranks(self) -> dict[int, int]:
-        """Map the identity of each parameter to the rank that has its value; empty where there is one process.
+    def owning_ranks(self) -> dict[int, frozenset[int]]:
+        """Map the identity of each parameter to the ranks that train it; empty where there is one process.
 
         Raises:
             NotCompiledError: it was not called yet.

@@ -52,6 +52,12 @@ class TrainerHooks(Trainer):
     def _hp_search_setup(self, trial: Any) -> None:
         self.set_up_trial(trial)
 
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        self.write_optimizer_and_scheduler(output_dir)
+
+    def _move_model_to_device(self, model: Any, device: torch.device) -> None:
+        self.place_model(model, device)
+
     def _save_scaler(self, output_dir: str) -> None:
         self.write_scaler(output_dir)
 
@@ -105,6 +111,14 @@ class TrainerHooks(Trainer):
     def set_up_trial(self, trial: Any) -> None:
         """Take over the arguments of a trial of a search."""
         super()._hp_search_setup(trial)
+
+    def write_optimizer_and_scheduler(self, folder: str) -> None:
+        """Write the states of the optimizer and the scheduler beside a checkpoint."""
+        super()._save_optimizer_and_scheduler(folder)
+
+    def place_model(self, model: Any, device: torch.device) -> None:
+        """Move the model to the device that the loop trains on."""
+        super()._move_model_to_device(model, device)
 
     def write_scaler(self, folder: str) -> None:
         """Write what scales the loss beside a checkpoint."""

@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 # A folder beside what is written in it, so that renaming moves no data. Neither its name nor what is in it is taken for
 # a checkpoint of the directory.
 ASIDE = ".saving"
+PARTS_ASIDE = ".parts"  # where ranks write before the first one puts a checkpoint together
 _REPLACED, _REMOVED = "replaced-", "removed-"
 _CARD = "README.md"
 CHECKSUMS = "checksums.json"  # SHA-256 of every file of a checkpoint beside it
@@ -47,7 +48,9 @@ class CompleteCheckpoints(TrainerHooks):
     ) -> Any:
         """Train, as `transformers.Trainer.train` does, in a directory without leftovers."""
         if self.args.should_save:
-            clear_leftovers(Path(self.output_directory(trial)))
+            directory = Path(self.output_directory(trial))
+            clear_leftovers(directory)
+            shutil.rmtree(directory / PARTS_ASIDE, ignore_errors=True)
         return super().train(resume_from_checkpoint, trial, *args, **options)
 
     def output_directory(self, trial: Any) -> str:
@@ -58,7 +61,7 @@ class CompleteCheckpoints(TrainerHooks):
         """Write a checkpoint aside, put it in place, and remove what is more than the limit."""
         directory = Path(self.output_directory(trial))
         made = directory / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        with _told(made, directory), aside(directory) as folder:
+        with told(made, directory), aside(directory) as folder:
             self._write_aside(folder, made, model, trial)
             put_in_place(folder / made.name, made)
         if self.args.push_to_hub:
@@ -95,7 +98,7 @@ class CompleteCheckpoints(TrainerHooks):
             super().write_model(folder, state_dict)
             return
         directory = Path(self.args.output_dir if folder is None else folder)
-        with _told(directory, directory), aside(directory) as beside:
+        with told(directory, directory), aside(directory) as beside:
             written = beside / "model"
             written.mkdir()
             if (directory / _CARD).is_file():  # it is added to
@@ -210,7 +213,7 @@ def on_disk(path: Path, *, recursive: bool = True) -> None:
 
 
 @contextlib.contextmanager
-def _told(made: Path, directory: Path) -> Iterator[None]:
+def told(made: Path, directory: Path) -> Iterator[None]:
     """Re-raise what fails inside the block as a missing checkpoint, naming those of `directory`."""
     try:
         yield

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
-from functools import partial
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from ipu_core import IncompatibleIPUConfigError, IPUConfig
-from ipu_core._torch import pytree
-from ipu_core.engines.distributed.agreement import refuse_disagreement
+from ipu_core.engines.distributed.agreement import done_by_all, refuse_disagreement
 from ipu_core.engines.distributed.engine import world_size
 
 ENGINE = "distributed"
@@ -45,33 +43,19 @@ def alone() -> Iterator[None]:
         os.environ.update(hidden)
 
 
-def whole_state(optimizer: torch.optim.Optimizer, owners: Mapping[int, int]) -> None:
-    """Bring the state of every parameter to the first rank; all ranks call it alike.
+def rank_of() -> int:
+    """Return the number of this process among all."""
+    return int(dist.get_rank()) if dist.is_initialized() else 0
 
-    Args:
-        optimizer: of whose parameters each rank has stepped its own.
-        owners: the identity of a parameter, and the rank whose state of it counts.
+
+def all_do(what: str, act: Callable[[], Any]) -> None:
+    """Do something on every rank; where one cannot, all of them end.
+
+    Raises:
+        CheckpointError: on the others, with the error of the one that could not.
     """
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    me = dist.get_rank()
-    own = {
-        number: pytree.tree_map_only(torch.Tensor, lambda t: t.cpu(), dict(optimizer.state[parameter]))
-        for number, parameter in enumerate(parameters)
-        if owners.get(id(parameter), 0) == me and parameter in optimizer.state
-    }
-    everyone: list[dict[int, Any]] | None = [{} for _ in range(dist.get_world_size())] if me == 0 else None
-    with doing("waits for the optimizer's state of all ranks"):
-        dist.gather_object(own, everyone)
-    for found in everyone or ():
-        for number, state in found.items():
-            device = parameters[number].device
-            # A count of steps stays on the host, as it was.
-            moved = pytree.tree_map_only(torch.Tensor, partial(_placed, device), state)
-            optimizer.state[parameters[number]] = moved
-
-
-def _placed(device: torch.device, value: torch.Tensor) -> torch.Tensor:
-    return value.to(device) if value.ndim else value
+    with doing("waits for what the others do"):
+        done_by_all(what, act)
 
 
 def refuse_for_ranks(ipu_config: IPUConfig, args: Any) -> None:

@@ -7,7 +7,6 @@ import importlib
 import json
 import logging
 import os
-import pickle
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,6 @@ from transformers.trainer import (
     SCHEDULER_NAME,
     TRAINER_STATE_NAME,
 )
-from transformers.trainer_pt_utils import safe_globals
 from transformers.trainer_utils import sort_checkpoints
 from transformers.utils import (
     ADAPTER_CONFIG_NAME,
@@ -38,6 +36,7 @@ from transformers.utils import (
 from ._transformers import TrainerHooks
 from .checkpoints import CHECKSUMS, digest_of
 from .errors import CheckpointError
+from .optimizer_state import PARTS, SavedOptimizer, loaded, numbered, saved_optimizer
 
 logger = logging.getLogger(__name__)
 
@@ -69,8 +68,9 @@ class CheckedResume(TrainerHooks):
         require_complete(directory)
         refuse_another_model(directory, self.model)
         self.create_optimizer()  # the one that is there, or the one the loop would make
-        if (directory / OPTIMIZER_NAME).is_file():
-            refuse_another_optimizer(directory / OPTIMIZER_NAME, self.optimizer)
+        saved = saved_optimizer(directory)
+        if saved is not None:
+            refuse_another_optimizer(saved, self.optimizer)
             loaded(directory / SCHEDULER_NAME)
         if (directory / RNG_NAME).is_file():
             loaded(directory / RNG_NAME)
@@ -87,10 +87,7 @@ class CheckedResume(TrainerHooks):
         refuse_changed_files(directory)
         if not self.args.ignore_data_skip:
             tell_of_other_rows(directory, state, self.batch_size_in_use())
-        if saves_under_own_names(self.model):
-            super().load_checkpoint(str(directory), model)
-        else:
-            load_renamed(directory, self.model)
+        self.load_weights(directory, model)
 
     def load_best_checkpoint(self) -> None:
         """Load the weights of the best checkpoint, whatever names they have in it."""
@@ -99,11 +96,28 @@ class CheckedResume(TrainerHooks):
         else:
             load_renamed(Path(self.state.best_model_checkpoint), self.model)
 
+    def load_weights(self, directory: Path, model: Any) -> None:
+        """Load the weights of a checkpoint, whatever names they have in it."""
+        if saves_under_own_names(self.model):
+            super().load_checkpoint(str(directory), model)
+        else:
+            load_renamed(directory, self.model)
+
     def load_optimizer_and_scheduler(self, folder: str | None) -> None:
         """Load the states of the optimizer and the scheduler, if they are of the same kinds."""
         if folder is not None and (path := Path(folder) / SCHEDULER_NAME).is_file():
             refuse_another_scheduler(path, self.lr_scheduler)
-        super().load_optimizer_and_scheduler(folder)
+        saved = None if folder is None else saved_optimizer(Path(folder))
+        if saved is None:
+            super().load_optimizer_and_scheduler(folder)
+            return
+        self.load_optimizer(saved)
+        self.lr_scheduler.load_state_dict(loaded(Path(str(folder)) / SCHEDULER_NAME))
+
+    def load_optimizer(self, saved: SavedOptimizer) -> None:
+        """Load the state of the optimizer."""
+        state = saved.read(range(len(numbered(self.optimizer))))
+        self.optimizer.load_state_dict({"state": state, "param_groups": saved.groups})
 
 
 def _state_of(path: Path) -> TrainerState:
@@ -147,15 +161,15 @@ def require_complete(directory: Path) -> None:
     if not has_weights:
         raise CheckpointError(f"Can't find a valid checkpoint at `{directory}`: {found}; {_advice(directory)}")
     wanted = [TRAINER_STATE_NAME]
-    if OPTIMIZER_NAME in names or SCHEDULER_NAME in names:
-        wanted += [OPTIMIZER_NAME, SCHEDULER_NAME]
+    if {OPTIMIZER_NAME, PARTS, SCHEDULER_NAME} & {*names}:
+        wanted += [PARTS if PARTS in names else OPTIMIZER_NAME, SCHEDULER_NAME]
     missing = [name for name in wanted if name not in names]
     if missing:
         raise CheckpointError(
             f"`{directory}` holds weights and no {' and no '.join(missing)}: it is a saved model, or half a "
             f"checkpoint; {_advice(directory.parent, other_than=directory)}"
         )
-    if OPTIMIZER_NAME not in names:
+    if not {OPTIMIZER_NAME, PARTS} & {*names}:
         logger.warning(
             "`%s` was saved with `save_only_model`: the optimizer and its schedule begin anew, which is not what an "
             "uninterrupted run does",
@@ -330,13 +344,13 @@ def _plain_name(model: Any) -> str:
     return (type(inner).plain_class() if isinstance(inner, PipelineMixin) else type(inner)).__name__
 
 
-def refuse_another_optimizer(path: Path, optimizer: torch.optim.Optimizer) -> None:
+def refuse_another_optimizer(saved: SavedOptimizer, optimizer: torch.optim.Optimizer) -> None:
     """Refuse the state of another class of optimizer, or of other parameters.
 
     Raises:
         CheckpointError: naming what is there and what is here.
     """
-    there, here = (groups["param_groups"] for groups in (loaded(path), optimizer.state_dict()))
+    path, there, here = saved.path, saved.groups, optimizer.state_dict()["param_groups"]
     options = [{key for group in groups for key in group} - _OF_EVERY_GROUP for groups in (there, here)]
     name = type(getattr(optimizer, "optimizer", optimizer)).__name__
     if options[0] != options[1]:
@@ -351,16 +365,13 @@ def refuse_another_optimizer(path: Path, optimizer: torch.optim.Optimizer) -> No
             f"{sum(counts[1])} in groups of {counts[1]}: have the same parameters require gradients, in the same "
             f"groups, or {_START_ANEW}"
         )
-    _refuse_other_shapes(path, optimizer, name)
+    _refuse_other_shapes(saved, optimizer, name)
 
 
-def _refuse_other_shapes(path: Path, optimizer: torch.optim.Optimizer, name: str) -> None:
+def _refuse_other_shapes(saved: SavedOptimizer, optimizer: torch.optim.Optimizer, name: str) -> None:
     """Refuse states that are not of their parameters' shapes: a fused step would read and write beside them."""
-    state = loaded(path).get("state")
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    if not isinstance(state, dict) or not all(isinstance(values, dict) for values in state.values()):
-        raise CheckpointError(f"`{path}` has no state for each parameter; {_ANOTHER}")
-    for key, values in state.items():
+    path, parameters = saved.path, numbered(optimizer)
+    for key, values in saved.state.items():
         if key not in range(len(parameters)):
             raise CheckpointError(f"`{path}` has a state of parameter {key}, and {name} has {len(parameters)}")
         shape = list(parameters[key].shape)
@@ -404,23 +415,6 @@ def refuse_another_scheduler(path: Path, scheduler: Any) -> None:
 
 def _listed(names: Iterable[str]) -> str:
     return ", ".join(f"`{name}`" for name in sorted(names)) or "none of its own"
-
-
-def loaded(path: Path) -> Any:
-    """Load a state without running any code it names; what is large stays in its file.
-
-    Raises:
-        CheckpointError: it holds more than tensors and plain values, or was cut short.
-    """
-    try:
-        with safe_globals():
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        first = str(error).partition("\n")[0]
-        raise CheckpointError(
-            f"`{path}` holds more than tensors and plain values, or was cut short, and is not loaded: {first}; resume "
-            f"from another checkpoint, or {_START_ANEW}"
-        ) from error
 
 
 def tell_of_other_rows(directory: Path, state: TrainerState, rows: int) -> None:

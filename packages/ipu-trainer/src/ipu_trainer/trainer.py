@@ -7,14 +7,14 @@ import functools
 import json
 import logging
 import os
-from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from ipu_core import Executor, IPUConfig, PipelineMixin, Plan, to_pipelined
 from ipu_core._torch import pytree
 from ipu_core.capture.loss_terms import NUM_ITEMS, shares
-from ipu_core.checkpoints.lazy import refuse_unread
+from ipu_core.checkpoints.lazy import read_now, refuse_without_values
 from ipu_core.engines.registry import usable_engine
 from ipu_core.errors import NotCompiledError
 from ipu_core.model.card import write_card
@@ -26,7 +26,6 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from ._transformers import use_one_device
 from .arguments import IPUTrainingArguments
-from .checkpoints import CompleteCheckpoints
 from .errors import CheckpointError
 from .evaluation import Evaluator
 from .executors import training_executor
@@ -36,8 +35,8 @@ from .losses import ComputeLoss, FiniteWatch, loss_rewrites, refuse_unused_overr
 from .modelcard import IPUTrainingSummary
 from .optimizers import lamb
 from .packing import PackedBatchLoaders
-from .rank_state import ENGINE, agreed, holds_everywhere, is_first, refuse_for_ranks, whole_state
-from .resuming import CheckedResume
+from .rank_checkpoints import RankCheckpoints
+from .rank_state import ENGINE, holds_everywhere, is_first, refuse_for_ranks
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +44,7 @@ LOSS_SCALE_NAME = "loss_scale.json"
 COMPILATION_TIME = "jit_compilation_time"
 
 
-class IPUTrainer(CompleteCheckpoints, CheckedResume, PackedBatchLoaders):
+class IPUTrainer(RankCheckpoints, PackedBatchLoaders):
     """Trains, evaluates and predicts with a pipelined model, otherwise as `transformers.Trainer` does.
 
     ::
@@ -114,7 +113,6 @@ class IPUTrainer(CompleteCheckpoints, CheckedResume, PackedBatchLoaders):
         self._given, self._compute_loss = args, compute_loss_func
         self.eval_data_collator = eval_data_collator
         if model is not None:
-            refuse_unread(model, "the trainer writes whole checkpoints; train with `ipu_core.training_model`")
             model = self._pipelined(model)
         super().__init__(model, args.for_pipeline(self.ipu_config), **kwargs)
         # Micro-batches are weighted by their items outside of the graph that makes the loss.
@@ -219,7 +217,8 @@ class IPUTrainer(CompleteCheckpoints, CheckedResume, PackedBatchLoaders):
     def _backward(self, part: dict[str, Any]) -> torch.Tensor:
         """Add up the gradients of one update, and give its loss: the mean over all items."""
         part = self._with_num_items(part)
-        counts = self.training_executor.item_counts(**part)
+        counts = self.training_executor.item_counts(**part)  # it is compiled now
+        self.load_awaited_state()
         weights = self._shares(counts)
         scaled = [{name: weight * self.loss_scale.value for name, weight in each.items()} for each in weights]
         outputs = self.training_executor(**part, loss_weights=scaled)
@@ -329,9 +328,7 @@ class IPUTrainer(CompleteCheckpoints, CheckedResume, PackedBatchLoaders):
         if self.args.engine != ENGINE or _internal_call:
             save()
             return
-        if self._training is not None:
-            self.training_executor.release()
-        self._first_writes("the model", save)
+        self.write_saved_model(Path(output_dir or self.args.output_dir), save)
 
     def _save_with_card(self, output_dir: str | None, _internal_call: bool) -> None:
         super().save_model(output_dir, _internal_call)
@@ -348,15 +345,6 @@ class IPUTrainer(CompleteCheckpoints, CheckedResume, PackedBatchLoaders):
         except NotCompiledError:
             return None
 
-    def write_checkpoint(self, model: Any, trial: Any) -> None:
-        """Write a checkpoint: the first rank does, of what all of them bring."""
-        if self.args.engine != ENGINE:
-            super().write_checkpoint(model, trial)
-            return
-        whole_state(getattr(self.optimizer, "optimizer", self.optimizer), self.training_executor.owning_ranks())
-        self.training_executor.release()
-        self._first_writes("the checkpoint", functools.partial(super().write_checkpoint, model, trial))
-
     def finish_training(self, trial: Any, *args: Any) -> Any:
         """Finish a run as upstream does, of the weights that were trained."""
         self._bring_back()
@@ -366,26 +354,6 @@ class IPUTrainer(CompleteCheckpoints, CheckedResume, PackedBatchLoaders):
         """Give the model the weights that an engine which steps by itself has, and their IPUs to whoever is next."""
         if self._steps_itself and self._training is not None:
             self._training[-1].release()
-
-    def _first_writes(self, what: str, write: Callable[[], None]) -> None:
-        """Have the first rank write, while the others wait; all of them end where it cannot.
-
-        Raises:
-            CheckpointError: on the other ranks, with the error of the first one.
-        """
-        problem = None
-        if is_first():
-            try:
-                write()
-            except Exception as error:
-                problem = error
-        told = None if problem is None else f"{type(problem).__name__}: {problem}"
-        told, best = agreed((told, self.state.best_model_checkpoint), f"written {what}")
-        self.state.best_model_checkpoint = best
-        if problem is not None:
-            raise problem
-        if told is not None:
-            raise CheckpointError(f"the first rank could not write {what}: {told}: make room, and resume")
 
     def create_model_card(self, **facts: Any) -> None:
         """Write the model card, `README.md`; `facts` are those of `transformers.Trainer.create_model_card`."""
@@ -398,7 +366,10 @@ class IPUTrainer(CompleteCheckpoints, CheckedResume, PackedBatchLoaders):
             self.model.create_or_update_model_card(self.args.output_dir)
 
     def _pipelined(self, model: torch.nn.Module) -> PipelineMixin:
-        """Pipeline a model, with the loss that was asked for."""
+        """Pipeline a model, with the loss that was asked for; one process reads the whole of it."""
+        refuse_without_values(model)
+        if self._given.engine != ENGINE:
+            read_now([*model.parameters(), *model.buffers()])
         if self._computes_loss:
             rewrites = [computed_by(self.compute_loss)]
         else:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -63,9 +63,7 @@ def read_lazily(model: ModelT, folder: str | os.PathLike[str], *, device: torch.
     if has_adapters(model):
         raise TypeError("adapters are in no checkpoint of their model: load the model, then put them in")
     refuse_other_types({"model": model}, PreTrainedModel, instead="a transformers model")
-    plain: Any = model
-    if hasattr(type(model), "to_transformers"):
-        plain = plain.to_transformers()
+    plain = _plain(model)
     there = [name for name, parameter in plain.named_parameters() if not parameter.is_meta]
     if there:
         raise CheckpointError(
@@ -77,6 +75,28 @@ def read_lazily(model: ModelT, folder: str | os.PathLike[str], *, device: torch.
         if tensor.is_meta:
             _PLACES[tensor] = Place(skeleton=skeleton, device=torch.device(device), names=names)
     return model
+
+
+def read_from(model: torch.nn.Module, folder: str | os.PathLike[str]) -> None:
+    """Have a model that `read_lazily` was called for take its values from another checkpoint of it.
+
+    What this process has read is read again, into the same memory.
+
+    Raises:
+        CheckpointError: as for `read_lazily`.
+    """
+    plain = _plain(model)
+    skeleton = Skeleton.of(plain, folder)
+    tensors = [tensor for tensor, _ in all_named(plain) if tensor in _PLACES]
+    for tensor in tensors:
+        _PLACES[tensor] = replace(_PLACES[tensor], skeleton=skeleton)
+    for tensor in (tensor for tensor in tensors if not tensor.is_meta):
+        tensor.detach().copy_(read_values([tensor])[id(tensor)])
+
+
+def is_lazy(model: torch.nn.Module) -> bool:
+    """Return whether tensors of a model are read by whoever runs them, or were."""
+    return any(parameter in _PLACES for parameter in model.parameters())
 
 
 def place_of(tensor: torch.Tensor) -> Place | None:
@@ -167,6 +187,10 @@ def refuse_unread(model: torch.nn.Module, advice: str) -> None:
             f"{len(tensors) - unread} of the {len(tensors)} tensors of this model are on this process, which reads "
             f"those that it runs: {advice}"
         )
+
+
+def _plain(model: Any) -> Any:
+    return model.to_transformers() if hasattr(type(model), "to_transformers") else model
 
 
 def _one_of(values: Mapping[str, torch.Tensor], place: Place) -> torch.Tensor:

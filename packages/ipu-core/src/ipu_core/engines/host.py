@@ -127,7 +127,7 @@ class HostProgram(Interpreter):
         """Return the 2-norm of all gradients of the model together."""
         return torch.nn.utils.get_total_norm([p.grad for p in self._model.parameters() if p.grad is not None])
 
-    def owners(self) -> dict[int, int]:
+    def owners(self) -> dict[int, frozenset[int]]:
         """Return nothing: this process has everything."""
         return {}
 

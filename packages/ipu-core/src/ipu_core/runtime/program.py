@@ -89,8 +89,8 @@ class StageProgram(Protocol):
     def gradient_norm(self) -> torch.Tensor:
         """Return the 2-norm of all gradients of the model together."""
 
-    def owners(self) -> dict[int, int]:
-        """Map the identity of each parameter to the rank whose value of it counts; empty where there is one process."""
+    def owners(self) -> dict[int, frozenset[int]]:
+        """Map the identity of each parameter to the ranks that train it; empty where there is one process."""
 
     def save(self, folder: Path, *, max_shard_size: int | str) -> None:
         """Write the model as a checkpoint of transformers, in files of at most so many bytes."""

@@ -173,9 +173,9 @@ class DistributedProgram:
         with self._ranks.watchdog.doing("waits for the norm of the gradients"):
             return gradients.total_norm(owned, self._ranks.pipeline, self._device)
 
-    def owners(self) -> dict[int, int]:
-        """Map the identity of each parameter to the first of the ranks that train it."""
-        return {key: min(self._ranks.of_ipus(ipus)) for key, (_, ipus) in self._readers().items()}
+    def owners(self) -> dict[int, frozenset[int]]:
+        """Map the identity of each parameter to the ranks that train it."""
+        return {key: self._ranks.of_ipus(ipus) for key, (_, ipus) in self._readers().items()}
 
     def all_spans(self, spans: SpanList) -> SpanList:
         """Return what all ranks of the first replica measured, on one clock; all ranks call it alike."""

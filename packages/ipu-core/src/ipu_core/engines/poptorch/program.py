@@ -184,7 +184,7 @@ class PopTorchProgram:
             "`clip_gradients` out, or use another engine"
         )
 
-    def owners(self) -> dict[int, int]:
+    def owners(self) -> dict[int, frozenset[int]]:
         """Return nothing: the model of this process has all weights after every call."""
         return {}
 
