@@ -360,8 +360,21 @@ def a_package():  # `test_compile.py` makes some, which takes a compiler
 
     made = inspect.signature(torch._inductor.aoti_compile_and_package)
     made.bind(None, package_path="", inductor_configs={})
-    inspect.signature(torch._inductor.aoti_load_package).bind("")
+    inspect.signature(torch._inductor.aoti_load_package).bind("", run_single_threaded=True, device_index=0)
     assert hasattr(torch._C._aoti.AOTIModelPackageLoader, "boxed_run")
+
+
+def the_hooks_of_steps():
+    optimizer = torch.optim.SGD([torch.ones(1, requires_grad=True)])
+    assert not _torch.has_step_hooks(optimizer)
+    optimizer.register_step_post_hook(lambda *_: None)
+    assert _torch.has_step_hooks(optimizer)
+
+
+def caches_of_the_compiler():
+    from torch._inductor import utils
+
+    inspect.signature(utils.fresh_cache).bind(dir="")  # `test_cards.py` enters one
 
 
 def a_joint_graph():
@@ -406,6 +419,8 @@ OF_TORCH = {
     "cpp_compiler": the_cpp_compiler,
     "default_store": the_store_of_the_ranks,
     "forward_hooks_of": a_forward_hook,
+    "fresh_compiler_caches": caches_of_the_compiler,
+    "has_step_hooks": the_hooks_of_steps,
     "import_compiler": modules_of_the_compiler,
     "inductor_options": options_of_the_compiler,
     "is_view": a_view,

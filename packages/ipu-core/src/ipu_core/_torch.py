@@ -47,6 +47,8 @@ __all__ = [
     "cpp_compiler",
     "default_store",
     "forward_hooks_of",
+    "fresh_compiler_caches",
+    "has_step_hooks",
     "import_compiler",
     "inductor_options",
     "is_view",
@@ -144,6 +146,11 @@ def is_view(tensor: torch.Tensor) -> bool:
     return tensor._is_view()
 
 
+def has_step_hooks(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether something is called before or after each step of an optimizer."""
+    return bool(optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks)
+
+
 def default_store() -> Any:
     """Return the key-value store that the ranks of this run met in."""
     from torch.distributed.distributed_c10d import _get_default_store
@@ -196,14 +203,41 @@ def compile_package(program: torch.export.ExportedProgram, file: Path, options: 
     torch._inductor.aoti_compile_and_package(program, package_path=str(file), inductor_configs=dict(options))
 
 
-def load_package(file: Path) -> Callable[[list[torch.Tensor]], list[torch.Tensor]]:
-    """Load what `compile_package` wrote; calling it empties the list of inputs it is given."""
+def fresh_compiler_caches(folder: Path) -> contextlib.AbstractContextManager[Any]:
+    """Have torch's compiler, and Triton, keep what they make in a new folder of `folder` inside the block, not beyond.
+
+    They read nothing that was there before: neither code that another user may have put there, nor pickles.
+    """
+    from torch._inductor import utils
+
+    fresh: contextlib.AbstractContextManager[Any] = utils.fresh_cache(dir=str(folder))
+    return fresh
+
+
+def load_package(file: Path, device: torch.device) -> Callable[[list[torch.Tensor]], list[torch.Tensor]]:
+    """Load what `compile_package` wrote; calling it empties the list of inputs it is given.
+
+    Args:
+        file: a `.pt2` file.
+        device: that it runs on: of the kind it was compiled for, and any index of such.
+    """
     import torch._inductor
 
-    # Without the package's own call, which sorts arguments by name each time: all are tensors, in order.
-    code: Any = torch._inductor.aoti_load_package(str(file)).loader
-    run: Callable[[list[torch.Tensor]], list[torch.Tensor]] = code.boxed_run
-    return run
+    if device.type == "cpu":
+        # Without the package's own call, which sorts arguments by name each time: all are tensors, in order.
+        code: Any = torch._inductor.aoti_load_package(str(file)).loader
+        run: Callable[[list[torch.Tensor]], list[torch.Tensor]] = code.boxed_run
+        return run
+    # Several threads at once would be told apart by events, which cannot be asked for while a graph is recorded.
+    code = torch._inductor.aoti_load_package(str(file), run_single_threaded=True, device_index=device.index or 0).loader
+
+    def run_there(inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+        # The code takes the stream of the current device, whichever it was loaded for.
+        with torch.cuda.device(device):
+            outputs: list[torch.Tensor] = code.boxed_run(inputs)
+            return outputs
+
+    return run_there
 
 
 def joint_graph(program: torch.nn.Module, examples: Sequence[torch.Tensor]) -> torch.fx.GraphModule:

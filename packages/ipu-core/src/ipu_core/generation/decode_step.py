@@ -148,7 +148,9 @@ class Program:
         if config.compile:
             kernels = parts.kernels
             lowered = changed_once(kernels.products, stage_graphs)
-            is_chosen = _are_worth_it(stage_graphs, lowered) if moves else [False] * len(stage_graphs)
+            is_chosen = [False] * len(stage_graphs)
+            if moves:
+                is_chosen = _are_worth_it(stage_graphs, lowered, all_of_them=kernels.compiles_all)
             with_fewer = changed_once(kernels.norms, lowered)
             lowered = tuple(a if chosen else b for a, b, chosen in zip(lowered, with_fewer, is_chosen, strict=True))
             if moves:
@@ -307,14 +309,22 @@ def _refuse_nothing_exact(parts: Parts, quantized_weights: Sequence[QuantizedWei
         )
 
 
-def _are_worth_it(stage_graphs: Sequence[StageGraph], lowered: Sequence[StageGraph]) -> list[bool]:
-    """Return which stage graphs are worth compiling: those with products, and a good part of a step's operations."""
+def _are_worth_it(
+    stage_graphs: Sequence[StageGraph], lowered: Sequence[StageGraph], *, all_of_them: bool
+) -> list[bool]:
+    """Return which stage graphs are worth compiling: those with products, and a good part of a step's operations.
+
+    Args:
+        stage_graphs: as they were split.
+        lowered: the same with operators for their products.
+        all_of_them: whether those without such operators are, too.
+    """
     sizes: Counter[torch.fx.GraphModule] = Counter()
     for stage_graph in lowered:
         sizes[stage_graph.program] += len(stage_graph.program.graph.nodes)
     fewest = SMALLEST_PART * max(sizes.values(), default=0)
     return [
-        new is not stage_graph and sizes[new.program] >= fewest
+        (all_of_them or new is not stage_graph) and sizes[new.program] >= fewest
         for stage_graph, new in zip(stage_graphs, lowered, strict=True)
     ]
 

@@ -23,12 +23,13 @@ from transformers import DynamicCache, EncoderDecoderCache, GenerationMixin
 from .._torch import pytree
 from ..capture.capture import CAPTURING, in_mode
 from ..capture.guards import Guards
+from ..cards import is_card
 from ..compile.disk_cache import ExecutableCache
 from ..compile.worker_pool import Compilers
 from ..config.execution_config import ExecutionConfig
 from ..engines.engine import Engine
 from ..errors import CacheError, CaptureError, CompileError, GenerationModeError, IncompatibleIPUConfigError, IPUError
-from ..kernels.decode import TORCH, decode_kernels
+from ..kernels.decode import CARDS, TORCH, DecodeKernels, decode_kernels
 from ..kernels.quantize_pass import Quantizer
 from ..partition.lowered import Lowered
 from ..points.request import STEPS, rewrites_with
@@ -137,9 +138,9 @@ class Decoder:
             rows=sizes.rows,
             weights=weights,
             quantizer=Quantizer(),
-            kernels=decode_kernels(cache) if config.compile else TORCH,
+            kernels=self._kernels(cache),
             cache=cache,
-            compilers=Compilers(),
+            compilers=Compilers(for_cards=self._runs_on_a_card()),
             guards=Guards(model),
             recorder=self._recorder(),
         )
@@ -156,6 +157,15 @@ class Decoder:
         self.more: dict[str, tuple[torch.Tensor, ...]] = {}  # what it gave then: hidden states, attentions
         self._is_prepared_anew = prepares_more_than_upstream(model.plain_class())
         self._device = self._home()
+
+    def _runs_on_a_card(self) -> bool:
+        return any(map(is_card, named_devices(self._config) or [self._home()]))
+
+    def _kernels(self, cache: ExecutableCache) -> DecodeKernels:
+        """Return what steps are made of."""
+        if not self._config.compile:
+            return TORCH
+        return CARDS if self._runs_on_a_card() else decode_kernels(cache)
 
     def _recorder(self) -> Recorder | None:
         """Return what records steps, where the option `record` asks for it and they run on one device that can."""

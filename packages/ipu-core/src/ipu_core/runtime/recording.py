@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from .._torch import pytree
+from ..cards import is_card
 from ..config.execution_config import ExecutionConfig
 from ..errors import IncompatibleIPUConfigError
 from ..partition.stage_graph import StageGraph
@@ -61,7 +62,7 @@ class CudaRecorder:
 
 def recorder_for(device: torch.device) -> Recorder | None:
     """Return what records the work of a device; None where nothing does, as on the CPU."""
-    return CudaRecorder(device) if device.type == "cuda" else None
+    return CudaRecorder(device) if is_card(device) else None
 
 
 def refuse_where_nothing_records(model: torch.nn.Module, config: ExecutionConfig) -> None:
@@ -159,13 +160,23 @@ class RecordedUpdate:
         train: Callable[[Sequence[Mapping[str, Any]], Sequence[Mapping[str, float]]], Iterable[Trained]],
     ) -> None:
         self._device, self._parameters, self._train = device, parameters, train
+        self._what, self._is_named = what, False
         self._batches: list[dict[str, Any]] = []
         self._starts: Sequence[Mapping[str, float]] = ()
         self._recording = Recording(what, recorder, self._once)
 
     def takes(self) -> bool:
-        """Return whether no parameter has a gradient yet."""
-        return all(parameter.grad is None for parameter in self._parameters)
+        """Return whether no parameter has a gradient yet; it is named once where one has."""
+        if all(parameter.grad is None for parameter in self._parameters):
+            return True
+        if not self._is_named:
+            logger.warning(
+                "%s finds gradients, which it adds to: that is not recorded, and runs as before; clear them to None "
+                "before each update (`optimizer.zero_grad()`)",
+                self._what,
+            )
+        self._is_named = True
+        return False
 
     def run(self, batches: Sequence[Mapping[str, Any]], starts: Sequence[Mapping[str, float]]) -> list[Trained]:
         """Run an update; leaves and losses are the caller's to keep."""
