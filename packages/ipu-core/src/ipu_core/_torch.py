@@ -30,6 +30,8 @@ __all__ = [
     "FORWARD_PRE_HOOKS",
     "GRAPH_SOURCES",
     "HOOK_TABLES",
+    "INT4_PRODUCTS",
+    "INT8_PRODUCT",
     "MODULES",
     "PARAMETERS",
     "TABLES",
@@ -51,6 +53,8 @@ __all__ = [
     "has_step_hooks",
     "import_compiler",
     "inductor_options",
+    "inner_tiles",
+    "int4_layout",
     "is_view",
     "joint_graph",
     "load_package",
@@ -87,6 +91,13 @@ TO_COPY = torch.ops.aten._to_copy  # what `Tensor.to` is in a captured graph
 UNSAFE_VIEW = torch.ops.aten._unsafe_view.default  # what `view` is after a product of matrices
 CTC_LOSS = torch.ops.aten._ctc_loss  # the loss of each row, and what its backward takes
 CTC_LOSS_BACKWARD = torch.ops.aten._ctc_loss_backward
+
+# x [R, I] times a weight of 4 bits, as `int4_layout` lays it out for a type of device, in groups; and of 8 bits [O, I].
+INT4_PRODUCTS = {
+    "cuda": torch.ops.aten._weight_int4pack_mm.default,
+    "cpu": torch.ops.aten._weight_int4pack_mm_for_cpu.default,
+}
+INT8_PRODUCT = torch.ops.aten._weight_int8pack_mm.default
 
 # What torch's compiler imports only when it compiles its first graph.
 COMPILER_MODULES = tuple(
@@ -149,6 +160,22 @@ def is_view(tensor: torch.Tensor) -> bool:
 def has_step_hooks(optimizer: torch.optim.Optimizer) -> bool:
     """Return whether something is called before or after each step of an optimizer."""
     return bool(optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks)
+
+
+def inner_tiles(inputs: int) -> int:
+    """Return how many tiles of 16 inputs a product of 4 bits takes at a time on a CUDA device."""
+    return next(tiles for tiles in (8, 4, 2) if inputs % (16 * tiles) == 0)
+
+
+def int4_layout(integers: torch.Tensor) -> torch.Tensor:
+    """Lay out integers of 4 bits [O, I], given as int32, for the product of the device that they are on.
+
+    O is a multiple of 16, I of 32.
+    """
+    if integers.device.type == "cpu":
+        return torch.ops.aten._convert_weight_to_int4pack_for_cpu(integers, 1)
+    halves = (integers[:, ::2] << 4 | integers[:, 1::2]).to(torch.uint8)
+    return torch.ops.aten._convert_weight_to_int4pack(halves, inner_tiles(integers.shape[1]))
 
 
 def default_store() -> Any:

@@ -20,6 +20,7 @@ import torch
 from torch.nn.functional import pad
 from transformers import DynamicCache, EncoderDecoderCache, GenerationMixin
 
+from .. import cards
 from .._torch import pytree
 from ..capture.capture import CAPTURING, in_mode
 from ..capture.guards import Guards
@@ -143,6 +144,7 @@ class Decoder:
             compilers=Compilers(for_cards=self._runs_on_a_card()),
             guards=Guards(model),
             recorder=self._recorder(),
+            quantizes_for=self._quantizes_for(weights),
         )
         self._is_encoder_decoder = bool(model.config.is_encoder_decoder)
         self._ids = "decoder_input_ids" if self._is_encoder_decoder else "input_ids"
@@ -160,6 +162,38 @@ class Decoder:
 
     def _runs_on_a_card(self) -> bool:
         return any(map(is_card, named_devices(self._config) or [self._home()]))
+
+    def _quantizes_for(self, weights: str | None) -> torch.device | None:
+        """Return the card that weights are rounded for, with torch's products; None where there is none.
+
+        Raises:
+            GenerationModeError: torch has no such products for what is asked.
+        """
+        devices = {*(named_devices(self._config) or [self._home()])}
+        if weights is None or not any(map(is_card, devices)):
+            return None
+        if weights not in ROUNDED:
+            if self._config.compile:
+                raise GenerationModeError(
+                    f"`weights={weights!r}` is multiplied by operations of this product, which torch's compiler has "
+                    f"for the CPU alone, and there is work for {', '.join(sorted(map(str, devices)))}: leave `compile` "
+                    'out, or round them (`weights="int8"`, `"int4"`)'
+                )
+            return None
+        others = {parameter.dtype for parameter in self._model.parameters()} - {torch.bfloat16}
+        if others or not all(map(is_card, devices)):
+            found = ", ".join(sorted(map(str, others or devices)))
+            raise GenerationModeError(
+                f"`weights={weights!r}` on CUDA devices runs torch's own products, which take bfloat16 there alone, "
+                f"and there is {found}: make it `model.bfloat16()`, and name CUDA devices alone, or leave `weights` out"
+            )
+        for device in sorted(devices, key=str):
+            if not (card := cards.card_of(device)).computes_bfloat16:
+                raise GenerationModeError(
+                    f"`weights={weights!r}` on CUDA devices runs torch's own products, for compute capability 8.0 and "
+                    f"later, and {device} is a {card}: leave `weights` out"
+                )
+        return min(devices, key=str)
 
     def _kernels(self, cache: ExecutableCache) -> DecodeKernels:
         """Return what steps are made of."""

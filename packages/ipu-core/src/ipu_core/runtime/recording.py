@@ -20,6 +20,7 @@ from ..errors import IncompatibleIPUConfigError
 from ..partition.stage_graph import StageGraph
 from .devices import named_devices
 from .program import Trained
+from .transfers import moved
 
 logger = logging.getLogger(__name__)
 _ORDINARY_RUNS = 2  # before one is recorded: libraries allocate and choose kernels in their first
@@ -201,7 +202,7 @@ class RecordedUpdate:
         for kept, batch in zip(self._batches, batches, strict=True):
             for own, given in zip(pytree.tree_leaves(kept), pytree.tree_leaves(dict(batch)), strict=True):
                 if isinstance(own, torch.Tensor):
-                    own.copy_(given, non_blocking=True)
+                    own.copy_(moved(given, own.device), non_blocking=True)
 
     def _kept(self, tensor: torch.Tensor) -> torch.Tensor:
         return torch.empty(tensor.shape, dtype=tensor.dtype, device=self._device)
