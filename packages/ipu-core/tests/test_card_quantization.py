@@ -120,3 +120,16 @@ def test_what_torch_has_no_products_for_is_refused(dtype, weights, capability, c
         pipelined = to_pipelined(llama(dtype), IPUConfig(layers_per_ipu=[1], compile=compiles))
         with pytest.raises(GenerationModeError, match=said):
             generation_model(pipelined, weights=weights).generate(torch.ones(1, 4, dtype=torch.long), max_new_tokens=2)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there are no CUDA devices")
+@pytest.mark.gpu
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("inputs", [32, 64, 256])
+def test_a_gpu_multiplies_with_the_weights_that_the_cpu_rounds_to(bits, inputs):
+    given, x = weight(40, inputs), weight(5, inputs, seed=1)
+    found = []
+    for device in (CPU, CARD):
+        quantization = CardQuantization.of(inputs, bits, device)
+        found.append(product(quantization, x.to(device), quantization.quantize(given.to(device)), 40).cpu().float())
+    torch.testing.assert_close(found[1], found[0], atol=0.1, rtol=0.03)

@@ -14,12 +14,13 @@ from ipu_core._torch import FakeTensorMode
 from ipu_core.cards import Card, card_facts, obstacle_to_compiling
 from ipu_core.compile.executable import CARD_OPTIONS, write_executable
 from ipu_core.compile.stages import Compilation, depends_on_its_card
-from ipu_core.errors import BatchError, CompileError, MemoryLimitError
+from ipu_core.errors import BatchError, CompileError, EngineNotAvailableError, MemoryLimitError
 from ipu_core.lowering import lower
 from ipu_core.memory.estimate import refuse_small_cards
 from ipu_core.runtime.devices import readers_of_inputs, refuse_batch_on_another_card
 from ipu_core.testing import assert_inference_equals_plain, assert_training_equals_plain
 from models import Chain, Tied, batch, make
+from simulated_devices import simulating
 from standing_in import GIB, STAND_IN, cpu_as_card
 
 pytestmark = pytest.mark.usefixtures("no_plugins")
@@ -167,6 +168,26 @@ def test_a_batch_is_on_the_host_or_on_a_card_that_reads_it():
         refuse_batch_on_another_card({first: elsewhere}, readers, model)
 
 
+def small_llama():
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, vocab_size=64, eos_token_id=None)).eval()
+
+
+def test_a_prompt_on_another_card_than_the_model_is_refused(monkeypatch):
+    generator = generation_model(to_pipelined(small_llama(), IPUConfig(layers_per_ipu=[1])), max_length=8)
+    with simulating(monkeypatch):
+        monkeypatch.setattr(cards, "CUDA", "meta")
+        prompt = torch.ones(1, 3, dtype=torch.long).to("meta:1")
+        with pytest.raises(BatchError, match=r"`input_ids`, \[1, 3\], is on meta:1, and what reads it is on cpu: move"):
+            generator.generate(prompt, max_new_tokens=2, do_sample=False)
+
+
+def test_generation_on_a_card_that_is_not_there_is_refused():
+    pipelined = to_pipelined(small_llama(), IPUConfig(layers_per_ipu=[1], devices=["cuda:7"]))
+    with pytest.raises(EngineNotAvailableError, match="names `cuda:7` for IPU 0, and it is not there; there are cpu"):
+        generation_model(pipelined, max_length=8).generate(torch.ones(1, 3, dtype=torch.long), max_new_tokens=2)
+
+
 def test_code_that_names_its_card_is_its_own():
     def named(x):
         return x + torch.zeros(2, device=x.device)
@@ -276,3 +297,55 @@ def test_the_facts_of_a_card_are_its_kind_and_versions(monkeypatch):
 
 def test_executors_run_what_is_compiled_for_a_card_in_inference(compiler):
     assert_inference_equals_plain(make(Chain), config(layers_per_ipu=[1, 2]), batch(), atol=1e-6)
+
+
+ON_A_CARD = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there are no CUDA devices"),
+    pytest.mark.gpu,
+]
+
+
+def on_a_card(function):
+    for mark in ON_A_CARD:
+        function = mark(function)
+    return function
+
+
+def trained_on_a_card(steps=8, **options):
+    """Train on a card; return the losses, and the memory that is in use after each step."""
+    model = make(Chain, dropout=0.5).cuda()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, capturable=True)
+    executor = training_model(to_pipelined(model, IPUConfig(gradient_accumulation_steps=2, **options)), optimizer)
+    rows = {name: tensor.cuda() for name, tensor in batch(4).items()}
+    torch.manual_seed(0)
+    losses, memory = [], []
+    for _ in range(steps):
+        executor(**rows)
+        losses.append(executor.update_loss.item())
+        memory.append(torch.cuda.memory_allocated())
+    return losses, memory
+
+
+@on_a_card
+@pytest.mark.parametrize("layers", [[3], [1, 2]])
+@pytest.mark.parametrize("options", [{"record": True}, {"compile": True}, {"compile": True, "record": True}])
+def test_a_gpu_trains_as_without_options_dropout_included(options, layers):
+    expected, _ = trained_on_a_card(layers_per_ipu=layers)
+    found, _ = trained_on_a_card(layers_per_ipu=layers, **options)
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+@on_a_card
+def test_a_gpu_holds_after_200_recorded_steps_what_it_held_after_few():
+    _, memory = trained_on_a_card(200, layers_per_ipu=[3], record=True)
+    assert memory[-1] <= memory[9]
+
+
+@on_a_card
+@pytest.mark.parametrize("options", [{"compile": True}, {"compile": True, "record": True}])
+def test_a_gpu_generates_the_plain_models_tokens_with_compiled_steps(options):
+    model, prompt = small_llama().cuda(), torch.randint(3, 64, (1, 4)).cuda()
+    wanted = model.generate(prompt, max_new_tokens=8, do_sample=False)
+    generator = generation_model(to_pipelined(model, IPUConfig(layers_per_ipu=[1], **options)), max_length=16)
+    for _ in range(2):
+        assert torch.equal(generator.generate(prompt, max_new_tokens=8, do_sample=False), wanted)

@@ -174,8 +174,10 @@ def int4_layout(integers: torch.Tensor) -> torch.Tensor:
     """
     if integers.device.type == "cpu":
         return torch.ops.aten._convert_weight_to_int4pack_for_cpu(integers, 1)
-    halves = (integers[:, ::2] << 4 | integers[:, 1::2]).to(torch.uint8)
-    return torch.ops.aten._convert_weight_to_int4pack(halves, inner_tiles(integers.shape[1]))
+    upper, lower = integers.unflatten(1, (-1, 2)).unbind(-1)  # of each byte
+    return torch.ops.aten._convert_weight_to_int4pack(
+        (upper << 4 | lower).to(torch.uint8), inner_tiles(integers.shape[1])
+    )
 
 
 def default_store() -> Any:

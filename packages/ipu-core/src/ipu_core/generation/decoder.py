@@ -20,7 +20,6 @@ import torch
 from torch.nn.functional import pad
 from transformers import DynamicCache, EncoderDecoderCache, GenerationMixin
 
-from .. import cards
 from .._torch import pytree
 from ..capture.capture import CAPTURING, in_mode
 from ..capture.guards import Guards
@@ -30,12 +29,13 @@ from ..compile.worker_pool import Compilers
 from ..config.execution_config import ExecutionConfig
 from ..engines.engine import Engine
 from ..errors import CacheError, CaptureError, CompileError, GenerationModeError, IncompatibleIPUConfigError, IPUError
+from ..kernels.card_quantization import card_with_products, refuse_compiled_exact_weights
 from ..kernels.decode import CARDS, TORCH, DecodeKernels, decode_kernels
 from ..kernels.quantize_pass import Quantizer
 from ..partition.lowered import Lowered
 from ..points.request import STEPS, rewrites_with
 from ..runtime.device_placement import without_values
-from ..runtime.devices import CPU, named_devices
+from ..runtime.devices import CPU, named_devices, refuse_batch_on_another_card, refuse_missing_devices
 from ..runtime.recording import Recorder, recorder_for, refuse_where_nothing_records
 from ..runtime.replay import result_of
 from ..runtime.streaming import refuse_parameters_elsewhere
@@ -97,6 +97,7 @@ class Decoder:
         rounds_cache: whether keys and values are kept as integers of 8 bits.
 
     Raises:
+        EngineNotAvailableError: a device that is not there.
         IncompatibleIPUConfigError: several device iterations or replicas; parameters on the host that are quantized, or
             that run elsewhere.
     """
@@ -122,6 +123,7 @@ class Decoder:
                 f"`weights={weights!r}` are kept on the devices of their stages, and `parameters_offchip=True` keeps "
                 "parameters on the host: leave one of them out"
             )
+        refuse_missing_devices(config)
         refuse_parameters_elsewhere(model, config)
         self.sizes = sizes
         self._model, self._config = model, config
@@ -164,36 +166,15 @@ class Decoder:
         return any(map(is_card, named_devices(self._config) or [self._home()]))
 
     def _quantizes_for(self, weights: str | None) -> torch.device | None:
-        """Return the card that weights are rounded for, with torch's products; None where there is none.
-
-        Raises:
-            GenerationModeError: torch has no such products for what is asked.
-        """
+        """Return the card that weights are rounded for; None where they are for the CPU."""
         devices = {*(named_devices(self._config) or [self._home()])}
         if weights is None or not any(map(is_card, devices)):
             return None
         if weights not in ROUNDED:
-            if self._config.compile:
-                raise GenerationModeError(
-                    f"`weights={weights!r}` is multiplied by operations of this product, which torch's compiler has "
-                    f"for the CPU alone, and there is work for {', '.join(sorted(map(str, devices)))}: leave `compile` "
-                    'out, or round them (`weights="int8"`, `"int4"`)'
-                )
+            refuse_compiled_exact_weights(weights, devices, compiles=self._config.compile)
             return None
-        others = {parameter.dtype for parameter in self._model.parameters()} - {torch.bfloat16}
-        if others or not all(map(is_card, devices)):
-            found = ", ".join(sorted(map(str, others or devices)))
-            raise GenerationModeError(
-                f"`weights={weights!r}` on CUDA devices runs torch's own products, which take bfloat16 there alone, "
-                f"and there is {found}: make it `model.bfloat16()`, and name CUDA devices alone, or leave `weights` out"
-            )
-        for device in sorted(devices, key=str):
-            if not (card := cards.card_of(device)).computes_bfloat16:
-                raise GenerationModeError(
-                    f"`weights={weights!r}` on CUDA devices runs torch's own products, for compute capability 8.0 and "
-                    f"later, and {device} is a {card}: leave `weights` out"
-                )
-        return min(devices, key=str)
+        dtypes = {parameter.dtype for parameter in self._model.parameters()}
+        return card_with_products(weights, devices, dtypes)
 
     def _kernels(self, cache: ExecutableCache) -> DecodeKernels:
         """Return what steps are made of."""
@@ -290,6 +271,7 @@ class Decoder:
 
         Raises:
             CacheError: more tokens than the cache has places for, other rows, or a cache that is not this decoder's.
+            BatchError: tokens on another card than the model.
             GenerationModeError: an argument that steps do not take.
         """
         given = {n: v for n, v in inputs.items() if v is not None and n not in _HOW and not (n in ASKING and not v)}
@@ -304,6 +286,8 @@ class Decoder:
         if source is not None and source[0].shape[1] < (self.sizes.source_length or 0):
             shown = torch.ones(source[0].shape[:2], dtype=torch.long, device=source[0].device)
             given.setdefault("attention_mask", shown)
+        if self._config.devices is None and not self._parts.engine.has_ranks:
+            refuse_batch_on_another_card({self._ids: self._tokens(given)}, {}, self._model)
         rows = len(self._tokens(given))
         given = pytree.tree_map_only(torch.Tensor, self._filled, given)
         tokens = self._tokens(given)

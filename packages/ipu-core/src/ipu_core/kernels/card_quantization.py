@@ -10,7 +10,7 @@ Shapes: O output channels, padded to a multiple of 16; I inputs; G groups of a r
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -18,7 +18,10 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from .. import cards
 from .._torch import INT4_PRODUCTS, INT8_PRODUCT, inner_tiles, int4_layout
+from ..cards import is_card
+from ..errors import GenerationModeError
 from .quantization import LANES, WORD
 
 aten = torch.ops.aten
@@ -78,13 +81,13 @@ class CardQuantization:
         scale = ((maximum - minimum) / 15).clamp(min=SMALLEST[4]).to(DTYPE)
         zero = (minimum + MIDDLE * scale.float()).to(DTYPE)
         # Rounded with the scale and the zero that products read.
-        steps = (groups - zero.float()[..., None]) / scale.float()[..., None]
+        steps = (groups - zero.float().unsqueeze(-1)) / scale.float().unsqueeze(-1)
         integers = (steps + MIDDLE).round_().clamp_(0, 15).to(torch.int32).flatten(1)
         return int4_layout(integers), torch.stack([scale, zero], dim=-1).transpose(0, 1)
 
     def _in_rows(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         scale = (rows.abs().amax(1) / 127).clamp(min=SMALLEST[8]).to(DTYPE)
-        return (rows / scale.float()[:, None]).round_().clamp_(-128, 127).to(torch.int8), scale
+        return (rows / scale.float().unsqueeze(-1)).round_().clamp_(-128, 127).to(torch.int8), scale
 
     def product(self, graph: torch.fx.Graph, x: torch.fx.Node, words: torch.fx.Node, outputs: int, like: Any) -> Any:
         """Write the product of activations and a quantized weight, [..., outputs], into a graph.
@@ -120,6 +123,44 @@ class CardQuantization:
             return call(aten.view.default, call(aten.view.dtype, packed, torch.uint8), [rows, inputs // 2])
         tiles = inner_tiles(inputs)
         return call(aten.view.default, packed, [rows // 8, inputs // (16 * tiles), 32, tiles // 2])
+
+
+def card_with_products(
+    weights: str, devices: Collection[torch.device], dtypes: Collection[torch.dtype]
+) -> torch.device:
+    """Return the card that weights are rounded for, of those that steps run on.
+
+    Raises:
+        GenerationModeError: torch has no products for one of them, or for what the model computes in.
+    """
+    others = set(dtypes) - {DTYPE}
+    if others or not all(map(is_card, devices)):
+        found = ", ".join(sorted(map(str, others or devices)))
+        raise GenerationModeError(
+            f"`weights={weights!r}` on CUDA devices runs torch's own products, which take bfloat16 there alone, "
+            f"and there is {found}: make it `model.bfloat16()`, and name CUDA devices alone, or leave `weights` out"
+        )
+    for device in sorted(devices, key=str):
+        if not (card := cards.card_of(device)).computes_bfloat16:
+            raise GenerationModeError(
+                f"`weights={weights!r}` on CUDA devices runs torch's own products, for compute capability 8.0 and "
+                f"later, and {device} is a {card}: leave `weights` out"
+            )
+    return min(devices, key=str)
+
+
+def refuse_compiled_exact_weights(weights: str, devices: Collection[torch.device], *, compiles: bool) -> None:
+    """Refuse weights that are not rounded where steps are compiled for a card.
+
+    Raises:
+        GenerationModeError: they are.
+    """
+    if compiles:
+        raise GenerationModeError(
+            f"`weights={weights!r}` is multiplied by operations of this product, which torch's compiler has "
+            f"for the CPU alone, and there is work for {', '.join(sorted(map(str, devices)))}: leave `compile` "
+            'out, or round them (`weights="int8"`, `"int4"`)'
+        )
 
 
 def _padded(outputs: int) -> int:
