@@ -20,7 +20,6 @@ from ipu_core.memory.estimate import refuse_small_cards
 from ipu_core.runtime.devices import readers_of_inputs, refuse_batch_on_another_card
 from ipu_core.testing import assert_inference_equals_plain, assert_training_equals_plain
 from models import Chain, Tied, batch, make
-from simulated_devices import simulating
 from standing_in import GIB, STAND_IN, cpu_as_card
 
 pytestmark = pytest.mark.usefixtures("no_plugins")
@@ -171,15 +170,6 @@ def test_a_batch_is_on_the_host_or_on_a_card_that_reads_it():
 def small_llama():
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     return transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, vocab_size=64, eos_token_id=None)).eval()
-
-
-def test_a_prompt_on_another_card_than_the_model_is_refused(monkeypatch):
-    generator = generation_model(to_pipelined(small_llama(), IPUConfig(layers_per_ipu=[1])), max_length=8)
-    with simulating(monkeypatch):
-        monkeypatch.setattr(cards, "CUDA", "meta")
-        prompt = torch.ones(1, 3, dtype=torch.long).to("meta:1")
-        with pytest.raises(BatchError, match=r"`input_ids`, \[1, 3\], is on meta:1, and what reads it is on cpu: move"):
-            generator.generate(prompt, max_new_tokens=2, do_sample=False)
 
 
 def test_generation_on_a_card_that_is_not_there_is_refused():

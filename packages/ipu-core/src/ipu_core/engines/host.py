@@ -74,7 +74,7 @@ class HostProgram(Interpreter):
         self._device_placement = DevicePlacement(weights, lowered.stage_graphs, streamed)
         self._model, self._returned = model, returned
         self._order: tuple[Action, ...] = ()
-        self._step: RecordedStep | None = None
+        self._recorded_step: RecordedStep | None = None
         self._update = self._recorded_update(config) if config.record and not config.inference else None
 
     def _recorded_update(self, config: ExecutionConfig) -> RecordedUpdate | None:
@@ -90,7 +90,7 @@ class HostProgram(Interpreter):
         recorder = recorder_of(what, self.stage_graphs, self._model)
         if device is None or recorder is None:
             return None
-        self._step = RecordedStep(recorder)
+        self._recorded_step = RecordedStep(recorder)
         constants = {name: tensor.to(device) for name, tensor in self.captured.constants.items()}
         self.captured = replace(self.captured, constants=constants)
         parameters = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
@@ -124,10 +124,10 @@ class HostProgram(Interpreter):
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         """Step an optimizer of the model's parameters."""
-        if self._step is None:
+        if self._recorded_step is None:
             optimizer.step()
         else:
-            self._step.run(optimizer)
+            self._recorded_step.run(optimizer)
 
     def gradient_norm(self) -> torch.Tensor:
         """Return the 2-norm of all gradients of the model together."""

@@ -35,7 +35,7 @@ from ..kernels.quantize_pass import Quantizer
 from ..partition.lowered import Lowered
 from ..points.request import STEPS, rewrites_with
 from ..runtime.device_placement import without_values
-from ..runtime.devices import CPU, named_devices, refuse_batch_on_another_card, refuse_missing_devices
+from ..runtime.devices import CPU, named_devices, refuse_missing_devices
 from ..runtime.recording import Recorder, recorder_for, refuse_where_nothing_records
 from ..runtime.replay import result_of
 from ..runtime.streaming import refuse_parameters_elsewhere
@@ -271,7 +271,6 @@ class Decoder:
 
         Raises:
             CacheError: more tokens than the cache has places for, other rows, or a cache that is not this decoder's.
-            BatchError: tokens on another card than the model.
             GenerationModeError: an argument that steps do not take.
         """
         given = {n: v for n, v in inputs.items() if v is not None and n not in _HOW and not (n in ASKING and not v)}
@@ -286,8 +285,6 @@ class Decoder:
         if source is not None and source[0].shape[1] < (self.sizes.source_length or 0):
             shown = torch.ones(source[0].shape[:2], dtype=torch.long, device=source[0].device)
             given.setdefault("attention_mask", shown)
-        if self._config.devices is None and not self._parts.engine.has_ranks:
-            refuse_batch_on_another_card({self._ids: self._tokens(given)}, {}, self._model)
         rows = len(self._tokens(given))
         given = pytree.tree_map_only(torch.Tensor, self._filled, given)
         tokens = self._tokens(given)

@@ -83,7 +83,7 @@ class CardQuantization:
         # Rounded with the scale and the zero that products read.
         steps = (groups - zero.float().unsqueeze(-1)) / scale.float().unsqueeze(-1)
         integers = (steps + MIDDLE).round_().clamp_(0, 15).to(torch.int32).flatten(1)
-        return int4_layout(integers), torch.stack([scale, zero], dim=-1).transpose(0, 1)
+        return int4_layout(integers), torch.stack([scale.T, zero.T], dim=-1)
 
     def _in_rows(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         scale = (rows.abs().amax(1) / 127).clamp(min=SMALLEST[8]).to(DTYPE)

@@ -160,7 +160,7 @@ class RecordedUpdate:
         parameters: Sequence[torch.nn.Parameter],
         train: Callable[[Sequence[Mapping[str, Any]], Sequence[Mapping[str, float]]], Iterable[Trained]],
     ) -> None:
-        self._device, self._parameters, self._train = device, parameters, train
+        self._device, self._updated, self._train = device, parameters, train
         self._what, self._is_named = what, False
         self._batches: list[dict[str, Any]] = []
         self._starts: Sequence[Mapping[str, float]] = ()
@@ -168,7 +168,7 @@ class RecordedUpdate:
 
     def takes(self) -> bool:
         """Return whether no parameter has a gradient yet; it is named once where one has."""
-        if all(parameter.grad is None for parameter in self._parameters):
+        if all(parameter.grad is None for parameter in self._updated):
             return True
         if not self._is_named:
             logger.warning(
@@ -183,17 +183,17 @@ class RecordedUpdate:
         """Run an update; leaves and losses are the caller's to keep."""
         self._fill(batches)
         self._starts = [dict(start) for start in starts]
-        places = tuple((p.data_ptr(), p.requires_grad) for p in self._parameters)
+        places = tuple((p.data_ptr(), p.requires_grad) for p in self._updated)
         trained, gradients = self._recording.run((self._starts, places))
-        for parameter, gradient in zip(self._parameters, gradients, strict=True):
+        for parameter, gradient in zip(self._updated, gradients, strict=True):
             parameter.grad = gradient
         return [Trained(pytree.tree_map_only(torch.Tensor, torch.clone, t.leaves), t.loss.clone()) for t in trained]
 
     def _once(self) -> tuple[list[Trained], list[torch.Tensor | None]]:
-        for parameter in self._parameters:
+        for parameter in self._updated:
             parameter.grad = None
         trained = list(self._train(self._batches, self._starts))
-        return trained, [parameter.grad for parameter in self._parameters]
+        return trained, [parameter.grad for parameter in self._updated]
 
     def _fill(self, batches: Sequence[Mapping[str, Any]]) -> None:
         """Copy micro-batches into tensors that stay where they are."""
