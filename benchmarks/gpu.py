@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What pipelined models cost on one CUDA card, against the plain model, both sides in one run.
 
-Training steps of BERT-base and of a 12-layer Llama: eager, and pipelined on one and on four stages, with updates
-recorded and without. Greedy decoding of two Llama shapes, at batch 1 and 8: plain, and pipelined, recorded and not.
+Training steps of BERT-base and of a 12-layer Llama: eager, and pipelined on one and on four stages, with updates and
+the optimizer's steps recorded and without. Greedy decoding of two Llama shapes, at batch 1 and 8: plain, and pipelined,
+recorded and not, and with weights of 4 bits. `--compiled` measures `compile=True` beside torch's compiler instead.
 `--cpu-rehearsal` runs the same rows with tiny shapes on the CPU, where nothing is recorded: it shows that they run.
 
-Meant for at most 8 minutes on a card; it was not seen on one yet. Results are kept with the card's name (--save).
+Meant for at most 8 minutes on a card, with `--compiled` and without; it was not seen on one yet. Results are kept with
+the card's name (--save).
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ def main() -> None:
     """Measure every row, print each as it comes, and save with --save."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cpu-rehearsal", action="store_true", help="tiny shapes on the CPU")
+    parser.add_argument("--compiled", action="store_true", help="measure compiled stages, beside torch's compiler")
+    parser.add_argument("--only", default="", help="the rows whose names have this in them")
     parser.add_argument("--runs", type=int, default=10)
     parser.add_argument("--save", action="store_true", help="keep the result under benchmarks/results")
     options = parser.parse_args()
@@ -36,15 +40,18 @@ def main() -> None:
         raise SystemExit("there is no CUDA device: use --cpu-rehearsal to see that the rows run")
     device = "cpu" if options.cpu_rehearsal else "cuda:0"
     card = "rehearsal" if options.cpu_rehearsal else torch.cuda.get_device_name().replace(" ", "-").lower()
+    card += "-compiled" if options.compiled else ""
     rows: dict[str, dict[str, Any]] = {}
-    for name, measure in measurements(device, tiny=options.cpu_rehearsal, runs=options.runs).items():
-        rows[name] = measure()
-        report(f"gpu-{card}", {name: rows[name]}, save=False)
+    told = {"tiny": options.cpu_rehearsal, "runs": options.runs, "compiled": options.compiled}
+    for name, measure in measurements(device, **told).items():
+        if options.only in name:
+            rows[name] = measure()
+            report(f"gpu-{card}", {name: rows[name]}, save=False)
     if options.save:
         report(f"gpu-{card}", rows, save=True)
 
 
-def measurements(device: str, *, tiny: bool, runs: int) -> dict[str, Callable[[], dict[str, float]]]:
+def measurements(device: str, *, tiny: bool, runs: int, compiled: bool) -> dict[str, Callable[[], dict[str, float]]]:
     """Return what is measured, by the name of its row."""
     size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4}
     size["vocab_size"] = 128
@@ -55,11 +62,11 @@ def measurements(device: str, *, tiny: bool, runs: int) -> dict[str, Callable[[]
     for dtype in (torch.bfloat16, torch.float32):
         rows, length = (8, 8) if tiny else (32, 128)
         found[f"train BERT-base {rows}x{length} {dtype}"] = lambda d=dtype, r=rows, n=length: training(
-            transformers.BertForSequenceClassification(bert).to(device, d), r, n, 2, runs
+            transformers.BertForSequenceClassification(bert).to(device, d), r, n, 2, runs, compiled
         )
     rows, length = (4, 8) if tiny else (8, 1024)
     found[f"train Llama {rows}x{length} bf16"] = lambda: training(
-        transformers.LlamaForCausalLM(llama).to(device, torch.bfloat16), rows, length, None, runs
+        transformers.LlamaForCausalLM(llama).to(device, torch.bfloat16), rows, length, None, runs, compiled
     )
     for name, shape in LLAMAS.items():
         for batch_size in (1, 8):
@@ -67,7 +74,10 @@ def measurements(device: str, *, tiny: bool, runs: int) -> dict[str, Callable[[]
                 **(size if tiny else shape), eos_token_id=None, pad_token_id=0, max_position_embeddings=512
             )
             found[f"decode Llama {name} batch {batch_size}"] = lambda c=config, b=batch_size: decoding(
-                transformers.LlamaForCausalLM(c).to(device, torch.bfloat16).eval(), b, 8 if tiny else NEW_TOKENS
+                transformers.LlamaForCausalLM(c).to(device, torch.bfloat16).eval(),
+                b,
+                8 if tiny else NEW_TOKENS,
+                compiled,
             )
     return found
 
@@ -90,16 +100,18 @@ LLAMAS: dict[str, dict[str, int]] = {
 }
 
 
-def training(model: Any, rows: int, length: int, num_labels: int | None, runs: int) -> dict[str, float]:
+def training(model: Any, rows: int, length: int, num_labels: int | None, runs: int, compiled: bool) -> dict[str, float]:
     """Time a training step, eager and pipelined, each on a copy of the model; give milliseconds and peaks."""
     device = model.device
     ids = torch.randint(3, 100, (rows, length), device=device)
     labels = ids if num_labels is None else torch.randint(0, num_labels, (rows,), device=device)
     batch, figures = {"input_ids": ids, "labels": labels}, {}
-    for name, options in sides(device).items():
+    for name, options in (compiled_sides if compiled else sides)(device).items():
         made = copy.deepcopy(model).train()
-        optimizer = torch.optim.AdamW(made.parameters(), lr=1e-4)
-        step = _eager(made, optimizer, batch) if options is None else _ours(made, optimizer, batch, options)
+        # Counts its steps on the card, so that they can be recorded; for every side.
+        optimizer = torch.optim.AdamW(made.parameters(), lr=1e-4, capturable=device.type == "cuda")
+        plain = torch.compile(made) if name == "torch_compile" else made
+        step = _eager(plain, optimizer, batch) if options is None else _ours(made, optimizer, batch, options)
         figures |= {f"{name}_{figure}": value for figure, value in timed(step, device, runs).items()}
         del made, optimizer, step
     return figures
@@ -111,6 +123,14 @@ def sides(device: torch.device) -> dict[str, dict[str, Any] | None]:
     found: dict[str, dict[str, Any] | None] = {"eager": None, "one_stage": {}, "four_by_four": four}
     if device.type == "cuda":
         found |= {"one_stage_recorded": {"record": True}, "four_by_four_recorded": {**four, "record": True}}
+    return found
+
+
+def compiled_sides(device: torch.device) -> dict[str, dict[str, Any] | None]:
+    """Return the options of each side that is compiled; None is the plain model, by torch's compiler."""
+    found: dict[str, dict[str, Any] | None] = {"torch_compile": None, "compiled": {"compile": True}}
+    if device.type == "cuda":
+        found["compiled_recorded"] = {"compile": True, "record": True}
     return found
 
 
@@ -149,16 +169,22 @@ def timed(step: Step, device: torch.device, runs: int) -> dict[str, float]:
     return figures
 
 
-def decoding(model: Any, batch_size: int, num_tokens: int) -> dict[str, float]:
+def decoding(model: Any, batch_size: int, num_tokens: int, compiled: bool) -> dict[str, float]:
     """Time greedy decoding after a short prompt; give tokens a second of all rows, and the first call's seconds."""
     ids = torch.randint(3, 100, (batch_size, 8), device=model.device)
     asked = {"max_new_tokens": num_tokens, "do_sample": False}
     calls: dict[str, Step] = {"plain": lambda: model.generate(ids, **asked)}
-    if model.device.type == "cuda":
+    records = model.device.type == "cuda"
+    if records:
         calls["plain_static_compiled"] = lambda: model.generate(ids, **asked, cache_implementation="static")
-    for name in ("ours", "recorded") if model.device.type == "cuda" else ("ours",):
-        pipelined = to_pipelined(model, IPUConfig(record=name == "recorded"))
-        generator = generation_model(pipelined, max_length=8 + num_tokens, tokens_per_call=8)
+    ours: dict[str, dict[str, Any]] = {"compiled" if compiled else "ours": {"compile": compiled}}
+    if records:
+        ours["compiled_recorded" if compiled else "recorded"] = {"compile": compiled, "record": True}
+    kinds = [(name, options, None) for name, options in ours.items()]
+    kinds.append(("int4", {"compile": compiled, "record": records}, "int4"))
+    for name, options, weights in kinds:
+        pipelined = to_pipelined(model, IPUConfig(**options))
+        generator = generation_model(pipelined, max_length=8 + num_tokens, tokens_per_call=8, weights=weights)
         calls[name] = lambda g=generator: g.generate(ids, **asked)
     figures = {}
     for name, call in calls.items():

@@ -18,6 +18,7 @@ from ipu_core.commands import console
 from ipu_core.plugins.manager import Plugin
 from ipu_core.plugins.registry import Registry
 
+CARDS = {"New": 9, "Old": 6}
 SMALL = ["--set", "n_embd=32", "--set", "n_head=2", "--set", "vocab_size=99"]
 
 
@@ -277,6 +278,26 @@ def test_trace_runs_and_writes_what_ran_when(capsys, tmp_path):
 def test_trace_of_a_model_without_a_loss_says_what_is_missing(capsys):
     assert main(["trace", "--family", "gpt2", "--layers-per-ipu", "1,1", "--length", "8", *SMALL]) == 2
     assert "`PipelinedGPT2Model` returns no loss for this batch" in capsys.readouterr().err
+
+
+def test_doctor_says_what_each_card_can_do(capsys, monkeypatch):
+    from ipu_core import cards
+
+    assert main(["doctor"]) == 0
+    if not cards.number_of_cards():
+        assert f"\ncards         {cards.why_there_are_none()}" in capsys.readouterr().out
+    found = [cards.Card(name=name, capability=(major, 0), total_bytes=80 << 30) for name, major in CARDS.items()]
+    monkeypatch.setattr(cards, "number_of_cards", lambda: len(found))
+    monkeypatch.setattr(cards, "card_of", lambda device: found[device.index])
+    monkeypatch.setattr(cards, "triton_version", lambda: "3.5.0")
+    monkeypatch.setattr("shutil.which", lambda name: name)
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert "cuda:0        New, compute capability 9.0, 80.0 GiB\n" in out
+    assert f"{'':<14}compile: yes, with Triton 3.5.0\n{'':<14}record: yes\n{'':<14}bfloat16: yes\n" in out
+    assert "cuda:1        Old, compute capability 6.0, 80.0 GiB\n" in out
+    assert f"{'':<14}compile: no: cuda:1 is a Old, compute capability 6.0, and Triton makes kernels for 7.0" in out
+    assert f"{'':<14}bfloat16: slowly" in out
 
 
 def test_doctor_says_what_each_option_of_a_configuration_does(capsys, tmp_path):

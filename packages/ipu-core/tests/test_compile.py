@@ -228,7 +228,8 @@ def test_only_the_processor_is_compiled_for():
         model = Layers()
     executor = inference_model(to_pipelined(model, IPUConfig(layers_per_ipu=[1, 2], compile=True)))
     with pytest.raises(
-        IncompatibleIPUConfigError, match="`compile=True` makes code for the CPU, and there is work for meta"
+        IncompatibleIPUConfigError,
+        match="`compile=True` makes code for the CPU and for CUDA devices, and there is work for meta",
     ):
         executor(**{name: t.to("meta") for name, t in inputs().items()})
 

@@ -18,6 +18,7 @@ FLOORS = [
     "moved",
     "_torch",
     "_transformers",
+    "cards",
     "upstream",
     "progress",
     "peft",

@@ -360,8 +360,29 @@ def a_package():  # `test_compile.py` makes some, which takes a compiler
 
     made = inspect.signature(torch._inductor.aoti_compile_and_package)
     made.bind(None, package_path="", inductor_configs={})
-    inspect.signature(torch._inductor.aoti_load_package).bind("")
+    inspect.signature(torch._inductor.aoti_load_package).bind("", run_single_threaded=True, device_index=0)
     assert hasattr(torch._C._aoti.AOTIModelPackageLoader, "boxed_run")
+
+
+def products_of_few_bits():  # `test_card_quantization.py` multiplies
+    for name, product in _torch.INT4_PRODUCTS.items():
+        assert [a.name for a in product._schema.arguments] == ["self", "mat2", "qGroupSize", "qScaleAndZeros"], name
+    assert [a.name for a in _torch.INT8_PRODUCT._schema.arguments] == ["self", "mat2", "scales"]
+    assert [_torch.inner_tiles(inputs) for inputs in (32, 64, 128)] == [2, 4, 8]
+    assert _torch.int4_layout(torch.zeros(16, 32, dtype=torch.int32)).shape == (16, 16)
+
+
+def the_hooks_of_steps():
+    optimizer = torch.optim.SGD([torch.ones(1, requires_grad=True)])
+    assert not _torch.has_step_hooks(optimizer)
+    optimizer.register_step_post_hook(lambda *_: None)
+    assert _torch.has_step_hooks(optimizer)
+
+
+def caches_of_the_compiler():
+    from torch._inductor import utils
+
+    inspect.signature(utils.fresh_cache).bind(dir="")  # `test_cards.py` enters one
 
 
 def a_joint_graph():
@@ -391,6 +412,8 @@ OF_TORCH = {
     "FakeTensorMode": a_fake_tensor,
     "GRAPH_SOURCES": the_sources_of_graphs,
     "HOOK_TABLES": the_tables,
+    "INT4_PRODUCTS": products_of_few_bits,
+    "INT8_PRODUCT": products_of_few_bits,
     "HigherOrderOperator": a_higher_order_operator,
     "LazyGraphModule": a_lazy_graph_module,
     "MODULES": the_tables,
@@ -406,8 +429,12 @@ OF_TORCH = {
     "cpp_compiler": the_cpp_compiler,
     "default_store": the_store_of_the_ranks,
     "forward_hooks_of": a_forward_hook,
+    "fresh_compiler_caches": caches_of_the_compiler,
+    "has_step_hooks": the_hooks_of_steps,
     "import_compiler": modules_of_the_compiler,
     "inductor_options": options_of_the_compiler,
+    "inner_tiles": products_of_few_bits,
+    "int4_layout": products_of_few_bits,
     "is_view": a_view,
     "joint_graph": a_joint_graph,
     "load_package": a_package,

@@ -46,6 +46,8 @@ def recorder(monkeypatch):
     made = StandIn()
     monkeypatch.setattr("ipu_core.runtime.recording.recorder_for", lambda device: made)
     monkeypatch.setattr("ipu_core.generation.decoder.recorder_for", lambda device: made)
+    # Of steps, which change parameters: `test_recorded_step.py`.
+    monkeypatch.setattr("ipu_core.engines.host.RecordedStep", lambda recorder: None)
     return made
 
 
@@ -72,13 +74,14 @@ def test_recorded_updates_equal_those_that_are_not(cls, options, layers, recorde
     assert (recorder.recorded, recorder.replayed) == (1, 4)
 
 
-def test_an_update_that_adds_to_gradients_runs_as_before(recorder):
+def test_an_update_that_adds_to_gradients_runs_as_before_and_is_named_once(recorder, caplog):
     plain, model = make(Chain), make(Chain)
     for m, options in ((plain, {}), (model, {"record": True})):
         executor = training_model(to_pipelined(m, IPUConfig(**options)))
         for _ in range(5):
             executor(**batch())
     assert recorder.recorded == 0
+    assert caplog.text.count("an update of PipelinedChain finds gradients, which it adds to: that is not recorded") == 1
     torch.testing.assert_close([p.grad for p in model.parameters()], [p.grad for p in plain.parameters()])
 
 

@@ -30,6 +30,8 @@ __all__ = [
     "FORWARD_PRE_HOOKS",
     "GRAPH_SOURCES",
     "HOOK_TABLES",
+    "INT4_PRODUCTS",
+    "INT8_PRODUCT",
     "MODULES",
     "PARAMETERS",
     "TABLES",
@@ -47,8 +49,12 @@ __all__ = [
     "cpp_compiler",
     "default_store",
     "forward_hooks_of",
+    "fresh_compiler_caches",
+    "has_step_hooks",
     "import_compiler",
     "inductor_options",
+    "inner_tiles",
+    "int4_layout",
     "is_view",
     "joint_graph",
     "load_package",
@@ -85,6 +91,13 @@ TO_COPY = torch.ops.aten._to_copy  # what `Tensor.to` is in a captured graph
 UNSAFE_VIEW = torch.ops.aten._unsafe_view.default  # what `view` is after a product of matrices
 CTC_LOSS = torch.ops.aten._ctc_loss  # the loss of each row, and what its backward takes
 CTC_LOSS_BACKWARD = torch.ops.aten._ctc_loss_backward
+
+# x [R, I] times a weight of 4 bits, as `int4_layout` lays it out for a type of device, in groups; and of 8 bits [O, I].
+INT4_PRODUCTS = {
+    "cuda": torch.ops.aten._weight_int4pack_mm.default,
+    "cpu": torch.ops.aten._weight_int4pack_mm_for_cpu.default,
+}
+INT8_PRODUCT = torch.ops.aten._weight_int8pack_mm.default
 
 # What torch's compiler imports only when it compiles its first graph.
 COMPILER_MODULES = tuple(
@@ -144,6 +157,29 @@ def is_view(tensor: torch.Tensor) -> bool:
     return tensor._is_view()
 
 
+def has_step_hooks(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether something is called before or after each step of an optimizer."""
+    return bool(optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks)
+
+
+def inner_tiles(inputs: int) -> int:
+    """Return how many tiles of 16 inputs a product of 4 bits takes at a time on a CUDA device."""
+    return next(tiles for tiles in (8, 4, 2) if inputs % (16 * tiles) == 0)
+
+
+def int4_layout(integers: torch.Tensor) -> torch.Tensor:
+    """Lay out integers of 4 bits [O, I], given as int32, for the product of the device that they are on.
+
+    O is a multiple of 16, I of 32.
+    """
+    if integers.device.type == "cpu":
+        return torch.ops.aten._convert_weight_to_int4pack_for_cpu(integers, 1)
+    upper, lower = integers.unflatten(1, (-1, 2)).unbind(-1)  # of each byte
+    return torch.ops.aten._convert_weight_to_int4pack(
+        (upper << 4 | lower).to(torch.uint8), inner_tiles(integers.shape[1])
+    )
+
+
 def default_store() -> Any:
     """Return the key-value store that the ranks of this run met in."""
     from torch.distributed.distributed_c10d import _get_default_store
@@ -196,14 +232,41 @@ def compile_package(program: torch.export.ExportedProgram, file: Path, options: 
     torch._inductor.aoti_compile_and_package(program, package_path=str(file), inductor_configs=dict(options))
 
 
-def load_package(file: Path) -> Callable[[list[torch.Tensor]], list[torch.Tensor]]:
-    """Load what `compile_package` wrote; calling it empties the list of inputs it is given."""
+def fresh_compiler_caches(folder: Path) -> contextlib.AbstractContextManager[Any]:
+    """Have torch's compiler, and Triton, keep what they make in a new folder of `folder` inside the block, not beyond.
+
+    They read nothing that was there before: neither code that another user may have put there, nor pickles.
+    """
+    from torch._inductor import utils
+
+    fresh: contextlib.AbstractContextManager[Any] = utils.fresh_cache(dir=str(folder))
+    return fresh
+
+
+def load_package(file: Path, device: torch.device) -> Callable[[list[torch.Tensor]], list[torch.Tensor]]:
+    """Load what `compile_package` wrote; calling it empties the list of inputs it is given.
+
+    Args:
+        file: a `.pt2` file.
+        device: that it runs on: of the kind it was compiled for, and any index of such.
+    """
     import torch._inductor
 
-    # Without the package's own call, which sorts arguments by name each time: all are tensors, in order.
-    code: Any = torch._inductor.aoti_load_package(str(file)).loader
-    run: Callable[[list[torch.Tensor]], list[torch.Tensor]] = code.boxed_run
-    return run
+    if device.type == "cpu":
+        # Without the package's own call, which sorts arguments by name each time: all are tensors, in order.
+        code: Any = torch._inductor.aoti_load_package(str(file)).loader
+        run: Callable[[list[torch.Tensor]], list[torch.Tensor]] = code.boxed_run
+        return run
+    # Several threads at once would be told apart by events, which cannot be asked for while a graph is recorded.
+    code = torch._inductor.aoti_load_package(str(file), run_single_threaded=True, device_index=device.index or 0).loader
+
+    def run_there(inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+        # The code takes the stream of the current device, whichever it was loaded for.
+        with torch.cuda.device(device):
+            outputs: list[torch.Tensor] = code.boxed_run(inputs)
+            return outputs
+
+    return run_there
 
 
 def joint_graph(program: torch.nn.Module, examples: Sequence[torch.Tensor]) -> torch.fx.GraphModule:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -19,8 +20,9 @@ from .config.execution_config import ExecutionConfig
 from .engines.engine import Engine
 from .errors import BatchError, nearest
 from .lowering import lower
-from .memory.estimate import refuse_what_does_not_fit, with_memory
+from .memory.estimate import refuse_small_cards, refuse_what_does_not_fit, with_memory
 from .partition.lowered import Lowered, schedule_of
+from .runtime.devices import card_of_each_ipu, readers_of_inputs
 from .runtime.program import Returned, StageProgram
 from .schedule import Action, Schedule
 
@@ -43,6 +45,7 @@ class Compiled:
     loss: str | None
     schedule: Schedule | None
     order: tuple[Action, ...]
+    readers: Mapping[str, frozenset[torch.device]]
 
     def starts(self, weight: LossWeight) -> dict[str, float]:
         """Return the values a backward pass starts from: the loss, or its terms where these have their own weights."""
@@ -99,8 +102,12 @@ def compile_model(
     )
     graph = lowered.captured
     start = None if config.inference else loss_value(graph, loss)
+    planned = functools.partial(with_memory, lowered, config, model, optimizer=optimizer, loss=start)
     if config.device_memory is not None:
-        refuse_what_does_not_fit(with_memory(lowered, config, model, optimizer=optimizer, loss=start), config)
+        refuse_what_does_not_fit(planned(), config)
+    devices = None if engine.has_ranks else card_of_each_ipu(model, config)
+    if devices is not None:
+        refuse_small_cards(planned(), config, devices)
     # Replicas that are ranks of their own are not scheduled one after another.
     scheduled = replace(config, replication_factor=1) if engine.has_ranks else config
     schedule = None if config.inference else schedule_of(lowered, scheduled)
@@ -114,6 +121,7 @@ def compile_model(
         loss=start,
         schedule=schedule.schedule if schedule else None,
         order=tuple(schedule.in_order()) if schedule else (),
+        readers=readers_of_inputs(graph, lowered.stage_graphs),
     )
     made.guards.take(graph)
     return made

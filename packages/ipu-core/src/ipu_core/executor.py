@@ -38,6 +38,7 @@ from .peft import refuse_nothing_to_train
 from .planner import ipu_config_of, refuse_cache
 from .points.request import check_values, with_points
 from .report.timeline import Span, Timeline
+from .runtime.devices import refuse_batch_on_another_card
 from .runtime.optimizer_step import needs_closure, stepped_with_closure
 from .runtime.transfers import moved
 from .schedule import Action
@@ -250,8 +251,12 @@ class Executor:
             return self._call(batch, loss_weights)
 
     def _call(self, batch: Mapping[str, Any], loss_weights: Sequence[LossWeight] | None) -> Any:
+        if self._compiled is None and self._config.devices is None and not self._engine.has_ranks:
+            refuse_batch_on_another_card(batch, {}, self._model)  # a graph of two devices says so less clearly
         self.compile(**batch)
         assert self._compiled is not None
+        if not self._engine.has_ranks:
+            refuse_batch_on_another_card(batch, self._compiled.readers, self._model)
         with CAPTURING:  # of this model another thread may make a graph
             self._compiled.guards.check()
         self._model.check_batch(batch, config=self._config)

@@ -34,7 +34,7 @@ from .partition.lowered import Lowered
 from .partition.placement import make_plan, place, stage_starts
 from .partition.stage_graph import split
 from .runtime.device_placement import as_if_read, on_one_device
-from .runtime.devices import named_devices, placed
+from .runtime.devices import devices_of_stages, placed
 from .runtime.profiler import measured_seconds
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def lower(
     return Lowered(
         captured=captured,
         stages=stages,
-        stage_graphs=placed(captured, split(captured, pieces), named_devices(config)),
+        stage_graphs=placed(captured, split(captured, pieces), devices_of_stages(model, config)),
         plan=make_plan(
             captured, model_layout, stages, config, model, micro_batch_size=micro_batch_size, seconds=seconds
         ),

@@ -16,7 +16,7 @@ from .console import import_torch
 
 def add(commands: Any) -> None:
     """Add the command."""
-    meaning = "say which engines can run here, and why the others cannot"
+    meaning = "say which engines can run here, what each CUDA device can do, and why the others cannot"
     command = commands.add_parser("doctor", help=meaning, examples=["ipu doctor", "ipu doctor --config checkpoint"])
     what = "say what each option of an ipu_config.json does"
     command.add_argument("--config", metavar="FILE", type=existing, help=what)
@@ -24,7 +24,7 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print versions, edits and engines; 1 where an edit does not apply."""
+    """Print versions, edits, engines and cards; 1 where an edit does not apply."""
     import_torch()
     from ..engines.registry import engines
 
@@ -42,6 +42,8 @@ def run(options: argparse.Namespace) -> int:
             print(f"{'':<14}no effect: {', '.join(engine.inert)}")
         if engine.started_by:
             print(f"{'':<14}worker: {engine.started_by}")
+    print()
+    print(*_cards(), sep="\n")
     if options.config is not None:
         print()
         print(_effects(options.config))
@@ -67,6 +69,31 @@ def _print_edits() -> bool:
         what = "a model with it is refused" if fails else "works, and may differ from the plain model"
         print(f"{'':<14}{model_type}: {what}: {', '.join(notes)}")
     return not any(note.endswith(DRIFTED) for notes in wrong.values() for note in notes)
+
+
+def _cards() -> list[str]:
+    """List the CUDA devices of this machine, and what the product can do on each."""
+    from .. import cards
+
+    if not cards.number_of_cards():
+        return [f"{'cards':<14}{cards.why_there_are_none()}"]
+    return [line for index in range(cards.number_of_cards()) for line in _card(f"cuda:{index}")]
+
+
+def _card(name: str) -> list[str]:
+    import torch
+
+    from .. import cards
+
+    device = torch.device(name)
+    card, obstacle = cards.card_of(device), cards.obstacle_to_compiling(device)
+    can = {
+        "compile": f"no: {obstacle}" if obstacle else f"yes, with Triton {cards.triton_version()}",
+        "record": "yes",
+        "bfloat16": "yes" if card.computes_bfloat16 else "slowly: its units are for float16 and float32",
+    }
+    lines = [f"{name:<14}{card}, {card.total_bytes / 2**30:.1f} GiB"]
+    return [*lines, *(f"{'':<14}{what}: {said}" for what, said in can.items())]
 
 
 def _effects(file: Path) -> str:

@@ -7,6 +7,7 @@ what goes in and comes out. Loading one runs native code; nothing is unpickled.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -17,13 +18,19 @@ from typing import Any
 
 import torch
 
-from .._torch import compile_package, inductor_options, joint_graph, load_package, partitioned
+from .._torch import compile_package, fresh_compiler_caches, inductor_options, joint_graph, load_package, partitioned
 from ..capture.graph_module import graph_module
 from ..capture.passes import copy_nodes
+from ..cards import is_card
 from ..errors import BatchMismatchError, CompileError
 from ..plugins.family import load
 from .native import NO_OPERATORS, Operators
 
+_FOR_THE_CPU = "a C++ compiler (`g++ --version`)"
+_FOR_A_CARD = (
+    "for a CUDA device a C++ compiler (`g++ --version`), Triton (`pip show triton`), the headers of CUDA, where the "
+    "variable CUDA_HOME says, and free memory on the card to try kernels in"
+)
 FORWARD_FILE, BACKWARD_FILE, MANIFEST = "forward.pt2", "backward.pt2", "executable.json"
 OPTIONS: Mapping[str, Any] = MappingProxyType(
     {
@@ -37,6 +44,11 @@ OPTIONS: Mapping[str, Any] = MappingProxyType(
         "cpp.vec_isa_ok": True,
     }
 )
+
+
+# And for a card: the results of trying kernels out are not read from one run to the next.
+CARD_OPTIONS: Mapping[str, Any] = MappingProxyType({"autotune_local_cache": False, "autotune_remote_cache": False})
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,15 +105,21 @@ class Manifest:
 
 
 class Executable:
-    """Compiled code that is called as the graph it was made of: ``outputs = executable(*inputs)``."""
+    """Compiled code that is called as the graph it was made of: ``outputs = executable(*inputs)``.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: what `write_executable` filled.
+        device: that it runs on, and where all inputs are.
+    """
+
+    def __init__(self, folder: Path, device: torch.device = CPU) -> None:
         """Load the code in a folder."""
+        self.device = device
         self.manifest = Manifest.from_json((folder / MANIFEST).read_text())
         # Loaded as it was compiled: torch compares the vectors of the code with those that it would choose now.
         with inductor_options(self.manifest.options):
-            self._forward = load_package(folder / FORWARD_FILE)
-            self._backward = load_package(folder / BACKWARD_FILE) if self.manifest.differentiable else None
+            self._forward = load_package(folder / FORWARD_FILE, device)
+            self._backward = load_package(folder / BACKWARD_FILE, device) if self.manifest.differentiable else None
         self._inputs = [_expected(spec) for spec in self.manifest.inputs]
         self._saved = [_expected(spec) for spec in self.manifest.saved]
 
@@ -133,13 +151,13 @@ class Executable:
     def forward(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Return the outputs, and what the backward code takes."""
         with torch.no_grad():
-            results: list[torch.Tensor] = self._forward(_as_expected(inputs, self._inputs))
+            results: list[torch.Tensor] = self._forward(_as_expected(inputs, self._inputs, self.device))
         return results
 
     def backward(self, saved: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor]) -> list[torch.Tensor | None]:
         """Return the gradients of all inputs, None where there is none."""
         assert self._backward is not None
-        results = self._backward([*_as_expected(saved, self._saved), *(g.contiguous() for g in gradients)])
+        results = self._backward([*_as_expected(saved, self._saved, self.device), *(g.contiguous() for g in gradients)])
         found: list[torch.Tensor | None] = [None] * len(self.manifest.inputs)
         for position, gradient in zip(self.manifest.with_gradient, results, strict=True):
             found[position] = gradient
@@ -188,19 +206,23 @@ def write_executable(
     """
     examples = list(map(_without_overlap, examples))
     shims = {load(name): [*symbols] for name, symbols in operators.items()}
-    write = functools.partial(_write_code, options={**options, "aot_inductor.custom_ops_to_c_shims": shims})
+    is_for_card = any(is_card(example.device) for example in examples)
+    told = {**options, **(CARD_OPTIONS if is_for_card else {}), "aot_inductor.custom_ops_to_c_shims": shims}
+    write = functools.partial(_write_code, options=told)
     try:
-        if with_gradients and any(example.requires_grad for example in examples):
-            manifest = _write_differentiable(program, examples, folder, write)
-        else:
-            with torch.no_grad():
-                write(_without_aliases(program), examples, folder / FORWARD_FILE)
-            manifest = Manifest(inputs=tuple(map(Spec.of, examples)), num_outputs=_num_outputs(program))
+        with fresh_compiler_caches(folder.parent) if is_for_card else contextlib.nullcontext():
+            if with_gradients and any(example.requires_grad for example in examples):
+                manifest = _write_differentiable(program, examples, folder, write)
+            else:
+                with torch.no_grad():
+                    write(_without_aliases(program), examples, folder / FORWARD_FILE)
+                manifest = Manifest(inputs=tuple(map(Spec.of, examples)), num_outputs=_num_outputs(program))
     except Exception as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise CompileError(
-            f"torch could not compile a stage: {type(error).__name__}: {first}; `compile=True` needs a C++ compiler "
-            "(`g++ --version`) and operations torch's inductor knows: leave it out to run the graph as it is"
+            f"torch could not compile a stage: {type(error).__name__}: {first}; `compile=True` needs "
+            f"{_FOR_A_CARD if is_for_card else _FOR_THE_CPU}, and operations torch's inductor knows: leave it out to "
+            "run the graph as it is"
         ) from error
     (folder / MANIFEST).write_text(replace(manifest, options=dict(options)).to_json())
 
@@ -275,12 +297,15 @@ def _expected(spec: Spec) -> tuple[torch.Size, tuple[int, ...], torch.dtype]:
 
 
 def _as_expected(
-    tensors: Sequence[torch.Tensor], expected: Sequence[tuple[torch.Size, tuple[int, ...], torch.dtype]]
+    tensors: Sequence[torch.Tensor],
+    expected: Sequence[tuple[torch.Size, tuple[int, ...], torch.dtype]],
+    device: torch.device,
 ) -> list[torch.Tensor]:
-    """Lay tensors out as compiled code reads them: it looks at no stride."""
+    """Lay tensors out as compiled code reads them: it looks at no stride, nor at the device."""
     laid_out = []
     for tensor, (shape, stride, dtype) in zip(tensors, expected, strict=True):
         assert tensor.shape == shape and tensor.dtype == dtype, f"{tensor.dtype} {tensor.shape} for {dtype} {shape}"
+        assert tensor.device == device, f"{list(shape)} is on {tensor.device}, and the code on {device}"
         if tensor.stride() != stride:
             copy = torch.empty_strided(shape, stride, dtype=dtype, device=tensor.device)
             tensor = copy.copy_(tensor)

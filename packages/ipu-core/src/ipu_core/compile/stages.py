@@ -19,17 +19,19 @@ from typing import Any
 
 import torch
 
-from .._torch import FakeTensorMode
+from .. import cards
+from .._torch import FakeTensorMode, pytree
 from ..capture.autograd_functions import is_function
 from ..capture.capture import Capture
 from ..capture.serialization import text_of
+from ..cards import CUDA, card_facts, is_card, obstacle_to_compiling
 from ..checkpoints.lazy import device_of
 from ..config.execution_config import ExecutionConfig
-from ..errors import IncompatibleIPUConfigError
+from ..errors import CompileError, IncompatibleIPUConfigError
 from ..partition.stage_graph import StageGraph
 from ..progress import progress
 from .disk_cache import NO_CACHE, ExecutableCache
-from .executable import OPTIONS, Executable, Spec
+from .executable import CPU, OPTIONS, Executable, Spec
 from .native import NO_OPERATORS, Operators, native_facts
 from .worker_pool import Compilers, Job, write_job
 
@@ -93,7 +95,7 @@ class Compilation:
         texts = {p: known[p.program] for p in stage_graphs if p.program in known}
         examples = dict(_examples(captured, stage_graphs, trainable, more, texts))
         self._keys = {
-            stage_graph: f"code-{_key(texts[stage_graph], inputs, captured.training, options, operators)}"
+            stage_graph: f"code-{_key(texts[stage_graph], inputs, captured.training, options, operators, stage_graph)}"
             for stage_graph, inputs in examples.items()
             if only is None or stage_graph in only
         }
@@ -111,7 +113,8 @@ class Compilation:
             cache = ExecutableCache(self._stack.enter_context(tempfile.TemporaryDirectory()))
         self._cache = cache
         self._missing = {key: job for key, job in self._jobs.items() if not cache.has(key)}
-        compilers = self._stack.enter_context(compilers or Compilers())
+        is_for_cards = any(is_card(device_of_stage(stage_graph)) for stage_graph in self._keys)
+        compilers = self._stack.enter_context(compilers or Compilers(for_cards=is_for_cards))
         self._written = compilers.written(cache, self._missing, **self._facts)
         weakref.finalize(self, self._stack.close)  # where nobody ever waits
 
@@ -124,12 +127,18 @@ class Compilation:
         with self._stack:
             for _ in progress(self._written, f"compiling {self._name}", "graph", total=len(self._missing)):
                 pass
-            executables = {
-                key: self._cache.entry(key, load=Executable, write=functools.partial(write_job, job, self._facts))
-                for key, job in self._jobs.items()
-            }
+            wanted = dict.fromkeys((key, device_of_stage(p)) for p, key in self._keys.items())
+            executables = {(key, device): self._executable(key, device) for key, device in wanted}
         logger.info("%d stage graphs run %d executables", len(self._keys), len(self._jobs))
-        return tuple(replace(p, code=executables[self._keys[p]]) if p in self._keys else p for p in self._stage_graphs)
+        return tuple(
+            replace(p, code=executables[self._keys[p], device_of_stage(p)]) if p in self._keys else p
+            for p in self._stage_graphs
+        )
+
+    def _executable(self, key: str, device: torch.device) -> Executable:
+        """Load an executable for a device: several cards of one kind share the files of it."""
+        load = functools.partial(Executable, device=device)
+        return self._cache.entry(key, load=load, write=functools.partial(write_job, self._jobs[key], self._facts))
 
 
 def changed_once(
@@ -147,19 +156,42 @@ def changed_once(
     )
 
 
-def refuse_other_processors(model: torch.nn.Module, config: ExecutionConfig) -> None:
-    """Refuse to compile for a device that is not the processor of this machine.
+def refuse_what_cannot_be_compiled_for(model: torch.nn.Module, config: ExecutionConfig) -> None:
+    """Refuse to compile for a device that is neither the processor of this machine nor a CUDA device with a compiler.
 
     Raises:
         IncompatibleIPUConfigError: which device.
+        CompileError: what is missing to compile for a CUDA device.
     """
-    held = {device_of(tensor).type for tensor in (*model.parameters(), *model.buffers())}
-    others = sorted({*held, *(device.partition(":")[0] for device in config.devices or ())} - {"cpu"})
+    held = {device_of(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    devices = {*held, *map(torch.device, config.devices or ())}
+    others = sorted({device.type for device in devices} - {CPU.type, CUDA})
     if others:
         raise IncompatibleIPUConfigError(
-            f"`compile=True` makes code for the CPU, and there is work for {', '.join(others)}: leave `compile` out, "
-            "or keep the model and `devices` on the CPU"
+            f"`compile=True` makes code for the CPU and for CUDA devices, and there is work for {', '.join(others)}: "
+            "leave `compile` out, or keep the model and `devices` on these"
         )
+    there = [device for device in devices if is_card(device) and (device.index or 0) < cards.number_of_cards()]
+    for card in sorted(there, key=str):  # one that is not there is refused as any device is
+        if obstacle := obstacle_to_compiling(card):
+            raise CompileError(f"`compile=True` cannot be had here: {obstacle}")
+
+
+def device_of_stage(stage_graph: StageGraph) -> torch.device:
+    """Return the device that a stage graph is compiled for."""
+    return stage_graph.device or CPU
+
+
+def depends_on_its_card(stage_graph: StageGraph) -> bool:
+    """Return whether code of a stage graph names its card, not only what kind it is.
+
+    Code is loaded for any card of its kind, but for what names a device in it: that is a constant there. Operations
+    that draw random numbers do so once torch's compiler has taken them apart.
+    """
+    nodes = stage_graph.program.graph.nodes
+    if any(isinstance(value, torch.device) for n in nodes for value in pytree.tree_leaves((n.args, n.kwargs))):
+        return True
+    return any(torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()) for node in nodes)
 
 
 def _examples(
@@ -182,7 +214,8 @@ def _examples(
                 values[node.name] = made.requires_grad_(captured.training and node.name in trainable)
         values |= {name: torch.empty_like(like, device="cpu") for name, like in more.items()}
     for stage_graph in stage_graphs:
-        inputs = [values.get(name) for name in stage_graph.inputs]
+        with mode:
+            inputs = [_there(values.get(name), device_of_stage(stage_graph)) for name in stage_graph.inputs]
         key = (texts[stage_graph], *map(_look, inputs)) if stage_graph in texts else stage_graph
         if key not in known:
             with torch.set_grad_enabled(captured.training):
@@ -200,12 +233,24 @@ def _examples(
             yield stage_graph, [value for value in inputs if value is not None]
 
 
+def _there(value: Any, device: torch.device) -> Any:
+    """Return an example as a stage on a device gets it."""
+    if not isinstance(value, torch.Tensor) or value.device == device:
+        return value
+    return value.detach().to(device).requires_grad_(value.requires_grad)
+
+
 def _look(value: Any) -> Any:
     return (Spec.of(value), value.requires_grad) if isinstance(value, torch.Tensor) else value
 
 
 def _key(
-    text: str, inputs: Sequence[torch.Tensor], training: bool, options: Mapping[str, Any], operators: Operators
+    text: str,
+    inputs: Sequence[torch.Tensor],
+    training: bool,
+    options: Mapping[str, Any],
+    operators: Operators,
+    stage_graph: StageGraph,
 ) -> str:
     """Return a digest of a graph, its inputs, and everything its code depends on."""
     parts = (
@@ -216,5 +261,14 @@ def _key(
         sorted(operators.items()),
         # Code is made for this processor, and for so many threads.
         (native_facts(), torch.get_num_threads()),
+        *_card_of(stage_graph),
     )
     return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def _card_of(stage_graph: StageGraph) -> Sequence[str]:
+    """Return what is to be told of the card that code is for; nothing of the CPU."""
+    device = device_of_stage(stage_graph)
+    if not is_card(device):
+        return ()
+    return (*card_facts(device), *([str(device)] if depends_on_its_card(stage_graph) else []))

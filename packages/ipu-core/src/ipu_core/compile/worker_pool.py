@@ -31,12 +31,17 @@ from .native import NO_OPERATORS, Operators
 JOB_FILE, DONE, FAILED = "job.json", "done", "failed"
 # Precompiled headers take ten seconds or so to make, and save two or three for each graph that a core compiles.
 FEW_GRAPHS = 4
+MOST_FOR_CARDS = 4
 
 Job = tuple[torch.fx.GraphModule, Sequence[torch.Tensor]]
 
 
 class Compilers:
     """A compiling process for each core but one, which is this process's; started when they are needed, or before.
+
+    Args:
+        for_cards: whether it is compiled for CUDA devices: then there are few processes, for each holds memory of the
+            card, and tries kernels out on it.
 
     Attributes:
         cores: those of this machine that may be used.
@@ -52,8 +57,9 @@ class Compilers:
                 ...
     """
 
-    def __init__(self) -> None:
-        self.cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    def __init__(self, *, for_cards: bool = False) -> None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self.cores = min(cores, MOST_FOR_CARDS) if for_cards else cores
         self._processes: list[subprocess.Popen[str]] = []
         self._threads: list[Thread] = []
 
@@ -182,6 +188,7 @@ def _told(tensor: torch.Tensor) -> dict[str, Any]:
         "shape": list(tensor.shape),
         "stride": list(tensor.stride()),
         "dtype": str(tensor.dtype).removeprefix("torch."),
+        "device": str(tensor.device),
         "requires_grad": tensor.requires_grad,
     }
 
@@ -190,7 +197,7 @@ def _examples(told: Sequence[Mapping[str, Any]]) -> Iterator[torch.Tensor]:
     with FakeTensorMode(allow_non_fake_inputs=True):
         for each in told:
             dtype = getattr(torch, each["dtype"])
-            tensor = torch.empty_strided(each["shape"], each["stride"], dtype=dtype)
+            tensor = torch.empty_strided(each["shape"], each["stride"], dtype=dtype, device=each["device"])
             yield tensor.requires_grad_(each["requires_grad"])
 
 

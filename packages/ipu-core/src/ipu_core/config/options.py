@@ -370,7 +370,7 @@ OPTIONS: dict[str, Option] = {
             name="compile",
             default=False,
             kind=_BOOL,
-            meaning="run stages as code compiled for this processor, equal layers compiled once",
+            meaning="run stages as code compiled for this processor, or for CUDA devices, equal layers compiled once",
         ),
         Option(
             name="record",

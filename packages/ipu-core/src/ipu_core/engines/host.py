@@ -13,7 +13,7 @@ import torch
 
 from ..checkpoints.lazy import read_now
 from ..compile.disk_cache import ExecutableCache
-from ..compile.stages import compiled, refuse_other_processors
+from ..compile.stages import compiled, refuse_what_cannot_be_compiled_for
 from ..config.execution_config import ExecutionConfig
 from ..config.options import HARDWARE_HINTS
 from ..errors import IncompatibleIPUConfigError
@@ -23,6 +23,7 @@ from ..runtime.device_placement import DevicePlacement
 from ..runtime.devices import refuse_missing_devices
 from ..runtime.interpreter import Interpreter
 from ..runtime.program import ActionHook, Returned, Trained, no_hook
+from ..runtime.recorded_step import RecordedStep
 from ..runtime.recording import RecordedUpdate, only_device, recorder_of, refuse_where_nothing_records
 from ..runtime.streaming import NOTHING_STREAMED, StreamedParameters, refuse_parameters_elsewhere
 from ..runtime.weights import Weights
@@ -73,6 +74,7 @@ class HostProgram(Interpreter):
         self._device_placement = DevicePlacement(weights, lowered.stage_graphs, streamed)
         self._model, self._returned = model, returned
         self._order: tuple[Action, ...] = ()
+        self._recorded_step: RecordedStep | None = None
         self._update = self._recorded_update(config) if config.record and not config.inference else None
 
     def _recorded_update(self, config: ExecutionConfig) -> RecordedUpdate | None:
@@ -88,6 +90,7 @@ class HostProgram(Interpreter):
         recorder = recorder_of(what, self.stage_graphs, self._model)
         if device is None or recorder is None:
             return None
+        self._recorded_step = RecordedStep(recorder)
         constants = {name: tensor.to(device) for name, tensor in self.captured.constants.items()}
         self.captured = replace(self.captured, constants=constants)
         parameters = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
@@ -121,7 +124,10 @@ class HostProgram(Interpreter):
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         """Step an optimizer of the model's parameters."""
-        optimizer.step()
+        if self._recorded_step is None:
+            optimizer.step()
+        else:
+            self._recorded_step.run(optimizer)
 
     def gradient_norm(self) -> torch.Tensor:
         """Return the 2-norm of all gradients of the model together."""
@@ -160,7 +166,7 @@ def _check(model: torch.nn.Module, config: ExecutionConfig, _: torch.optim.Optim
             f'`schedule="interleaved"`, or `engine="distributed"`'
         )
     if config.compile:
-        refuse_other_processors(model, config)
+        refuse_what_cannot_be_compiled_for(model, config)
     refuse_where_nothing_records(model, config)
 
 

@@ -21,9 +21,16 @@ from ..compile.worker_pool import Compilers
 from ..config.execution_config import ExecutionConfig
 from ..engines.engine import Engine
 from ..errors import GenerationModeError
+from ..kernels.card_quantization import CardQuantization
 from ..kernels.decode import DecodeKernels
 from ..kernels.quantization import Quantization
-from ..kernels.quantize_pass import QuantizedWeight, QuantizedWeights, Quantizer, with_quantized_weights
+from ..kernels.quantize_pass import (
+    AnyQuantization,
+    QuantizedWeight,
+    QuantizedWeights,
+    Quantizer,
+    with_quantized_weights,
+)
 from ..kernels.sink_pass import sink
 from ..lowering import lower
 from ..partition.stage_graph import StageGraph
@@ -83,6 +90,7 @@ class Parts:
         compilers: processes that compile.
         guards: what the graphs take for constant of the model.
         recorder: of steps of one token; None where they run one operation after the other.
+        quantizes_for: the card whose products weights are rounded for; None for those of the CPU.
         copies: of parameters that live on the host, on each device.
         programs: those made so far.
         quantizations: how weights are quantized, as far as it is known.
@@ -101,11 +109,12 @@ class Parts:
     compilers: Compilers
     guards: Guards
     recorder: Recorder | None = None
+    quantizes_for: torch.device | None = None
     copies: dict[torch.device, ParameterCopies] = field(default_factory=dict)
     programs: dict[Kind, Program] = field(default_factory=dict)
-    quantizations: dict[str, Quantization | None] = field(default_factory=dict)
+    quantizations: dict[str, AnyQuantization | None] = field(default_factory=dict)
 
-    def quantization(self, name: str) -> Quantization | None:
+    def quantization(self, name: str) -> AnyQuantization | None:
         """Return how the weights of a parameter are quantized: those of a head keep more bits."""
         assert self.weights is not None
         if name not in self.quantizations:
@@ -114,9 +123,10 @@ class Parts:
                 self.quantizations[name] = self.quantizer.exact(parameter)
             else:
                 is_head = parameter is getattr(self.model.get_output_embeddings(), "weight", None)
-                self.quantizations[name] = Quantization.of(
-                    parameter.shape[1], max(bits, HEAD_BITS) if is_head else bits
-                )
+                bits = max(bits, HEAD_BITS) if is_head else bits
+                inputs, card = parameter.shape[1], self.quantizes_for
+                made = Quantization.of(inputs, bits) if card is None else CardQuantization.of(inputs, bits, card)
+                self.quantizations[name] = made
         return self.quantizations[name]
 
 
@@ -148,7 +158,9 @@ class Program:
         if config.compile:
             kernels = parts.kernels
             lowered = changed_once(kernels.products, stage_graphs)
-            is_chosen = _are_worth_it(stage_graphs, lowered) if moves else [False] * len(stage_graphs)
+            is_chosen = [False] * len(stage_graphs)
+            if moves:
+                is_chosen = _are_worth_it(stage_graphs, lowered, all_of_them=kernels.compiles_all)
             with_fewer = changed_once(kernels.norms, lowered)
             lowered = tuple(a if chosen else b for a, b, chosen in zip(lowered, with_fewer, is_chosen, strict=True))
             if moves:
@@ -307,14 +319,22 @@ def _refuse_nothing_exact(parts: Parts, quantized_weights: Sequence[QuantizedWei
         )
 
 
-def _are_worth_it(stage_graphs: Sequence[StageGraph], lowered: Sequence[StageGraph]) -> list[bool]:
-    """Return which stage graphs are worth compiling: those with products, and a good part of a step's operations."""
+def _are_worth_it(
+    stage_graphs: Sequence[StageGraph], lowered: Sequence[StageGraph], *, all_of_them: bool
+) -> list[bool]:
+    """Return which stage graphs are worth compiling: those with products, and a good part of a step's operations.
+
+    Args:
+        stage_graphs: as they were split.
+        lowered: the same with operators for their products.
+        all_of_them: whether those without such operators are, too.
+    """
     sizes: Counter[torch.fx.GraphModule] = Counter()
     for stage_graph in lowered:
         sizes[stage_graph.program] += len(stage_graph.program.graph.nodes)
     fewest = SMALLEST_PART * max(sizes.values(), default=0)
     return [
-        new is not stage_graph and sizes[new.program] >= fewest
+        (all_of_them or new is not stage_graph) and sizes[new.program] >= fewest
         for stage_graph, new in zip(stage_graphs, lowered, strict=True)
     ]
 

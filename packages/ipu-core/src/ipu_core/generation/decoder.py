@@ -23,17 +23,19 @@ from transformers import DynamicCache, EncoderDecoderCache, GenerationMixin
 from .._torch import pytree
 from ..capture.capture import CAPTURING, in_mode
 from ..capture.guards import Guards
+from ..cards import is_card
 from ..compile.disk_cache import ExecutableCache
 from ..compile.worker_pool import Compilers
 from ..config.execution_config import ExecutionConfig
 from ..engines.engine import Engine
 from ..errors import CacheError, CaptureError, CompileError, GenerationModeError, IncompatibleIPUConfigError, IPUError
-from ..kernels.decode import TORCH, decode_kernels
+from ..kernels.card_quantization import card_with_products, refuse_compiled_exact_weights
+from ..kernels.decode import CARDS, TORCH, DecodeKernels, decode_kernels
 from ..kernels.quantize_pass import Quantizer
 from ..partition.lowered import Lowered
 from ..points.request import STEPS, rewrites_with
 from ..runtime.device_placement import without_values
-from ..runtime.devices import CPU, named_devices
+from ..runtime.devices import CPU, named_devices, refuse_missing_devices
 from ..runtime.recording import Recorder, recorder_for, refuse_where_nothing_records
 from ..runtime.replay import result_of
 from ..runtime.streaming import refuse_parameters_elsewhere
@@ -95,6 +97,7 @@ class Decoder:
         rounds_cache: whether keys and values are kept as integers of 8 bits.
 
     Raises:
+        EngineNotAvailableError: a device that is not there.
         IncompatibleIPUConfigError: several device iterations or replicas; parameters on the host that are quantized, or
             that run elsewhere.
     """
@@ -120,6 +123,7 @@ class Decoder:
                 f"`weights={weights!r}` are kept on the devices of their stages, and `parameters_offchip=True` keeps "
                 "parameters on the host: leave one of them out"
             )
+        refuse_missing_devices(config)
         refuse_parameters_elsewhere(model, config)
         self.sizes = sizes
         self._model, self._config = model, config
@@ -137,11 +141,12 @@ class Decoder:
             rows=sizes.rows,
             weights=weights,
             quantizer=Quantizer(),
-            kernels=decode_kernels(cache) if config.compile else TORCH,
+            kernels=self._kernels(cache),
             cache=cache,
-            compilers=Compilers(),
+            compilers=Compilers(for_cards=self._runs_on_a_card()),
             guards=Guards(model),
             recorder=self._recorder(),
+            quantizes_for=self._quantizes_for(weights),
         )
         self._is_encoder_decoder = bool(model.config.is_encoder_decoder)
         self._ids = "decoder_input_ids" if self._is_encoder_decoder else "input_ids"
@@ -156,6 +161,26 @@ class Decoder:
         self.more: dict[str, tuple[torch.Tensor, ...]] = {}  # what it gave then: hidden states, attentions
         self._is_prepared_anew = prepares_more_than_upstream(model.plain_class())
         self._device = self._home()
+
+    def _runs_on_a_card(self) -> bool:
+        return any(map(is_card, named_devices(self._config) or [self._home()]))
+
+    def _quantizes_for(self, weights: str | None) -> torch.device | None:
+        """Return the card that weights are rounded for; None where they are for the CPU."""
+        devices = {*(named_devices(self._config) or [self._home()])}
+        if weights is None or not any(map(is_card, devices)):
+            return None
+        if weights not in ROUNDED:
+            refuse_compiled_exact_weights(weights, devices, compiles=self._config.compile)
+            return None
+        dtypes = {parameter.dtype for parameter in self._model.parameters()}
+        return card_with_products(weights, devices, dtypes)
+
+    def _kernels(self, cache: ExecutableCache) -> DecodeKernels:
+        """Return what steps are made of."""
+        if not self._config.compile:
+            return TORCH
+        return CARDS if self._runs_on_a_card() else decode_kernels(cache)
 
     def _recorder(self) -> Recorder | None:
         """Return what records steps, where the option `record` asks for it and they run on one device that can."""

@@ -20,7 +20,7 @@ from transformers import GenerationConfig
 from .._torch import pytree
 from ..capture.activations import without_activations
 from ..checkpoints.lazy import refuse_unread
-from ..compile.stages import refuse_other_processors
+from ..compile.stages import refuse_what_cannot_be_compiled_for
 from ..config.execution_config import ExecutionConfig
 from ..engines.engine import Engine
 from ..engines.registry import usable_engine
@@ -437,7 +437,7 @@ def generation_model(
         raise ValueError(f"`cache_dtype={cache_dtype!r}`: keys and values are kept as they are (None), or as 'int8'")
     config = model.ipu_config.for_inference()
     if config.compile:
-        refuse_other_processors(model, config)
+        refuse_what_cannot_be_compiled_for(model, config)
     more: dict[str, Any] = {
         "in_flight": in_flight,
         "rounds_cache": cache_dtype is not None,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -34,6 +34,7 @@ class DecodeKernels:
         attention: attention of one query becomes one operator.
         operators: those that the passes put in, for the compiler.
         load: have the code of the operators in this process, from a cache or built.
+        compiles_all: whether parts without such products are compiled too.
     """
 
     products: GraphPass
@@ -41,6 +42,7 @@ class DecodeKernels:
     attention: GraphPass
     operators: Operators
     load: Callable[[ExecutableCache], object]
+    compiles_all: bool = False
 
     def are_called(self, program: torch.fx.GraphModule) -> bool:
         """Return whether a graph calls one of the operators."""
@@ -62,6 +64,8 @@ NATIVE = DecodeKernels(
 TORCH = DecodeKernels(
     products=_unchanged, norms=with_norms, attention=_unchanged, operators=NO_OPERATORS, load=lambda cache: None
 )
+# Of a card torch's compiler makes all kernels but those of the products, which are torch's.
+CARDS = replace(TORCH, compiles_all=True)
 
 
 def decode_kernels(cache: ExecutableCache) -> DecodeKernels:

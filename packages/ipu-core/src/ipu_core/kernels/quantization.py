@@ -83,7 +83,8 @@ class Quantization:
             GenerationModeError: the minimum of a group, or its scale, is beyond float16.
         """
         inputs = weights[0].shape[1]
-        words = torch.empty(self.shape(sum(len(weight) for weight in weights), inputs), dtype=torch.int32)
+        shape = self.shape(sum(len(weight) for weight in weights), inputs)
+        words = torch.empty(shape, dtype=torch.int32, device=weights[0].device)
         channels = max(1, QUANTIZED_AT_ONCE // (inputs * LANES)) * LANES
         block = 0
         for weight in weights:
@@ -140,6 +141,10 @@ class Quantization:
             missed = is_found.numel() - int(is_found.sum())
             raise NotExactError(f"{missed} of {is_found.numel()} groups are not on a grid of {self.bits} bits")
         return found
+
+    def product(self, graph: torch.fx.Graph, x: torch.fx.Node, words: torch.fx.Node, outputs: int, like: Any) -> Any:
+        """Write the product of activations and a quantized weight, [..., outputs], into a graph."""
+        return graph.call_function(quantized_linear, (x, words, self.bits, outputs))
 
     def dequantize(self, words: torch.Tensor, outputs: int, *, room: Room | None = None) -> torch.Tensor:
         """Return the weight [O, I] that `quantize` quantized, as float32; it lies in `room` where that is given."""

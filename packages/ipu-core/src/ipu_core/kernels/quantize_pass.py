@@ -21,7 +21,10 @@ from ..capture.passes import copy_nodes
 from ..errors import BatchMismatchError
 from ..partition.stage_graph import StageGraph
 from ..runtime.weights import Tensors
-from .quantization import LANES, NotExactError, Quantization, quantized_linear
+from .card_quantization import CardQuantization
+from .quantization import LANES, NotExactError, Quantization
+
+AnyQuantization = Quantization | CardQuantization
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +32,7 @@ class QuantizedWeight:
     """Weights quantized as one: their values in the graph, the quantization, and a meta tensor like the result."""
 
     values: tuple[str, ...]
-    quantization: Quantization
+    quantization: AnyQuantization
     like: torch.Tensor
 
     @property
@@ -39,7 +42,7 @@ class QuantizedWeight:
 
 
 def with_quantized_weights(
-    captured: Capture, stage_graphs: Sequence[StageGraph], quantization: Callable[[str], Quantization | None]
+    captured: Capture, stage_graphs: Sequence[StageGraph], quantization: Callable[[str], AnyQuantization | None]
 ) -> tuple[tuple[StageGraph, ...], tuple[QuantizedWeight, ...]]:
     """Return the same stage graphs with products of quantized weights in the place of those of their linear layers.
 
@@ -89,7 +92,7 @@ class _Group:
 
     layers: list[torch.fx.Node]
     weights: list[int]
-    quantization: Quantization
+    quantization: AnyQuantization
 
     @property
     def outputs(self) -> list[int]:
@@ -115,7 +118,7 @@ class _Quantized:
     kept: list[int]
 
 
-def _quantized(program: torch.fx.GraphModule, quantizations: Sequence[Quantization | None]) -> _Quantized:
+def _quantized(program: torch.fx.GraphModule, quantizations: Sequence[AnyQuantization | None]) -> _Quantized:
     """Quantize the weights among the inputs of a program that there is a quantization for."""
     placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
     groups = _groups(program.graph, {node: (i, of) for i, node in enumerate(placeholders) if (of := quantizations[i])})
@@ -143,7 +146,7 @@ def _quantized(program: torch.fx.GraphModule, quantizations: Sequence[Quantizati
     return _Quantized(program=graph_module(program, graph), groups=groups, kept=kept)
 
 
-def _groups(graph: torch.fx.Graph, parameters: Mapping[torch.fx.Node, tuple[int, Quantization]]) -> list[_Group]:
+def _groups(graph: torch.fx.Graph, parameters: Mapping[torch.fx.Node, tuple[int, AnyQuantization]]) -> list[_Group]:
     """Return the linear layers of which weights can be quantized, those together that read the same value.
 
     Args:
@@ -176,7 +179,7 @@ def _product(
     aten = torch.ops.aten
     x: Any = group.layers[0].args[0]
     total = sum(group.outputs)
-    product = graph.call_function(quantized_linear, (values[x], words, group.quantization.bits, total))
+    product = group.quantization.product(graph, values[x], words, total, x.meta["val"])
     product.meta["val"] = x.meta["val"].new_empty(*x.meta["val"].shape[:-1], total)
     results = {}
     start = 0
@@ -236,7 +239,7 @@ class Quantizer:
             self._made[quantized_weight.values] = known
         return known[2]
 
-    def _quantized(self, quantization: Quantization, weights: Sequence[torch.Tensor]) -> torch.Tensor:
+    def _quantized(self, quantization: AnyQuantization, weights: Sequence[torch.Tensor]) -> torch.Tensor:
         found = []
         for weight in weights:
             known = self._ahead.pop(id(weight), None)

@@ -8,7 +8,9 @@ from dataclasses import replace
 
 import torch
 
+from .. import cards
 from ..capture.capture import Capture
+from ..cards import is_card
 from ..config.device_memory import memory_limit
 from ..config.execution_config import ExecutionConfig
 from ..config.layers_per_ipu import AUTO
@@ -29,6 +31,8 @@ from ..report.plan_svg import MIB, largest_text
 from .activations import dry_run
 from .in_flight import MemoryModel, in_flight, update_order
 from .search import visits_of
+
+GIB = 2**30
 
 
 def with_memory(
@@ -72,11 +76,17 @@ def with_memory(
     parameters = sum(holding.parameter_bytes + holding.buffer_bytes for holding in held)
     state = round(gradients * memory_model.optimizer.state)
     largest, largest_bytes = _largest_module(lowered, model, memory_model)
+    passes = max(process.process_peak, gradients + memory_model.workspace)
+    recording = 0
+    if config.record and not config.inference:
+        # Passes take their memory from a pool of their own, which nobody else gets: the step does not follow in it.
+        recording = process.process_peak + memory_model.workspace + _batch_bytes(captured, config) - passes
     return replace(
         made,
         memory=memory,
         host=_on_host(held, gradients, state) if config.streams_parameters else None,
-        process_peak_bytes=parameters + state + max(process.process_peak, gradients + memory_model.workspace),
+        process_peak_bytes=parameters + state + passes + recording,
+        recording_bytes=recording,
         device=None if config.device_memory is None else str(config.device_memory),
         limit_bytes=None if config.device_memory is None else memory_limit(config.device_memory),
         largest_module=largest,
@@ -87,6 +97,41 @@ def with_memory(
 def _on_host(held: Sequence[HeldParameters], gradients: int, state: int) -> HostMemory:
     parameters = sum(holding.parameter_bytes for holding in held)
     return HostMemory(parameters=parameters, gradients=gradients, optimizer=state)
+
+
+def _batch_bytes(captured: Capture, config: ExecutionConfig) -> int:
+    """Return the bytes of the inputs of an update, of all its micro-batches."""
+    inputs = {value for value, source in captured.sources.items() if source.kind == "input"}
+    of_one = sum(num_bytes(node.meta.get("val")) for node in captured.graph.nodes if node.name in inputs)
+    return of_one * config.micro_batches_per_update
+
+
+def refuse_small_cards(made: Plan, config: ExecutionConfig, devices: Sequence[torch.device]) -> None:
+    """Refuse a plan that needs more memory than a CUDA device has, before any is touched.
+
+    Args:
+        made: with what IPUs hold.
+        config: the kind of run.
+        devices: of each IPU.
+
+    Raises:
+        MemoryLimitError: how much more which card would need, of what it has.
+    """
+    for device in dict.fromkeys(filter(is_card, devices)):
+        ipus = [ipu for ipu, of_ipu in enumerate(devices) if of_ipu == device]
+        if len(ipus) == len(devices) and not config.streams_parameters:
+            needed = made.process_peak_bytes
+        else:
+            needed = sum(held.peak for held in made.memory if held.ipu in ipus)
+        card = cards.card_of(device)
+        if needed > card.total_bytes:
+            shown = "its IPU" if len(ipus) == 1 else f"its {len(ipus)} IPUs"
+            raise MemoryLimitError(
+                f"`{made.model}` needs {needed / GIB:.2f} GiB on {device} for {shown}, and {card.name} has "
+                f"{card.total_bytes / GIB:.2f} GiB, {(needed - card.total_bytes) / GIB:.2f} GiB less; "
+                f"{largest_text(made)}: name more `devices`, take fewer rows in a micro-batch, or keep parameters on "
+                "the host (`parameters_offchip=True`)"
+            )
 
 
 def refuse_what_does_not_fit(made: Plan, config: ExecutionConfig) -> None:

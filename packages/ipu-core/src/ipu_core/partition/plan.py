@@ -85,6 +85,8 @@ class Plan:
         memory: what each IPU of a replica holds.
         host: what the host keeps, where parameters are off chip.
         process_peak_bytes: the most one process holds that runs every stage, as the host engine does.
+        recording_bytes: of these, what a recording of updates keeps and other runs do not: copies of the batch, and
+            what passes took, while the optimizer steps.
         device: what `limit_bytes` is the memory of: "bow", "gc200", "host" (this machine), or a number of bytes.
         limit_bytes: the memory an IPU, or this machine, has; None when there is no limit to keep.
         largest_module: the path of the module whose parameters, gradients and optimizer state are the most.
@@ -103,6 +105,7 @@ class Plan:
     memory: tuple[Memory, ...] = ()
     host: HostMemory | None = None
     process_peak_bytes: int = 0
+    recording_bytes: int = 0
     device: str | None = None
     limit_bytes: int | None = None
     largest_module: str = ""

@@ -168,7 +168,8 @@ def _on_host(plan: Plan) -> list[str]:
 
 
 def _verdict(plan: Plan) -> list[str]:
-    lines = [f"one process that runs every stage: peak {plan.process_peak_bytes / MIB:.1f} MiB"]
+    recorded = f", {plan.recording_bytes / MIB:.1f} MiB of it for its recording" if plan.recording_bytes else ""
+    lines = [f"one process that runs every stage: peak {plan.process_peak_bytes / MIB:.1f} MiB{recorded}"]
     if plan.limit_bytes is not None:
         limit = f"{plan.limit_bytes / MIB:.1f} MiB of {plan.device}"
         over = [f"{where} needs {excess / MIB:.1f} MiB more" for where, excess in plan.excess.items()]

@@ -3,16 +3,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
+from ..batch import input_leaves
 from ..capture.aliasing import aliases, written
 from ..capture.capture import Capture
 from ..capture.passes import on_device
+from ..cards import is_card
+from ..checkpoints.lazy import device_of
 from ..config.execution_config import ExecutionConfig
-from ..errors import CaptureError, EngineNotAvailableError, IncompatibleIPUConfigError
+from ..errors import BatchError, CaptureError, EngineNotAvailableError, IncompatibleIPUConfigError
 from ..partition.stage_graph import StageGraph
 
 CPU = torch.device("cpu")
@@ -25,6 +29,61 @@ def named_devices(config: ExecutionConfig) -> tuple[torch.device, ...] | None:
         IncompatibleIPUConfigError: a name is no torch device.
     """
     return None if config.devices is None else tuple(_parse(config, name) for name in config.devices)
+
+
+def card_of_each_ipu(model: torch.nn.Module, config: ExecutionConfig) -> tuple[torch.device, ...] | None:
+    """Return the device of each IPU, named or that of the model; None where none of them is a CUDA device."""
+    home = {device_of(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    devices = named_devices(config) or (tuple(home) * config.ipus_per_replica if len(home) == 1 else ())
+    return devices if any(map(is_card, devices)) else None
+
+
+def readers_of_inputs(captured: Capture, stage_graphs: Sequence[StageGraph]) -> dict[str, frozenset[torch.device]]:
+    """Return the devices of the stages that read each input; nothing of an input that a stage without one reads."""
+    found: dict[str, frozenset[torch.device]] = {}
+    for value, source in captured.sources.items():
+        if source.kind == "input":
+            devices = {graph.device for graph in stage_graphs if value in graph.inputs}
+            if devices and None not in devices:
+                found[source.name] = frozenset(device for device in devices if device is not None)
+    return found
+
+
+def refuse_batch_on_another_card(
+    batch: Mapping[str, Any], readers: Mapping[str, frozenset[torch.device]], model: torch.nn.Module
+) -> None:
+    """Refuse a tensor of a batch that is on a CUDA device where no stage reads it.
+
+    Args:
+        batch: a combined batch.
+        readers: what `readers_of_inputs` gives; of other inputs they are where the model is.
+        model: the model.
+
+    Raises:
+        BatchError: which tensor is where, and where it is read.
+    """
+    elsewhere = {name: leaf for name, leaf in input_leaves(batch).items() if isinstance(leaf, torch.Tensor)}
+    elsewhere = {name: leaf for name, leaf in elsewhere.items() if is_card(leaf.device)}
+    for name, leaf in elsewhere.items():
+        read_on = readers.get(name) or {device_of(parameter) for parameter in model.parameters()}
+        if read_on and leaf.device not in read_on:
+            there = " and ".join(sorted(map(str, read_on)))
+            raise BatchError(
+                f"`{name}`, {list(leaf.shape)}, is on {leaf.device}, and what reads it is on {there}: move it there "
+                f'(`{name}.to("{min(map(str, read_on))}")`), or leave it on the CPU where `devices` are named'
+            )
+
+
+def devices_of_stages(model: torch.nn.Module, config: ExecutionConfig) -> tuple[torch.device, ...] | None:
+    """Return the device of each IPU; None where stages run wherever their inputs are.
+
+    Code for a CUDA device takes all that it reads from there, the numbers of the host too. So where stages are compiled
+    and the model is on such a device, that is the device of each.
+    """
+    if config.devices is not None or not config.compile:
+        return named_devices(config)
+    found = {device_of(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    return tuple(found) * config.ipus_per_replica if len(found) == 1 and all(map(is_card, found)) else None
 
 
 def refuse_missing_devices(config: ExecutionConfig) -> None:
@@ -61,7 +120,8 @@ def placed(
     """
     if devices is None:
         return tuple(stage_graphs)
-    _refuse_shared_views(captured, stage_graphs)
+    if len(set(devices)) > 1:
+        _refuse_shared_views(captured, stage_graphs)
     needed = dict.fromkeys((stage_graph.program, devices[stage_graph.ipu]) for stage_graph in stage_graphs)
     made = {key: on_device(*key) for key in needed}
     return tuple(

@@ -59,6 +59,8 @@ class Interpreter:
         self._trainable: tuple[bool, ...] = ()
         self._changing = frozenset[str]().union(*(stage_graph.changes for stage_graph in self.stage_graphs))
         self._read = frozenset(self.last_reader) | {name for name in captured.outputs if isinstance(name, str)}
+        constants = [value for value, source in captured.sources.items() if source.kind == "constant"]
+        self._constants: dict[str, dict[torch.device, torch.Tensor]] = {value: {} for value in constants}
         self._input_names = {v: s.name for v, s in captured.sources.items() if s.kind == "input"}
 
     def infer(self, batch: Mapping[str, Any], *, on_action: ActionHook = no_hook) -> list[Any]:
@@ -137,7 +139,7 @@ class Interpreter:
         for value, source in self.captured.sources.items():
             if source.kind == "constant":
                 values[value] = self.captured.constants[source.name]
-        return Values(values, self._changing, self.streamed)
+        return Values(values, self._changing, self.streamed, self._constants)
 
     def outputs(self, values: Mapping[str, Any]) -> list[Any]:
         """Return the leaves of the output."""

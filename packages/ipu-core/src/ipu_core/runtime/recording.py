@@ -14,11 +14,13 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from .._torch import pytree
+from ..cards import is_card
 from ..config.execution_config import ExecutionConfig
 from ..errors import IncompatibleIPUConfigError
 from ..partition.stage_graph import StageGraph
 from .devices import named_devices
 from .program import Trained
+from .transfers import moved
 
 logger = logging.getLogger(__name__)
 _ORDINARY_RUNS = 2  # before one is recorded: libraries allocate and choose kernels in their first
@@ -61,7 +63,7 @@ class CudaRecorder:
 
 def recorder_for(device: torch.device) -> Recorder | None:
     """Return what records the work of a device; None where nothing does, as on the CPU."""
-    return CudaRecorder(device) if device.type == "cuda" else None
+    return CudaRecorder(device) if is_card(device) else None
 
 
 def refuse_where_nothing_records(model: torch.nn.Module, config: ExecutionConfig) -> None:
@@ -158,30 +160,40 @@ class RecordedUpdate:
         parameters: Sequence[torch.nn.Parameter],
         train: Callable[[Sequence[Mapping[str, Any]], Sequence[Mapping[str, float]]], Iterable[Trained]],
     ) -> None:
-        self._device, self._parameters, self._train = device, parameters, train
+        self._device, self._updated, self._train = device, parameters, train
+        self._what, self._is_named = what, False
         self._batches: list[dict[str, Any]] = []
         self._starts: Sequence[Mapping[str, float]] = ()
         self._recording = Recording(what, recorder, self._once)
 
     def takes(self) -> bool:
-        """Return whether no parameter has a gradient yet."""
-        return all(parameter.grad is None for parameter in self._parameters)
+        """Return whether no parameter has a gradient yet; it is named once where one has."""
+        if all(parameter.grad is None for parameter in self._updated):
+            return True
+        if not self._is_named:
+            logger.warning(
+                "%s finds gradients, which it adds to: that is not recorded, and runs as before; clear them to None "
+                "before each update (`optimizer.zero_grad()`)",
+                self._what,
+            )
+        self._is_named = True
+        return False
 
     def run(self, batches: Sequence[Mapping[str, Any]], starts: Sequence[Mapping[str, float]]) -> list[Trained]:
         """Run an update; leaves and losses are the caller's to keep."""
         self._fill(batches)
         self._starts = [dict(start) for start in starts]
-        places = tuple((p.data_ptr(), p.requires_grad) for p in self._parameters)
+        places = tuple((p.data_ptr(), p.requires_grad) for p in self._updated)
         trained, gradients = self._recording.run((self._starts, places))
-        for parameter, gradient in zip(self._parameters, gradients, strict=True):
+        for parameter, gradient in zip(self._updated, gradients, strict=True):
             parameter.grad = gradient
         return [Trained(pytree.tree_map_only(torch.Tensor, torch.clone, t.leaves), t.loss.clone()) for t in trained]
 
     def _once(self) -> tuple[list[Trained], list[torch.Tensor | None]]:
-        for parameter in self._parameters:
+        for parameter in self._updated:
             parameter.grad = None
         trained = list(self._train(self._batches, self._starts))
-        return trained, [parameter.grad for parameter in self._parameters]
+        return trained, [parameter.grad for parameter in self._updated]
 
     def _fill(self, batches: Sequence[Mapping[str, Any]]) -> None:
         """Copy micro-batches into tensors that stay where they are."""
@@ -190,7 +202,7 @@ class RecordedUpdate:
         for kept, batch in zip(self._batches, batches, strict=True):
             for own, given in zip(pytree.tree_leaves(kept), pytree.tree_leaves(dict(batch)), strict=True):
                 if isinstance(own, torch.Tensor):
-                    own.copy_(given, non_blocking=True)
+                    own.copy_(moved(given, own.device), non_blocking=True)
 
     def _kept(self, tensor: torch.Tensor) -> torch.Tensor:
         return torch.empty(tensor.shape, dtype=tensor.dtype, device=self._device)

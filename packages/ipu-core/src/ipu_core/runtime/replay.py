@@ -167,6 +167,7 @@ class Replay:
         if isinstance(stage_graph.code, Executable):
             for name, tensor, spec in zip(stage_graph.inputs, given, stage_graph.code.manifest.inputs, strict=True):
                 assert Spec.of(tensor) == spec, f"{name} is {Spec.of(tensor)}, and the code was made for {spec}"
+                assert tensor.device == stage_graph.code.device, f"{name} is on {tensor.device}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,16 +3,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
+from ..cards import is_card
 from ..compile.executable import Executable
 from ..partition.stage_graph import StageGraph
 from .streaming import NOTHING_STREAMED, StreamedParameters
 
 Call = Callable[[list[Any]], Sequence[Any]]
+NOTHING_KEPT: Mapping[str, dict[torch.device, torch.Tensor]] = MappingProxyType({})
 
 
 def stage_call(stage_graph: StageGraph, *, is_fixed: bool = False) -> Call:
@@ -39,14 +42,20 @@ class Values(dict[str, Any]):
         values: what a micro-batch starts with.
         changing: names of those that a run changes in place; each reader gets a fresh copy of them.
         streamed: has copies of parameters that live on the host.
+        kept: copies, on each device, of values that are those of every micro-batch; it gets those that are missing.
     """
 
     def __init__(
-        self, values: dict[str, Any], changing: Collection[str], streamed: StreamedParameters = NOTHING_STREAMED
+        self,
+        values: dict[str, Any],
+        changing: Collection[str],
+        streamed: StreamedParameters = NOTHING_STREAMED,
+        kept: Mapping[str, dict[torch.device, torch.Tensor]] = NOTHING_KEPT,
     ) -> None:
         super().__init__(values)
         self._changing = changing
         self._streamed = streamed
+        self._kept = kept
         self._copies: dict[str, dict[torch.device, torch.Tensor]] = {}
 
     def run(self, stage_graph: StageGraph) -> dict[str, Any]:
@@ -82,7 +91,7 @@ class Values(dict[str, Any]):
             return self._streamed.of(value, device)
         if name in self._changing:
             return moved(value, device)
-        copies = self._copies.setdefault(name, {})
+        copies = self._kept[name] if name in self._kept else self._copies.setdefault(name, {})
         if device not in copies:
             # A stage graph that runs without gradients, to run again, may be the first of several that read the copy.
             with torch.enable_grad():
@@ -93,6 +102,9 @@ class Values(dict[str, Any]):
 def moved(value: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Return a tensor on a device, itself where it is there already.
 
-    The host waits for nothing but a copy to the CPU: it would read memory that is not written yet.
+    The host waits for nothing but a copy to the CPU: it would read memory that is not written yet. A card reads what
+    the host has from pinned memory alone without the host waiting for all that it was told before.
     """
+    if value.device != device and value.device.type == "cpu" and is_card(device) and not value.requires_grad:
+        value = value.pin_memory()
     return value.to(device, non_blocking=device.type != "cpu")

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from ...checkpoints.lazy import refuse_without_values
-from ...compile.stages import refuse_other_processors
+from ...compile.stages import refuse_what_cannot_be_compiled_for
 from ...config.execution_config import ExecutionConfig
 from ...config.options import HARDWARE_HINTS
 from ...errors import IncompatibleIPUConfigError
@@ -45,7 +45,7 @@ def _check(model: torch.nn.Module, config: ExecutionConfig, optimizer: torch.opt
     refuse_other_world(config, dist.get_world_size())
     _refuse_other_options(config)
     if config.compile:
-        refuse_other_processors(model, config)
+        refuse_what_cannot_be_compiled_for(model, config)
 
 
 def _check_plan(made: Plan, config: ExecutionConfig) -> None:
