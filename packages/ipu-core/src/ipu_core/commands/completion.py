@@ -40,6 +40,6 @@ def run(options: argparse.Namespace) -> int:
     for parser in (options.parser, *options.parsers.values()):
         for action in parser.arguments():
             if action.type in (Path, existing):
-                action.complete = shtab.FILE  # type: ignore[attr-defined]
+                action.complete = shtab.FILE
     print(shtab.complete(options.parser, shell=options.shell))
     return 0

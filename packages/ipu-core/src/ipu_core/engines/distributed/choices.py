@@ -29,14 +29,14 @@ class Choices:
 
     def __init__(self, ranks: Ranks, ipu: int) -> None:
         self._ranks, self.are_made_here = ranks, ranks.ipu == ipu
-        self._from = ranks.rank(ranks.replica, ipu)
-        self._to = [ranks.rank(ranks.replica, i) for i in range(ranks.pipeline.size()) if i != ipu]
+        self._sender = ranks.rank(ranks.replica, ipu)
+        self._receivers = [ranks.rank(ranks.replica, i) for i in range(ranks.pipeline.size()) if i != ipu]
         self._on_the_way: deque[tuple[Any, torch.Tensor]] = deque()
 
     def tell(self, chosen: Sequence[torch.Tensor]) -> None:
         """Send integers of one size to all others; nobody is waited for."""
         message = torch.cat([each.reshape(-1).to(torch.long) for each in chosen])
-        for rank in self._to:
+        for rank in self._receivers:
             work = dist.isend(message, dst=rank, group=self._ranks.pipeline, tag=TAG)
             self._on_the_way.append((work, message))
         while len(self._on_the_way) > MOST_ON_THE_WAY:
@@ -46,7 +46,7 @@ class Choices:
         """Return what was told, integers of these sizes, once it is there."""
         message = torch.empty(sum(sizes), dtype=torch.long, device=self._ranks.device)
         self._ranks.watchdog.set("waits for the tokens of the last stage")
-        dist.recv(message, src=self._from, group=self._ranks.pipeline, tag=TAG)
+        dist.recv(message, src=self._sender, group=self._ranks.pipeline, tag=TAG)
         self._ranks.watchdog.set("generates")
         return message.split(list(sizes))
 
@@ -55,5 +55,5 @@ class Choices:
         while self._on_the_way:
             self._on_the_way.popleft()[0].wait()
         shared = [found]
-        dist.broadcast_object_list(shared, src=self._from, group=self._ranks.pipeline, device=self._ranks.device)
+        dist.broadcast_object_list(shared, src=self._sender, group=self._ranks.pipeline, device=self._ranks.device)
         return shared[0]

@@ -67,7 +67,7 @@ class Outgoing:
     """
 
     def __init__(self, message: Message, rank: int, group: dist.ProcessGroup, tag: int) -> None:
-        self._message, self._to = message, {"dst": rank, "group": group, "tag": tag}
+        self._message, self._receiver = message, {"dst": rank, "group": group, "tag": tag}
         self._work: Any = None
 
     def send(self, values: Mapping[str, torch.Tensor]) -> None:
@@ -75,7 +75,7 @@ class Outgoing:
         if self._work is not None:
             self._work.wait()
         self._message.write(values)
-        self._work = dist.isend(self._message.memory, **self._to)  # type: ignore[arg-type]
+        self._work = dist.isend(self._message.memory, **self._receiver)  # type: ignore[arg-type]
 
 
 class Incoming:
