@@ -8,7 +8,16 @@ from typing import Any
 import torch
 from ipu_core import IPUConfig, generation_model, to_pipelined, training_model
 from rank_faults import outcome
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+    WhisperConfig,
+    WhisperForConditionalGeneration,
+)
 
 NEW_TOKENS = 8
 KEPT = {"return_dict_in_generate": True, "output_scores": True}
@@ -30,6 +39,14 @@ class Pieces:
 def make(kind: str) -> Any:
     torch.manual_seed(0)
     special = {"vocab_size": 61, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    if kind == "t5":
+        sizes = {"d_model": 16, "d_kv": 8, "num_heads": 2, "d_ff": 24, "num_layers": 2}
+        return T5ForConditionalGeneration(T5Config(**special, **sizes, decoder_start_token_id=0)).eval()
+    if kind == "whisper":
+        sizes = {f"{part}_{what}": 2 for part in ("encoder", "decoder") for what in ("layers", "attention_heads")}
+        sizes |= {"encoder_ffn_dim": 24, "decoder_ffn_dim": 24, "d_model": 16, "num_mel_bins": 4}
+        sizes |= {"max_source_positions": 10, "max_target_positions": 24, "decoder_start_token_id": 1}
+        return WhisperForConditionalGeneration(WhisperConfig(**special, **sizes)).eval()
     if kind == "gpt2":
         return GPT2LMHeadModel(GPT2Config(**special, n_embd=16, n_layer=4, n_head=2, n_positions=32)).eval()
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 4, "num_attention_heads": 4}
@@ -105,6 +122,28 @@ def two_ranks(rank: int) -> dict[str, Any]:
     found["beams"] = beams(rank)
     found["trained"] = trained(rank)
     found["refused"] = refused(rank)
+    return found
+
+
+def encoders(rank: int) -> dict[str, Any]:
+    """Generate with models that have an encoder, greedily and with beams; the decoder is on both ranks."""
+    found: dict[str, Any] = {}
+    features = torch.randn(4, 4, 20, generator=torch.Generator().manual_seed(2))
+    for kind, inputs in (("t5", prompts()), ("whisper", {"input_features": features})):
+        model = make(kind)
+        for num_beams in (1, 2):
+            options = {"max_new_tokens": NEW_TOKENS, "num_beams": num_beams, "do_sample": False}
+            options |= KEPT if kind == "t5" else {}
+            config = IPUConfig(layers_per_ipu=[3, 1])
+            more = {"in_flight": 2 if kind == "t5" else 1, "on_all_ranks": True}
+            generator = generation_model(to_pipelined(model, config), engine="distributed", **more)
+            theirs = model.generate(**inputs, **options)
+            ours = generator.generate(**inputs, **options)
+            are_equal = torch.equal(ours, theirs) if kind == "whisper" else not differences(ours, theirs)
+            found[f"{kind}, {num_beams} beams"] = are_equal
+            cache: Any = generator.new_cache()
+            group = getattr(cache, "groups", (cache,))[0]
+            found[f"{kind}, {num_beams} beams, here"] = [not tensor.is_meta for tensor in group.tensors]
     return found
 
 

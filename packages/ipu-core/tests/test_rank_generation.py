@@ -6,7 +6,6 @@ import rank_generation
 from ipu_core import IPUConfig, generation_model, to_pipelined
 from ipu_core.errors import GenerationModeError, IncompatibleIPUConfigError
 from ranks import run_ranks
-from transformers import T5Config, T5ForConditionalGeneration
 
 REFUSED = {
     "batch": "CacheError: `in_flight=2` groups cannot share a batch of 3 evenly",
@@ -48,11 +47,17 @@ def test_four_ranks_generate_as_the_plain_model(kind, in_flight):
         assert_equal(found)
 
 
-def test_an_encoder_several_tokens_a_call_and_several_stages_an_ipu_are_refused_on_ranks():
-    sizes = {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2, "vocab_size": 16}
-    t5 = to_pipelined(T5ForConditionalGeneration(T5Config(**sizes)), IPUConfig())
-    with pytest.raises(GenerationModeError, match="`T5ForConditionalGeneration` has an encoder"):
-        generation_model(t5, engine="distributed")
+@pytest.mark.turns(16)
+def test_two_ranks_generate_with_encoders_and_each_keeps_the_attentions_of_its_layers():
+    results = run_ranks(2, rank_generation.encoders)
+    for name in (f"{kind}, {beams} beams" for kind in ("t5", "whisper") for beams in (1, 2)):
+        assert all(found[name] for found in results), name
+        first, second = (found[f"{name}, here"] for found in results)
+        # Keys and values of two attentions of a layer to its own tokens, and of two to the encoder.
+        assert first == [True, True, False, False] * 2 and second == [False, False, True, True] * 2
+
+
+def test_several_tokens_a_call_and_several_stages_an_ipu_are_refused_on_ranks():
     llama = to_pipelined(rank_generation.make("llama"), IPUConfig())
     with pytest.raises(GenerationModeError, match="`tokens_per_call=4` lets a host wait for its devices less often"):
         generation_model(llama, engine="distributed", tokens_per_call=4)

@@ -90,6 +90,23 @@ def train(
     }
 
 
+def overflowing(rank: int, folder: str, engine: str) -> dict[str, Any]:
+    """Train with a loss scale where a gradient of the last layer overflows in the second step, wherever that is."""
+    made = trainer(Path(folder), engine, auto_loss_scaling=True, save_strategy="no")
+    last, steps = made.model.transformer.h[3].mlp.c_fc.weight, []
+
+    def overflow(gradient: torch.Tensor) -> torch.Tensor | None:
+        # A hook is called for each of two micro-batches.
+        steps.append(made.state.global_step)
+        return torch.full_like(gradient, torch.inf) if made.state.global_step == 1 else None
+
+    last.register_hook(overflow)
+    made.train()
+    weights = {name: p.detach().clone() for name, p in made.model.named_parameters()}
+    counts = [int(state["step"]) for state in made.optimizer.optimizer.state.values()]
+    return {"weights": weights, "scale": made.loss_scale.value, "has_overflowed": 1 in steps, "steps": {*counts}}
+
+
 def go_on(rank: int | None, folder: str, callback: Any = None) -> dict[str, Any]:
     """Train with dropout, from the last checkpoint there is, and save at every step; returns weights and CPU seconds.
 

@@ -6,6 +6,7 @@ import pickle
 import pytest
 import rank_training
 import torch
+from ipu_trainer.loss_scale import START
 from ranks import Failure, ranks_results, run_ranks
 from transformers import GPT2LMHeadModel
 
@@ -59,6 +60,23 @@ def test_ranks_read_a_model_lazily_and_two_four_and_one_go_on_from_what_two_wrot
             assert result["eval_loss"] == pytest.approx(alone["eval_loss"], abs=1e-9)
     for saved in (tmp_path / "two" / "checkpoint-4", tmp_path / "four" / "model"):
         assert_same(dict(GPT2LMHeadModel.from_pretrained(saved).named_parameters()), alone["weights"])
+
+
+@pytest.mark.turns(16)
+def test_where_one_rank_overflows_all_skip_the_step_and_halve_the_loss_scale(tmp_path):
+    alone = rank_training.overflowing(0, str(tmp_path / "alone"), "host")
+    assert alone["has_overflowed"] and alone["scale"] == START / 2
+    results = run_ranks(2, rank_training.overflowing, str(tmp_path / "ranks"), "distributed")
+    assert [result["has_overflowed"] for result in results] == [False, True]
+    merged = {}
+    for rank, result in enumerate(results):
+        assert result["scale"] == START / 2
+        assert result["steps"] == {rank_training.STEPS - 1}, "an optimizer stepped"
+        held = {
+            n: w for n, w in result["weights"].items() if (".h.2." in n or ".h.3." in n or "ln_f" in n) == bool(rank)
+        }
+        merged |= held
+    assert_same(merged, alone["weights"])
 
 
 TROUBLES = {

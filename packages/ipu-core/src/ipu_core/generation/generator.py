@@ -34,7 +34,7 @@ from .cache import GroupedKV, StaticKV
 from .decode_step import WEIGHTS
 from .decoder import EMBEDS, LARGEST_PREFILL_CHUNK, Decoder, Sizes
 from .loops import DeviceLoop
-from .rank_loop import RankLoop, refuse_on_ranks
+from .rank_loop import RankLoop, bring_to_all, refuse_on_ranks
 from .step_points import EncoderPoints, points_of_parts, refuse_other_loops, values_of_groups
 from .upstream_loop import repeated, upstream_loop
 from .views import ASKING, EncoderView, part
@@ -334,8 +334,12 @@ class Generator:
         kind = (encodes, *((name, getattr(value, "shape", ())[1:]) for name, value in inputs.items()))
         if kind not in self.executors:
             model, names = (self._encoder(), None) if encodes else (self.model, ["logits"])
-            self.executors[kind] = Executor(model, self.config, self.engine, outputs=names), rows
+            # Ranks would wait for what one of them runs, and bring its result to all: each runs it itself.
+            engine = usable_engine("host") if self.engine.has_ranks else self.engine
+            self.executors[kind] = Executor(model, self.config, engine, outputs=names), rows
         executor, all_rows = self.executors[kind]
+        if self._ranks is not None:
+            bring_to_all([*self.model.parameters(), *self.model.buffers()], self._ranks)
         # A call that generates several times has fewer sequences left towards its end.
         return executor(**(repeated(inputs, all_rows) if self._is_under_way else inputs)), rows
 
@@ -409,8 +413,7 @@ def generation_model(
     Raises:
         PointError: a point that the model does not have, an intervention from a step on in an encoder; when capturing,
             a point that never runs.
-        GenerationModeError: activations of several tokens a call or on ranks; on ranks, a model with an encoder, or
-            `tokens_per_call`.
+        GenerationModeError: activations of several tokens a call or on ranks; on ranks, `tokens_per_call`.
         EngineNotAvailableError: the engine is not usable here.
         IncompatibleIPUConfigError: on ranks, several stages an IPU.
         TypeError: `model` is not pipelined, or is none of transformers, or a number is none.

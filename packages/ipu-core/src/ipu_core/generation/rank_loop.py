@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from transformers.generation.logits_process import UnbatchedClassifierFreeGuidanceLogitsProcessor
 
 from ..errors import GenerationModeError, IncompatibleIPUConfigError
@@ -187,14 +188,9 @@ def refuse_on_ranks(model: PipelineMixin, config: ExecutionConfig, engine: str, 
 
     Raises:
         IncompatibleIPUConfigError: several stages an IPU.
-        GenerationModeError: a model with an encoder, activations, or several tokens a call.
+        GenerationModeError: activations, or several tokens a call.
     """
     host = "generate with `engine='host'`, whose stages may be on several `devices`"
-    if model.config.is_encoder_decoder:
-        raise GenerationModeError(
-            f"`engine={engine!r}` generates with decoders alone, and `{model.plain_class().__name__}` has an encoder, "
-            f"which would run on other ranks than the decoder's steps: {host}"
-        )
     if config.stages_per_ipu > 1:
         name = config.attribute("stages_per_ipu")
         raise IncompatibleIPUConfigError(
@@ -212,6 +208,15 @@ def refuse_on_ranks(model: PipelineMixin, config: ExecutionConfig, engine: str, 
             f"`activations` are of each step, and `engine={engine!r}` brings tokens alone to other ranks: leave them "
             f"out, or {host}"
         )
+
+
+def bring_to_all(tensors: Sequence[torch.Tensor], ranks: Ranks) -> None:
+    """Bring tensors to all ranks, where some alone have trained them; all ranks call it alike."""
+    from ..engines.distributed import ownership
+
+    everyone = frozenset(range(dist.get_world_size()))
+    with ranks.watchdog.doing("waits for parameters"):
+        ownership.fetch((tensor, everyone) for tensor in tensors)
 
 
 def refuse_without_cache(name: str) -> None:
