@@ -62,12 +62,13 @@ def main() -> None:
     step = {name: torch.stack([row[name] for row in train[: trainer.args.train_batch_size]]) for name in train[0]}
     print(plan(trainer.model, step), flush=True)
 
-    say(f"evaluating on {len(test)} texts before training: some {len(test) // 50} seconds")
+    say(f"evaluating on {len(test)} texts before training: some {max(1, len(test) // 50)} seconds")
     before = trainer.evaluate()["eval_accuracy"]
     say(f"training on {len(train)} texts: some {max(1, len(train) // 600)} minutes on two cores")
     started = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - started
+    say(f"evaluating on the {len(test)} texts again: some {max(1, len(test) // 50)} seconds")
     prediction = trainer.predict(test)
     trainer.save_model()
     accuracy = prediction.metrics["test_accuracy"]

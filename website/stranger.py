@@ -78,9 +78,7 @@ STEPS = [
         page="../examples/README.md",
         command='ipu pipeline text-classification --model out "the film was a waste of an evening"',
     ),
-    Step(
-        title="Generate", page="tutorials/generation.md", command="python generation.py", script="generation.py"
-    ),
+    Step(title="Generate", page="tutorials/generation.md", command="python generation.py", script="generation.py"),
     Step(title="Generate", page="tutorials/generation.md", command='ipu generate --model poem "two roads"'),
     Step(
         title="Plan",
@@ -218,9 +216,9 @@ def transcript(done: list[Done]) -> str:
 
 _HEAD = """# A stranger's hour
 
-From a clone and an empty environment to a plugin, by what the README and the pages say alone: each command below is on the page that
-is named above it. `python website/stranger.py FOLDER` types them and writes this page. Two cores that others used too, no GPU; the
-index that pip asks there has torch without CUDA.
+From a clone and an empty environment to a plugin, by what the README and the pages say alone: each command below is on
+the page that is named above it. `python website/stranger.py FOLDER` types them and writes this page. Two cores that
+others used too, no GPU; the index that pip asks there has torch without CUDA.
 
 | | time |
 |---|---|"""
