@@ -88,12 +88,7 @@ SEMANTICS = {
         "groups_that_do_not_fit_are_refused",
     ),
     "2.4.9": ("holds", "executor", "hooks_run_around_recording"),
-    "2.5.1": (
-        "holds",
-        "recording",
-        "a_forward_is_recorded_once a_tensor_of_the_graph_prints_no_values "
-        "a_tensor_of_the_graph_is_on_the_ipu_and_has_no_64_bits_of_fraction",
-    ),
+    "2.5.1": ("part", "recording", "a_forward_is_recorded_once a_tensor_of_the_graph_prints_no_values"),
     "2.5.2": ("holds", "recording", "new_tensors_go_to_the_ipu_and_constants_are_moved_there"),
     "2.5.3": (
         "holds",
@@ -111,7 +106,7 @@ SEMANTICS = {
     "2.5.6": (
         "holds",
         "recording executor",
-        "a_tensor_of_the_graph_is_on_the_ipu_and_has_no_64_bits_of_fraction "
+        "a_tensor_of_the_graph_has_no_64_bits_of_a_fraction "
         "dtypes_promote_as_in_torch_and_inputs_have_no_gradients weights_of_64_bits_have_32_on_the_device",
     ),
     "2.5.7": ("holds", "recording", "tied_weights_stay_one_and_frozen_ones_as_they_are"),

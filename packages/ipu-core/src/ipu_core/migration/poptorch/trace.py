@@ -87,27 +87,25 @@ _FACTORIES = {
         *("randperm", "range", "tensor", "zeros", "zeros_like"),
     )
 }
-_DEVICE = torch.Tensor.device.__get__
 _READS = {getattr(torch.Tensor, name) for name in ("item", "tolist", "__bool__", "__int__", "__float__", "__index__")}
 
 
 class OnIPU(TorchFunctionMode):
-    """Tensors of the graph are on the device "ipu", have 32 bits where others have 64, and no value to read."""
+    """What names the device "ipu" is recorded; tensors of the graph have no value to read, nor fractions of 64 bits."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Answer or change what is asked of torch."""
         kwargs = kwargs or {}
         if func == torch.Tensor.__repr__ and isinstance(args[0], FakeTensor):
             return f"tensor(<unavailable>, device='ipu:0', size={list(args[0].shape)}, dtype={args[0].dtype})"
-        if func == _DEVICE and isinstance(args[0], FakeTensor):
-            return torch.device(IPU)
         if func in _READS and isinstance(args[0], FakeTensor):
             raise createPoptorchError(
                 "aten::item is only supported in eager mode, but was intercepted in the model's forward: "
                 "a recorded graph has no values to look at; use torch.where, or poptorch.cond"
             )
         if func == torch.Tensor.to and _names_ipu(args, kwargs):
-            return _narrow(_moved(args[0], args[1:], kwargs))
+            moved = _moved(args[0], args[1:], kwargs)
+            return moved.float() if moved.dtype is torch.float64 else moved
         if func in _FACTORIES and kwargs.get("device") is None:
             logger.warning("No device set in torch.%s(): forcing to IPU", func.__name__)
         args = tuple(_on_host(arg) for arg in args)
