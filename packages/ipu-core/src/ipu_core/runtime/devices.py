@@ -62,10 +62,11 @@ def refuse_batch_on_another_card(
     Raises:
         BatchError: which tensor is where, and where it is read.
     """
-    elsewhere = {name: leaf for name, leaf in input_leaves(batch).items() if isinstance(leaf, torch.Tensor)}
-    elsewhere = {name: leaf for name, leaf in elsewhere.items() if is_card(leaf.device)}
-    for name, leaf in elsewhere.items():
-        read_on = readers.get(name) or {device_of(parameter) for parameter in model.parameters()}
+    tensors = {name: leaf for name, leaf in input_leaves(batch).items() if isinstance(leaf, torch.Tensor)}
+    on_cards = {name: leaf for name, leaf in tensors.items() if is_card(leaf.device)}
+    home = {device_of(parameter) for parameter in model.parameters()} if on_cards.keys() - readers.keys() else set()
+    for name, leaf in on_cards.items():
+        read_on = readers.get(name, home)
         if read_on and leaf.device not in read_on:
             there = " and ".join(sorted(map(str, read_on)))
             raise BatchError(
