@@ -24,6 +24,7 @@ from .._torch import pytree
 from ..capture.capture import CAPTURING, in_mode
 from ..capture.guards import Guards
 from ..cards import is_card
+from ..checkpoints.skeleton import META
 from ..compile.disk_cache import ExecutableCache
 from ..compile.worker_pool import Compilers
 from ..config.execution_config import ExecutionConfig
@@ -260,7 +261,7 @@ class Decoder:
             attentions = self._attentions(encoder_outputs)
             capacity = self.sizes.max_length
             # Of a process that has some of the stages it is nowhere until it is known which attentions these are.
-            device = torch.device("meta") if self._parts.engine.has_ranks else self._device
+            device = META if self._parts.engine.has_ranks else self._device
             self._cache = StaticKV(attentions, capacity=capacity, device=device) if attentions else None
         else:
             self._cache = self._cache.renewed()

@@ -30,6 +30,7 @@ from transformers.generation.utils import (
 
 from .._torch import pytree
 from .._transformers import prefill, updated_model_kwargs
+from ..checkpoints.skeleton import META
 from ..errors import GenerationModeError
 from ..runtime.interpreter import generator_states, set_generator_states
 from ..runtime.replay import one_behind_the_other
@@ -150,7 +151,7 @@ class Group:
 
 def _scores_of(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     """Return the last of some logits as upstream's processors take them; those that another rank has stay without."""
-    there = logits.device if logits.is_meta else ids.device
+    there = META if logits.device == META else ids.device
     return logits[:, -1].to(copy=True, dtype=torch.float32, device=there)
 
 
