@@ -49,9 +49,9 @@ def class_to_ask(family) -> str:
 
 def model_types() -> list[str]:
     """Return the model types of transformers that are declared; models of diffusers are asked by their own tests."""
-    targets = {claim.family.model_type: claim.target for claim in installed().claims()}
-    plain = {model_type: load(target).plain_class() for model_type, target in targets.items()}
-    return [model_type for model_type, cls in plain.items() if not cls.__module__.startswith("diffusers.")]
+    plain = [(claim.family.model_type, load(claim.target).plain_class()) for claim in installed().claims()]
+    of_diffusers = {model_type for model_type, cls in plain if cls.__module__.startswith("diffusers.")}
+    return [*dict.fromkeys(model_type for model_type, _ in plain if model_type not in of_diffusers)]
 
 
 def ask(model_type: str) -> tuple[str, list[str]]:

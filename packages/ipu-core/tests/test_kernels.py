@@ -172,10 +172,10 @@ def test_they_are_built_once_on_a_machine(tmp_path, monkeypatch):
     assert entry.name.startswith("kernels-")
 
 
-def test_a_compiler_that_is_not_there_is_named(monkeypatch):
+def test_a_compiler_that_is_not_there_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", lambda: "no-such-compiler")
     with pytest.raises(CompileError, match="no-such-compiler.*CXX names"):
-        kernels._Kernels().load(ExecutableCache(None))
+        kernels._Kernels().load(ExecutableCache(tmp_path))
 
 
 def test_source_that_does_not_compile_is_told(monkeypatch, tmp_path):
