@@ -320,7 +320,7 @@ def _refuse_nothing_exact(parts: Parts, quantized_weights: Sequence[QuantizedWei
 
 
 def _are_worth_it(
-    stage_graphs: Sequence[StageGraph], lowered: Sequence[StageGraph], *, all_of_them: bool
+    stage_graphs: Sequence[StageGraph], lowered: Sequence[StageGraph], *, all_of_them: bool = False
 ) -> list[bool]:
     """Return which stage graphs are worth compiling: those with products, and a good part of a step's operations.
 
