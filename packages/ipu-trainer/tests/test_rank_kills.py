@@ -100,7 +100,8 @@ def test_a_rank_killed_at_any_moment_ends_all_and_the_run_goes_on_exactly(seed, 
         assert "exitcode  : -9" in str(ended.value) and f"rank      : {rank} " in str(ended.value)
     else:
         results = ranks_results(2, rank_training.go_on, str(tmp_path), timeout=240, awaited=1)
-        assert "RankError" in results[1 - rank], results[1 - rank]
+        # One that dies before they have met is missed at the meeting.
+        assert any(told in results[1 - rank] for told in ("RankError", "cannot meet the others")), results[1 - rank]
         assert isinstance(results[rank], Failure)
     assert watching.killed_at is not None
     waited = time.monotonic() - watching.killed_at

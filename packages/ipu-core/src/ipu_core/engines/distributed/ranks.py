@@ -8,10 +8,13 @@ run as often as they allow, each time by ranks of its own, with the same results
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
+from queue import Empty, SimpleQueue
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -129,15 +132,41 @@ def meet(timeout_seconds: float | None = None) -> Watchdog:
         _refuse_shared_store()
         timeout = timedelta(seconds=seconds)
         try:
-            store, rank, world_size = next(rendezvous("env://", timeout=timeout))
+            store, rank, world_size = _met_in(timeout)
             if _has_agent_store():
                 # Ranks that are started again meet in the store of before, where the addresses of before still are.
                 attempt = f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
                 store = dist.PrefixStore(attempt, store)  # type: ignore[attr-defined]
             dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
-        except (RuntimeError, ValueError) as error:  # torch's own, of its network and its stores, among them
+        except (RuntimeError, TimeoutError, ValueError) as error:  # torch's own, of its stores, among them
             raise _not_met(error) from error
     return _watchdog(dist.group.WORLD)
+
+
+def _met_in(timeout: timedelta) -> tuple[Any, int, int]:
+    """Return the store that the ranks meet in, this rank, and how many there are.
+
+    torch asks a store that went away while it answered again and again, each time as long as it was told to wait for
+    all: here it is the whole that takes as long at most.
+    """
+    found: SimpleQueue[Any] = SimpleQueue()
+
+    def meet() -> None:
+        try:
+            found.put(next(rendezvous("env://", timeout=timeout)))
+        except Exception as error:
+            found.put(error)
+
+    threading.Thread(target=meet, name="rank-rendezvous", daemon=True).start()
+    seconds = timeout.total_seconds()
+    try:
+        answer = found.get(timeout=seconds)
+    except Empty:
+        raise TimeoutError(f"waited {seconds:.0f} s") from None
+    if isinstance(answer, Exception):
+        raise answer
+    store, rank, world_size = answer
+    return store, rank, world_size
 
 
 def _refuse_shared_store() -> None:
