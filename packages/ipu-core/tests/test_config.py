@@ -341,6 +341,8 @@ def test_options_of_a_machine_are_neither_saved_nor_taken_from_a_file(tmp_path, 
     config.save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "ipu_config.json").read_text())
     assert (saved["executable_cache_dir"], saved["devices"], saved["inference_devices"]) == ("", None, None)
+    IPUConfig.from_pretrained(tmp_path)
+    assert not caplog.text, "what is saved of no machine is taken without a word"
     (tmp_path / "ipu_config.json").write_text(
         json.dumps({**saved, "executable_cache_dir": "theirs", "devices": ["cuda:0", "cuda:1"]})
     )

@@ -173,8 +173,8 @@ class IPUConfig(BaseConfig):
         _refuse_broken_file(Path(pretrained_model_name_or_path), pretrained_model_name_or_path)
         found, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         for name in LOCAL:
-            value = found.pop(name, None)
-            if value not in (None, "", DISABLED) and name not in kwargs:
+            value, default = found.pop(name, None), OPTIONS[name.removeprefix("inference_")].default
+            if value not in (None, "", DISABLED, default) and name not in kwargs:
                 logger.warning(
                     "`%s=%r` of `%s` is not used, for it is of another machine: pass `%s=` to `from_pretrained`",
                     *(name, value, pretrained_model_name_or_path, name),
