@@ -48,7 +48,6 @@ ELSEWHERE = {
     "own_model.md": "tests/test_own_model.py runs every block, in examples/own_model",
     "distributed.md": "packages/ipu-core/tests/test_distributed.py runs several processes",
     "poptorch.md": "packages/ipu-core/tests/test_poptorch_contract.py runs what the page lists",
-    "writing-a-plugin.md": "its blocks are files of a package",
     "migration.md": "tests/test_old_scripts.py runs whole scripts, which the page has parts of",
 }
 
