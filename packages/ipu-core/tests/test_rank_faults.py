@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What ranks are refused for when they start, and how all of them end when one raises, is killed, or stops."""
 
+import threading
+
 import pytest
 import rank_faults
 from ipu_core import IPUConfig, inference_model, to_pipelined, training_model
@@ -83,3 +85,21 @@ def test_the_host_engine_refuses_zero_bubble():
     executor = training_model(to_pipelined(make(Chain), IPUConfig(schedule="zero_bubble")))
     with pytest.raises(IncompatibleIPUConfigError, match="`schedule='zero_bubble'` is for ranks"):
         executor(**batch(2))
+
+
+def test_a_meeting_that_never_comes_about_ends_in_the_time_that_was_given(monkeypatch):
+    """torch itself asks a store that went away again and again."""
+    over = threading.Event()
+
+    def never(*_, **__):
+        over.wait(10)
+        yield
+
+    monkeypatch.setattr("ipu_core.engines.distributed.ranks.rendezvous", never)
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "here", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    try:
+        with pytest.raises(EngineNotAvailableError, match=r"rank 1 cannot meet the others: .*here:1.*\(waited 0 s\)"):
+            meet(0.05)
+    finally:
+        over.set()
