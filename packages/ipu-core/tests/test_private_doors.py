@@ -123,6 +123,7 @@ def known():
     return trees, own, upstream_members()
 
 
+@pytest.mark.turns(1)
 def test_private_names_of_upstream_are_used_in_the_doors_alone(known):
     trees, own, upstream = known
     found = [
