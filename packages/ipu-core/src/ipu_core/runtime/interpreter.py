@@ -221,6 +221,19 @@ def _drawing_again(states: tuple[torch.Tensor, list[torch.Tensor]]) -> Iterator[
         set_generator_states(now)
 
 
+@contextlib.contextmanager
+def drawing_from(seed: int) -> Iterator[None]:
+    """Draw, inside the block, what a seed gives, and leave the generators of the process as they are."""
+    now = generator_states()
+    torch.default_generator.manual_seed(seed)  # `torch.manual_seed` takes a millisecond for devices that nobody uses
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
+    try:
+        yield
+    finally:
+        set_generator_states(now)
+
+
 def generator_states() -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Return the state of every generator of random numbers: the CPU's and those of CUDA devices."""
     return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []

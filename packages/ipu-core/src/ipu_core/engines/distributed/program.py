@@ -209,8 +209,8 @@ class DistributedProgram:
 
     def _add_up(self, trained: Sequence[torch.Tensor]) -> None:
         groups: dict[tuple[int, ...], list[torch.Tensor]] = {}
-        tied = self._tied()
-        mine = [t for t in trained if self._ranks.ipu in self._readers()[id(t)][1]]
+        tied, readers = self._tied(), self._readers()
+        mine = [t for t in trained if self._ranks.ipu in readers[id(t)][1]]
         for tensor in mine:
             if id(tensor) in tied:
                 groups.setdefault(tied[id(tensor)], []).append(tensor)

@@ -62,7 +62,7 @@ class Ranks:
     @property
     def num_replicas(self) -> int:
         """The number of replicas."""
-        return self.mesh["replica"].size()
+        return len(_numbers(self.mesh)[0])
 
     @property
     def pipeline(self) -> dist.ProcessGroup:
@@ -76,15 +76,15 @@ class Ranks:
 
     def rank(self, replica: int, ipu: int) -> int:
         """Return the rank of an IPU of a replica, of this copy."""
-        return int(self.mesh.mesh[self.mesh.get_local_rank("copy"), replica, ipu])
+        return _numbers(self.mesh)[self.mesh.get_local_rank("copy")][replica][ipu]
 
     def of_ipus(self, ipus: Collection[int]) -> frozenset[int]:
         """Return the ranks of some IPUs in all replicas, and in all copies."""
-        return frozenset(int(rank) for ipu in ipus for rank in self.mesh.mesh[..., ipu].flatten())
+        return frozenset(row[ipu] for copy in _numbers(self.mesh) for row in copy for ipu in ipus)
 
     def of_copy(self) -> list[int]:
         """Return the ranks that run together."""
-        return [int(rank) for rank in self.mesh.mesh[self.mesh.get_local_rank("copy")].flatten()]
+        return [rank for row in _numbers(self.mesh)[self.mesh.get_local_rank("copy")] for rank in row]
 
     def group(self, ipus: Sequence[int]) -> dist.ProcessGroup:
         """Return the group of some IPUs of this replica; all ranks ask for the same groups in the same order."""
@@ -229,13 +229,19 @@ def _mesh(world: dist.ProcessGroup, kind: str, shape: tuple[int, int, int]) -> D
 
 
 @lru_cache
+def _numbers(mesh: DeviceMesh) -> list[list[list[int]]]:
+    """Return the ranks by copy, replica and IPU: a mesh makes a tensor of them each time it is asked."""
+    numbers: list[list[list[int]]] = mesh.mesh.tolist()
+    return numbers
+
+
+@lru_cache
 def _group_of(mesh: DeviceMesh, ipus: tuple[int, ...]) -> dist.ProcessGroup:
-    rows = mesh.mesh.reshape(-1, mesh.mesh.shape[-1])
-    made = [dist.new_group([int(row[ipu]) for ipu in ipus]) for row in rows]
-    return made[mesh.get_local_rank("copy") * mesh["replica"].size() + mesh.get_local_rank("replica")]
+    made = [dist.new_group([row[ipu] for ipu in ipus]) for copy in _numbers(mesh) for row in copy]
+    return made[mesh.get_local_rank("copy") * len(_numbers(mesh)[0]) + mesh.get_local_rank("replica")]
 
 
 @lru_cache
 def _group_of_copy(mesh: DeviceMesh) -> dist.ProcessGroup:
-    made = [dist.new_group([int(rank) for rank in copy.flatten()]) for copy in mesh.mesh]
+    made = [dist.new_group([rank for row in copy for rank in row]) for copy in _numbers(mesh)]
     return made[mesh.get_local_rank("copy")]

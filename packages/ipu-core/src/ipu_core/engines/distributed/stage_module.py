@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..._torch import is_view, schema_of
 from ...partition.stage_graph import StageGraph
-from ...runtime.interpreter import Interpreter
+from ...runtime.interpreter import Interpreter, drawing_from
 from ...runtime.transfers import Values
 from .routes import Parcel
 
@@ -115,15 +115,11 @@ class StageModule(torch.nn.Module):
         is_shared = self._copies_views and (is_view(value) or value.is_leaf)
         return value.clone(memory_format=torch.contiguous_format) if is_shared else value.contiguous()
 
-    @contextlib.contextmanager
-    def _drawing(self, number: int) -> Iterator[None]:
+    def _drawing(self, number: int) -> contextlib.AbstractContextManager[None]:
         """Draw random numbers of the micro-batch's own inside the block, and leave the process's as they are."""
         if self.update.seeds is None or not self._draws:
-            yield
-            return
-        with torch.random.fork_rng():
-            torch.manual_seed(self.update.seeds[number] + self._stage_graphs[0].stage)
-            yield
+            return contextlib.nullcontext()
+        return drawing_from(self.update.seeds[number] + self._stage_graphs[0].stage)
 
 
 def draws(graph: StageGraph) -> bool:
