@@ -276,6 +276,13 @@ def the_entries():
     assert norm.running_mean is made
 
 
+def a_block_without_stack_traces():
+    with _torch.without_stack_traces():
+        program = torch.export.export(torch.nn.ReLU(), (torch.ones(2),))
+    if hasattr(torch.fx.config, "do_not_emit_stack_traces"):  # torch before 2.13 has no such option
+        assert not any(node.meta.get("stack_trace") for node in program.graph.nodes)
+
+
 def a_block_without_subclasses():
     class Told(torch.Tensor):
         @classmethod
@@ -450,6 +457,7 @@ OF_TORCH = {
     "storage_key": a_key_of_memory,
     "version_of": a_version,
     "without_modes": a_block_without_modes,
+    "without_stack_traces": a_block_without_stack_traces,
     "without_subclasses": a_block_without_subclasses,
 }
 

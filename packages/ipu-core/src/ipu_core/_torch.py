@@ -12,6 +12,7 @@ import importlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch._ops import HigherOrderOperator, OpOverload
@@ -69,6 +70,7 @@ __all__ = [
     "storage_key",
     "version_of",
     "without_modes",
+    "without_stack_traces",
     "without_subclasses",
 ]
 
@@ -210,8 +212,18 @@ def inductor_options(options: Mapping[str, Any]) -> contextlib.AbstractContextMa
     """
     import torch._inductor.config
 
-    patched: contextlib.AbstractContextManager[Any] = torch._inductor.config.patch(dict(options))
+    patched: contextlib.AbstractContextManager[Any] = torch._inductor.config.patch(_known(options))
     return patched
+
+
+def _known(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out what torch's compiler had no option for before 2.13, and did as the option says."""
+    import torch._inductor.config
+
+    known = dict(options)
+    if not hasattr(torch._inductor.config.aot_inductor, "enable_line_tables"):
+        known.pop("aot_inductor.enable_line_tables", None)
+    return known
 
 
 def import_compiler(options: Mapping[str, Any]) -> None:
@@ -229,7 +241,7 @@ def compile_package(program: torch.export.ExportedProgram, file: Path, options: 
     """Compile an exported graph ahead of time into a `.pt2` file."""
     import torch._inductor
 
-    torch._inductor.aoti_compile_and_package(program, package_path=str(file), inductor_configs=dict(options))
+    torch._inductor.aoti_compile_and_package(program, package_path=str(file), inductor_configs=_known(options))
 
 
 def fresh_compiler_caches(folder: Path) -> contextlib.AbstractContextManager[Any]:
@@ -284,6 +296,14 @@ def partitioned(
     from torch._functorch.partitioners import min_cut_rematerialization_partition
 
     return min_cut_rematerialization_partition(joint, examples, num_fwd_outputs=num_outputs)
+
+
+def without_stack_traces() -> contextlib.AbstractContextManager[Any]:
+    """Let a capture make no text of where each node comes from, inside a block; torch before 2.13 always does."""
+    option = "do_not_emit_stack_traces"
+    if not hasattr(torch.fx.config, option):
+        return contextlib.nullcontext()
+    return mock.patch.object(torch.fx.config, option, True)
 
 
 def cpp_compiler() -> str:

@@ -24,7 +24,7 @@ from unittest import mock
 import torch
 from torch.export.graph_signature import InputKind
 
-from .._torch import ASSERT_TENSOR_METADATA, FakeTensor, pytree
+from .._torch import ASSERT_TENSOR_METADATA, FakeTensor, pytree, without_stack_traces
 from ..batch import input_leaves
 from ..errors import CaptureError, IPUError
 from ..peft import adapted, forward_parameters
@@ -137,7 +137,7 @@ def capture(
                 watched(model, training=training),
                 progress_of_forward(model, f"capturing {name}"),
                 _without_dump(),
-                mock.patch.object(torch.fx.config, "do_not_emit_stack_traces", True),  # nobody reads them
+                without_stack_traces(),  # nobody reads them
                 _without_changes_of_mode(),
                 without_sources(),
                 _without_gradients(model),
