@@ -80,25 +80,29 @@ def vit(name: str, tied: bool) -> torch.nn.Module:
 MAKERS = {"t5": t5, "whisper": whisper, "vit": vit}
 
 
-def run_models(rank: int, cases: list[tuple[str, bool]], ipus: int) -> dict[tuple[str, bool], Any]:
+def run_models(
+    rank: int, cases: list[tuple[str, bool]], ipus: int, on_cards: bool = False
+) -> dict[tuple[str, bool], Any]:
     """Train each model, tied or not; returns the names of the gradients this rank has, or a traceback."""
     found: dict[tuple[str, bool], Any] = {}
     for case in cases:
         try:
-            found[case] = compare(*case, ipus)
+            found[case] = compare(*case, ipus, torch.device("cuda", rank) if on_cards else torch.device("cpu"))
         except Exception:
             found[case] = traceback.format_exc()
             break
     return found
 
 
-def compare(name: str, tied: bool, ipus: int) -> tuple[set[str], set[str]]:
+def compare(name: str, tied: bool, ipus: int, device: torch.device) -> tuple[set[str], set[str]]:
     """Compare loss and gradients; returns the names of those this rank has, and of those of the plain model."""
     model = make(name, tied=tied)
     inputs = sample_batch(model, batch_size=2 * MICRO_BATCHES, length=8)
     inputs = {
-        n: v.to(model.dtype) if isinstance(v, torch.Tensor) and v.is_floating_point() else v for n, v in inputs.items()
+        n: v.to(device, model.dtype if v.is_floating_point() else None) if isinstance(v, torch.Tensor) else v
+        for n, v in inputs.items()
     }
+    model.to(device)
     expected, losses = {}, []
     model.train()
     for part in range(MICRO_BATCHES):

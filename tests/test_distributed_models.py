@@ -3,6 +3,7 @@
 
 import distributed_models
 import pytest
+import torch
 from ranks import run_ranks
 
 NAMES = [*distributed_models.MAKERS, *distributed_models.CAUSAL]
@@ -15,8 +16,19 @@ PARTS = 8
 @pytest.mark.parametrize("part", range(PARTS), ids=lambda part: "+".join(dict(CASES[part::PARTS])))
 @pytest.mark.parametrize("ipus", [2, 4])
 def test_ranks_give_the_loss_and_every_gradient_of_the_plain_model(ipus, part):
-    cases = CASES[part::PARTS]
-    results = run_ranks(ipus, distributed_models.run_models, cases, ipus)
+    assert_equal_to_plain(ipus, CASES[part::PARTS])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("ipus", [2, 4])
+def test_ranks_with_a_card_each_give_the_loss_and_every_gradient_of_the_plain_model(ipus):
+    if ipus > torch.cuda.device_count():
+        pytest.skip(f"takes {ipus} CUDA devices, one a rank, and there are {torch.cuda.device_count()}")
+    assert_equal_to_plain(ipus, CASES, on_cards=True)
+
+
+def assert_equal_to_plain(ipus, cases, *, on_cards=False):
+    results = run_ranks(ipus, distributed_models.run_models, cases, ipus, on_cards)
     for case in cases:
         found = [result.get(case, "it did not run") for result in results]
         errors = [each for each in found if isinstance(each, str)]

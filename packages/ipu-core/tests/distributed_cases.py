@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import traceback
 from typing import Any
 
@@ -29,10 +30,12 @@ class Case:
     tied: bool = True
     recompute: bool = False
     iterations: int = 3  # micro-batches of a replica in inference
+    on_cards: bool = False
 
     def __str__(self) -> str:
         tied = "tied" if self.tied else "untied"
         more = "-recompute" if self.recompute else ""
+        more += "-cards" if self.on_cards else ""
         return f"{self.model}-{tied}-{self.schedule}-{self.ipus}x{self.rounds}-replicas{self.replicas}{more}"
 
     def ipu_config(self, **options: Any) -> IPUConfig:
@@ -53,6 +56,16 @@ class Case:
 
 
 def make(case: Case) -> torch.nn.Module:
+    """Make a tiny model with random weights, where the case runs."""
+    return _made(case).to(device_of_rank(on_cards=case.on_cards))
+
+
+def device_of_rank(*, on_cards: bool) -> torch.device:
+    """Return where this process keeps its model: on the CPU, or on a card of its own."""
+    return torch.device("cuda", int(os.environ.get("RANK", "0"))) if on_cards else torch.device("cpu")
+
+
+def _made(case: Case) -> torch.nn.Module:
     torch.manual_seed(0)
     if case.model == "bert":
         sizes = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24, "vocab_size": 37}
@@ -74,12 +87,13 @@ def make(case: Case) -> torch.nn.Module:
     return GPT2LMHeadModel(config).double()
 
 
-def batch(rows: int, length: int = 6) -> dict[str, torch.Tensor]:
+def batch(rows: int, length: int = 6, *, on_cards: bool = False) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(1, 37, (rows, length), generator=generator)
     mask = torch.ones_like(ids)
     mask[:, -1] = torch.arange(rows) % 2
-    return {"input_ids": ids, "attention_mask": mask, "labels": ids.roll(1, 0)}
+    made = {"input_ids": ids, "attention_mask": mask, "labels": ids.roll(1, 0)}
+    return {name: tensor.to(device_of_rank(on_cards=on_cards)) for name, tensor in made.items()}
 
 
 def plain(model: torch.nn.Module, inputs: dict[str, torch.Tensor], count: int) -> tuple[Any, dict[str, Any]]:
@@ -116,7 +130,7 @@ class Runs:
         """Train, and compare; returns the names of the parameters whose gradients this rank has."""
         model = make(case)
         count = case.micro_batches * case.replicas
-        inputs = batch(2 * count)
+        inputs = batch(2 * count, on_cards=case.on_cards)
         outputs, gradients = plain(model, inputs, count)
         made = self.executor(case, model, inputs)(**inputs)
         close("the loss", made.loss.reshape(-1), torch.stack([o.loss for o in outputs]).detach())
@@ -129,7 +143,7 @@ class Runs:
     def infer(self, case: Case) -> None:
         """Infer, and compare."""
         model = make(case).eval()
-        inputs = batch(2 * case.replicas * case.iterations)
+        inputs = batch(2 * case.replicas * case.iterations, on_cards=case.on_cards)
         del inputs["labels"]
         with torch.no_grad():
             expected = model(**inputs).logits
@@ -138,7 +152,8 @@ class Runs:
 
 def trained_names(case: Case) -> set[str]:
     """Return the parameters that the plain model gives gradients."""
-    return {name for name, gradient in plain(make(case), batch(2), 1)[1].items() if gradient is not None}
+    gradients = plain(make(case), batch(2, on_cards=case.on_cards), 1)[1]
+    return {name for name, gradient in gradients.items() if gradient is not None}
 
 
 def close(what: str, ours: Any, theirs: Any) -> None:

@@ -4,8 +4,11 @@
 One group of processes runs the cases of a test one after the other; each rank gives the gradients of its own stages.
 """
 
+import dataclasses
+
 import distributed_cases
 import pytest
+import torch
 from distributed_cases import Case
 from ranks import run_ranks
 
@@ -29,6 +32,7 @@ FOUR += [
     for schedule in SCHEDULES
     for tied in (True, False)
 ]
+CARDS = torch.cuda.device_count()
 
 
 def assert_equal_to_plain(world_size, cases):
@@ -56,6 +60,15 @@ def test_two_processes_equal_the_plain_model_under_every_schedule(part):
 @pytest.mark.parametrize("part", range(10))
 def test_four_processes_equal_the_plain_model_under_every_schedule(part):
     assert_equal_to_plain(4, FOUR[part::10])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("cases", [TWO, FOUR], ids=["2", "4"])
+def test_ranks_with_a_card_each_equal_the_plain_model_under_every_schedule(cases):
+    count = 2 if cases is TWO else 4
+    if count > CARDS:
+        pytest.skip(f"takes {count} CUDA devices, one a rank, and there are {CARDS}")
+    assert_equal_to_plain(count, [dataclasses.replace(case, on_cards=True) for case in cases])
 
 
 @pytest.mark.turns(16)
