@@ -18,7 +18,11 @@ from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
+import pytest
+from ipu_core.engines.distributed.engine import DISTRIBUTED
+
 CONTEXT = multiprocessing.get_context("forkserver")
+needs_the_engine = pytest.mark.skipif(bool(DISTRIBUTED.obstacle), reason=DISTRIBUTED.obstacle)
 PRELOADED = ["rank_imports"]
 # Of machines where much else runs, both may be set.
 TIMEOUT_SECONDS = float(os.environ.get("IPU_TEST_TIMEOUT", 240))
@@ -64,6 +68,8 @@ def ranks_results(
 
     Waits for as many results as are `awaited`, by default for all.
     """
+    if obstacle := DISTRIBUTED.obstacle:
+        pytest.skip(obstacle)
     awaited = world_size if awaited is None else awaited
     start_server()
     with tempfile.TemporaryDirectory() as folder:

@@ -276,10 +276,20 @@ def the_entries():
     assert norm.running_mean is made
 
 
+def a_block_without_lasting_hooks():
+    seen = []
+    with _torch.without_lasting_hooks():
+        torch.nn.modules.module.register_module_buffer_registration_hook(lambda *called: seen.append(called))
+        torch.nn.BatchNorm1d(1)
+    count = len(seen)
+    torch.nn.BatchNorm1d(1)
+    assert len(seen) == count > 0
+
+
 def a_block_without_stack_traces():
     with _torch.without_stack_traces():
         program = torch.export.export(torch.nn.ReLU(), (torch.ones(2),))
-    if hasattr(torch.fx.config, "do_not_emit_stack_traces"):  # torch before 2.13 has no such option
+    if hasattr(torch.fx.config, "do_not_emit_stack_traces"):  # torch 2.11 has no such option
         assert not any(node.meta.get("stack_trace") for node in program.graph.nodes)
 
 
@@ -456,6 +466,7 @@ OF_TORCH = {
     "schema_of": a_schema,
     "storage_key": a_key_of_memory,
     "version_of": a_version,
+    "without_lasting_hooks": a_block_without_lasting_hooks,
     "without_modes": a_block_without_modes,
     "without_stack_traces": a_block_without_stack_traces,
     "without_subclasses": a_block_without_subclasses,

@@ -10,7 +10,7 @@ from ipu_core.engines.distributed.ranks import meet
 from ipu_core.engines.registry import usable_engine
 from ipu_core.errors import EngineNotAvailableError, IncompatibleIPUConfigError
 from models import Chain, batch, make
-from ranks import Failure, ranks_results, run_ranks
+from ranks import Failure, needs_the_engine, ranks_results, run_ranks
 
 START_UPS = {
     "world": "there are 2 ranks, .* are 4 IPUs, one a rank: start 4 with `torchrun --nproc-per-node 4`, or .*=1`",
@@ -66,6 +66,7 @@ def test_hosts_that_would_start_again_in_the_store_of_before_are_refused(monkeyp
         meet()
 
 
+@needs_the_engine
 def test_a_process_alone_is_refused_with_what_to_start():
     executor = inference_model(to_pipelined(make(Chain), IPUConfig()), engine="distributed")
     with pytest.raises(EngineNotAvailableError, match="start it with `torchrun --nproc-per-node N"):

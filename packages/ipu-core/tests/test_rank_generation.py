@@ -5,7 +5,7 @@ import pytest
 import rank_generation
 from ipu_core import IPUConfig, generation_model, to_pipelined
 from ipu_core.errors import GenerationModeError, IncompatibleIPUConfigError
-from ranks import run_ranks
+from ranks import needs_the_engine, run_ranks
 
 REFUSED = {
     "batch": "CacheError: `in_flight=2` groups cannot share a batch of 3 evenly",
@@ -57,6 +57,7 @@ def test_two_ranks_generate_with_encoders_and_each_keeps_the_attentions_of_its_l
         assert first == [True, True, False, False] * 2 and second == [False, False, True, True] * 2
 
 
+@needs_the_engine
 def test_several_tokens_a_call_and_several_stages_an_ipu_are_refused_on_ranks():
     llama = to_pipelined(rank_generation.make("llama"), IPUConfig())
     with pytest.raises(GenerationModeError, match="`tokens_per_call=4` lets a host wait for its devices less often"):

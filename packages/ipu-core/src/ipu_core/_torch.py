@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -69,6 +69,7 @@ __all__ = [
     "schema_of",
     "storage_key",
     "version_of",
+    "without_lasting_hooks",
     "without_modes",
     "without_stack_traces",
     "without_subclasses",
@@ -298,8 +299,20 @@ def partitioned(
     return min_cut_rematerialization_partition(joint, examples, num_fwd_outputs=num_outputs)
 
 
+@contextlib.contextmanager
+def without_lasting_hooks() -> Iterator[None]:
+    """Remove, after a block, the hooks of all modules registered inside: a failed export of torch 2.11 leaves one."""
+    hooks = torch.nn.modules.module._global_buffer_registration_hooks
+    before = set(hooks)
+    try:
+        yield
+    finally:
+        for number in hooks.keys() - before:
+            del hooks[number]
+
+
 def without_stack_traces() -> contextlib.AbstractContextManager[Any]:
-    """Let a capture make no text of where each node comes from, inside a block; torch before 2.13 always does."""
+    """Let a capture make no text of where each node comes from, inside a block; torch 2.11 always does."""
     option = "do_not_emit_stack_traces"
     if not hasattr(torch.fx.config, option):
         return contextlib.nullcontext()

@@ -115,5 +115,7 @@ def _at_least(name: str, version: str) -> bool:
     return installed is None or installed >= Version(version)
 
 
+# Whether torch's pipelines hand over what has no gradient, masks among it; torch 2.11 wants a gradient of everything.
+PIPELINES_HAND_OVER_MASKS = _at_least("torch", "2.12.0.dev0")
 # The argument and the output that hold cached keys and values; before 5.24 it was named after them.
 CACHE = "cache" if _at_least("transformers", "5.24.0.dev0") else "past_key_values"

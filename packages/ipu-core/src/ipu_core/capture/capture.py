@@ -24,7 +24,7 @@ from unittest import mock
 import torch
 from torch.export.graph_signature import InputKind
 
-from .._torch import ASSERT_TENSOR_METADATA, FakeTensor, pytree, without_stack_traces
+from .._torch import ASSERT_TENSOR_METADATA, FakeTensor, pytree, without_lasting_hooks, without_stack_traces
 from ..batch import input_leaves
 from ..errors import CaptureError, IPUError
 from ..peft import adapted, forward_parameters
@@ -138,6 +138,7 @@ def capture(
                 progress_of_forward(model, f"capturing {name}"),
                 _without_dump(),
                 without_stack_traces(),  # nobody reads them
+                without_lasting_hooks(),
                 _without_changes_of_mode(),
                 without_sources(),
                 _without_gradients(model),

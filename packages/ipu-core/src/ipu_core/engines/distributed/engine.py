@@ -18,6 +18,7 @@ from ...partition.plan import Plan
 from ...runtime.optimizer_step import needs_closure
 from ...runtime.program import StageProgram
 from ...runtime.share import StepShare
+from ...upstream import PIPELINES_HAND_OVER_MASKS
 from ..engine import Engine
 
 
@@ -71,6 +72,14 @@ def _refuse_other_options(config: ExecutionConfig) -> None:
         )
 
 
+def _obstacle() -> str:
+    if not dist.is_available():
+        return "this torch was built without torch.distributed"
+    if not PIPELINES_HAND_OVER_MASKS:
+        return f"the pipelines of torch {torch.__version__} hand over no masks: install torch 2.12 or newer"
+    return ""
+
+
 def _program(*lowered: Any) -> StageProgram:
     from .program import DistributedProgram
 
@@ -86,7 +95,7 @@ def _share(*lowered: Any) -> StepShare:
 DISTRIBUTED = Engine(
     name="distributed",
     meaning="a process an IPU, started by torchrun, with torch.distributed",
-    obstacle="" if dist.is_available() else "this torch was built without torch.distributed",
+    obstacle=_obstacle(),
     inert=("matmul_proportion", "record", *HARDWARE_HINTS),
     check=_check,
     check_plan=_check_plan,
