@@ -65,4 +65,4 @@ def main(argv: Sequence[str] | None = None) -> task.Outcome:
 
 
 if __name__ == "__main__":
-    main()
+    task.start(main)

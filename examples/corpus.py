@@ -43,8 +43,8 @@ def read(
     for split, rows in data.items():
         needed = [*columns, *([target] if target and split != "test" else [])]
         if missing := [name for name in needed if name not in rows.column_names]:
-            raise SystemExit(
-                f"error: `{split}` of --data={options.data} has no column {', '.join(missing)}: it has "
+            refusals.refuse(
+                f"`{split}` of --data={options.data} has no column {', '.join(missing)}: it has "
                 f"{', '.join(rows.column_names)}; name the column to read, such as `--columns {missing[0]}=NAME`"
             )
     return data
@@ -83,7 +83,7 @@ def renamed(data: datasets.DatasetDict, columns: str) -> datasets.DatasetDict:
             data = data.flatten()
         if not equals or not any(there in rows.column_names for rows in data.values()):
             columns = ", ".join(next(iter(data.values())).column_names)
-            raise SystemExit(f"error: --columns {pair}: give NAME=COLUMN, and a column of the data: {columns}")
+            refusals.refuse(f"--columns {pair}: give NAME=COLUMN, and a column of the data: {columns}")
         for split, rows in data.items():
             if there in rows.column_names and there != name:
                 rows = rows.remove_columns([name] if name in rows.column_names else [])
@@ -95,11 +95,13 @@ def with_validation(data: datasets.DatasetDict, options: task.Options) -> datase
     """Return `train`, `validation`, and `test` where there is one; a tenth of `train` where none is to evaluate on."""
     splits = {name: data[name] for name in ("train", "test") if name in data}
     if "train" not in splits:
-        raise SystemExit(f"error: --data={options.data} has no split `train`, only {', '.join(data)}")
+        refusals.refuse(f"--data={options.data} has no split `train`, only {', '.join(data)}")
     if options.validation in data:
         splits["validation"] = data[options.validation]
     elif options.validation != "validation":
-        raise SystemExit(f"error: --validation={options.validation} is not a split of the data: {', '.join(data)}")
+        refusals.refuse(f"--validation={options.validation} is not a split of the data: {', '.join(data)}")
+    elif len(splits["train"]) < 2:
+        refusals.refuse(f"--data={options.data} has 1 row, and one is taken to evaluate on: add rows")
     else:
         parted = splits["train"].train_test_split(test_size=0.1, seed=0)
         splits.update(train=parted["train"], validation=parted["test"])
@@ -160,7 +162,7 @@ def classes(labels: Iterable[Any], names: list[Any]) -> list[int]:
     """Return the number of each label among the classes."""
     index = {name: i for i, name in enumerate(names)}
     if unknown := [label for label in labels if label not in index]:
-        raise SystemExit(f"error: a row has the label {unknown[0]!r}, which `train` has not: {names}")
+        refusals.refuse(f"a row has the label {unknown[0]!r}, which `train` has not: {names}")
     return [index[label] for label in labels]
 
 

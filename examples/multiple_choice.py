@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import corpus
+import refusals
 import task
 import transformers
 
@@ -38,7 +39,7 @@ def encode(rows: task.Row, *, tokenizer: Any, length: int) -> task.Row:
     """Make tokens [B, choices, L] of the text with each ending."""
     choices = len(rows["endings"][0])
     if wrong := next((row for row in rows["endings"] if len(row) != choices), None):
-        raise SystemExit(f"error: a row has {len(wrong)} endings and the first {choices}: give every row as many")
+        refusals.refuse(f"a row has {len(wrong)} endings and the first {choices}: give every row as many")
     texts = [text for text in rows["text"] for _ in range(choices)]
     tokens = corpus.tokens_of(tokenizer, texts, list(itertools.chain(*rows["endings"])), length=length)
     grouped = {
@@ -70,4 +71,4 @@ def main(argv: Sequence[str] | None = None) -> task.Outcome:
 
 
 if __name__ == "__main__":
-    main()
+    task.start(main)

@@ -8,24 +8,37 @@ import logging
 import shlex
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import datasets
-from ipu_core.errors import IPUError
+import torch
+from ipu_core.errors import IPUError, nearest
 from ipu_core.paths import looks_like_path, nearest_path, read_json, refuse_broken_weights
 from ipu_core.runtime.devices import refuse_missing_devices
 from ipu_core.validation import learned_positions
 from transformers.trainer_utils import get_last_checkpoint
 
+WRONG = 2  # the status of arguments that cannot be gone on with, as argparse has it
 INTERRUPTED = 130  # as of a process that a signal ended
 LENGTHS = ("max_length", "max_target_length")
 
 
-def refuse(what: str) -> None:
+def refuse(what: str) -> NoReturn:
     """End the program with a sentence."""
-    raise SystemExit(f"error: {what}")
+    sentence = f"error: {' '.join(what.split())}"
+    print(sentence, file=sys.stderr)
+    end = SystemExit(sentence)
+    end.code = WRONG
+    raise end
+
+
+def unknown_arguments(left: Sequence[str], known: Iterable[str]) -> None:
+    """Refuse what no option took, naming the nearest option."""
+    if left:
+        wrong = next((word for word in left if word.startswith("-")), left[0])
+        refuse(f"unknown argument `{wrong}`{nearest(wrong.partition('=')[0], known) or ' (see --help)'}")
 
 
 def unwritable_folder(folder: str) -> None:
@@ -66,6 +79,25 @@ def misplaced_model(trainer: Any) -> None:
             with trainer.model.parallelized(for_inference=inference):
                 config = trainer.ipu_config.for_inference() if inference else trainer.ipu_config.for_training()
                 refuse_missing_devices(config)
+    except IPUError as error:
+        refuse(str(error))
+
+
+def more_tokens_than_positions(model: Any, prompt: int, new: int) -> None:
+    """Refuse a prompt and new tokens that the model has no positions for."""
+    most = learned_positions(model)
+    if most is not None and prompt + new > most:
+        left = f"--max_new_tokens={most - prompt} or less, or " if prompt < most else ""
+        refuse(
+            f"a text of {prompt} tokens and {new} new ones: the model has {most} positions: give {left}a shorter text"
+        )
+
+
+def too_few_rows(trainer: Any) -> None:
+    """Refuse training data that has fewer rows than one step takes."""
+    try:
+        with torch.random.fork_rng(devices=[]):  # the numbers that are drawn stay those of a run without this
+            trainer.get_train_dataloader()
     except IPUError as error:
         refuse(str(error))
 
@@ -125,8 +157,15 @@ def quiet_datasets() -> None:
             logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
-def interrupted(folder: str) -> None:
-    """End the program after Ctrl-C: say which checkpoint is there, and how to go on from it."""
+def interrupted(folder: str | None) -> NoReturn:
+    """End the program after Ctrl-C: say which checkpoint is there, and how to go on from it.
+
+    Args:
+        folder: where checkpoints go; None where training has not begun.
+    """
+    if folder is None:
+        print("\nstopped, before anything was trained", file=sys.stderr)
+        raise SystemExit(INTERRUPTED)
     there = get_last_checkpoint(folder) if Path(folder).is_dir() else None
     words = [word for word in sys.argv if not word.startswith("--resume_from_checkpoint=")]
     if "--resume_from_checkpoint" in words:

@@ -21,6 +21,7 @@ import corpus
 import datasets
 import metrics
 import numpy as np
+import refusals
 import task
 import torch
 import transformers
@@ -78,7 +79,7 @@ def encode(rows: task.Row, *, processor: Any, samples: int, length: int) -> task
         return dict(encoded)
     labels = processor.tokenizer(rows["text"])["input_ids"]
     if (longest := max(map(len, labels))) > length:
-        raise SystemExit(f"error: a row has {longest} letters, and --max_length={length}: raise it")
+        refusals.refuse(f"a row has {longest} letters, and --max_length={length}: raise it")
     return {**encoded, "labels": [ids + [metrics.IGNORED] * (length - len(ids)) for ids in labels]}
 
 
@@ -141,4 +142,4 @@ def main(argv: Sequence[str] | None = None) -> task.Outcome:
 
 
 if __name__ == "__main__":
-    main()
+    task.start(main)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import datasets
 import refusals
@@ -66,6 +67,30 @@ class Outcome:
     after: dict[str, float]
 
 
+class Parser(transformers.HfArgumentParser):
+    """A parser whose errors are one sentence: the usage has some hundred options."""
+
+    def error(self, message: str) -> NoReturn:
+        """End the program with what is wrong."""
+        once = re.sub(r"^argument (--\w+)/--[\w-]+", r"\1", message)  # each is spelt in two ways
+        refusals.refuse(f"{once} (see --help)")
+
+
+def start(main: Callable[[], Any]) -> None:
+    """Run a script; Ctrl-C ends it in a line where it has not begun to train, too."""
+    try:
+        main()
+    except KeyboardInterrupt:
+        refusals.interrupted(None)
+
+
+def quiet_progress(parser: transformers.HfArgumentParser) -> None:
+    """Draw no bars: a file keeps what is said alone."""
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    parser.set_defaults(disable_tqdm=True)
+
+
 def command_line(
     argv: Sequence[str] | None,
     *,
@@ -83,12 +108,16 @@ def command_line(
         tiny: what is by default so where the tiny model is used, such as a learning rate.
         defaults: what is by default so everywhere.
     """
-    parser = transformers.HfArgumentParser([options, arguments], allow_abbrev=False)
+    parser = Parser([options, arguments], allow_abbrev=False)
     parser.set_defaults(dataloader_pin_memory=False, **defaults)
+    if not sys.stderr.isatty():
+        quiet_progress(parser)
     argv = sys.argv[1:] if argv is None else list(argv)
+    known, left = parser.parse_known_args(argv)
+    refusals.unknown_arguments(left, parser._option_string_actions)
+    if known.model is None:
+        parser.set_defaults(**tiny)
     with refusing("", ValueError):
-        if parser.parse_known_args(argv)[0].model is None:
-            parser.set_defaults(**tiny)
         own, args = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
     refusals.unwritable_folder(args.output_dir)
     transformers.set_seed(args.seed)
@@ -164,8 +193,16 @@ def ipu_config(options: Options) -> IPUConfig:
         config = IPUConfig() if source is None else IPUConfig.from_pretrained(source)
     if layers is not None:
         with refusing(f"--layers_per_ipu={layers}: ", ValueError):
-            config = config.replace(layers_per_ipu=layers if layers == "auto" else [int(n) for n in layers.split(",")])
+            config = config.replace(layers_per_ipu=layers_of(layers))
     return config
+
+
+def layers_of(text: str) -> list[int] | str:
+    """Read layers on each IPU: whole numbers, or "auto"."""
+    try:
+        return text if text == "auto" else [int(number) for number in text.split(",")]
+    except ValueError:
+        refusals.refuse(f"--layers_per_ipu={text}: give whole numbers, such as 1,2,2,1, or auto")
 
 
 @contextlib.contextmanager
@@ -174,7 +211,7 @@ def refusing(what: str, *errors: type[Exception]) -> Iterator[None]:
     try:
         yield
     except errors as error:
-        raise SystemExit(f"error: {what}{error}") from error
+        refusals.refuse(f"{what}{error}")
 
 
 def run(
@@ -215,10 +252,18 @@ def run(
             **{"data_collator": transformers.default_data_collator, **trainer_options},
         )
     refusals.misplaced_model(trainer)
+    if args.do_train or not says_what_to_do(args):
+        refusals.too_few_rows(trainer)
     try:
         return _run(trainer, args, data, score=score, answers=answers)
     except KeyboardInterrupt:
         refusals.interrupted(args.output_dir)
+
+
+def says_what_to_do(args: IPUTrainingArguments) -> bool:
+    """Return whether the arguments say what to run; all of it is run otherwise."""
+    # `--eval_strategy` sets `do_eval` by itself.
+    return args.do_train or args.do_predict or (args.do_eval and args.eval_strategy == "no")
 
 
 def _run(
@@ -231,8 +276,7 @@ def _run(
 ) -> Outcome:
     before: dict[str, float] = {}
     after: dict[str, float] = {}
-    # `--eval_strategy` sets `do_eval` by itself.
-    everything = not (args.do_train or args.do_predict or (args.do_eval and args.eval_strategy == "no"))
+    everything = not says_what_to_do(args)
     with refusing("", IPUError):
         if everything and not args.resume_from_checkpoint:
             before = trainer.evaluate(metric_key_prefix="before")

@@ -21,6 +21,7 @@ import corpus
 import datasets
 import metrics
 import numpy as np
+import refusals
 import task
 import transformers
 
@@ -54,7 +55,7 @@ def labels_of(data: datasets.DatasetDict, kind: str | None) -> tuple[str, list[A
     if kind is None:
         kind = MULTI if isinstance(seen[0], list) else NUMBER if isinstance(seen[0], float) else SINGLE
     if kind not in (SINGLE, MULTI, NUMBER):
-        raise SystemExit(f"error: --problem_type={kind}: give {SINGLE}, {MULTI} or {NUMBER}")
+        refusals.refuse(f"--problem_type={kind}: give {SINGLE}, {MULTI} or {NUMBER}")
     if kind != MULTI:
         return kind, ["score"] if kind == NUMBER else corpus.class_names(data, "label")
     if isinstance(feature.feature, datasets.ClassLabel):
@@ -117,4 +118,4 @@ def main(argv: Sequence[str] | None = None) -> task.Outcome:
 
 
 if __name__ == "__main__":
-    main()
+    task.start(main)

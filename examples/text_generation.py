@@ -22,6 +22,7 @@ import torch
 import transformers
 from causal_language_modeling import main as learn
 from ipu_core import IPUConfig, generation_model, to_pipelined
+from ipu_core.paths import refuse_absent_path
 from masked_language_modeling import sample
 
 
@@ -29,12 +30,15 @@ def main(argv: Sequence[str] | None = None) -> str:
     """Print what a model writes after a text, and return it."""
     options = parse_options(argv)
     folder = options.model or trained(options.output_dir)
+    with task.refusing("", OSError):
+        refuse_absent_path("--model", folder, "a checkpoint's folder, or a name on a hub")
     refusals.broken_checkpoint(folder)
     with task.refusing(f"--model={folder} cannot be read: ", OSError, ValueError):
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
-    config = IPUConfig(layers_per_ipu=[int(number) for number in options.layers_per_ipu.split(",")])
+    config = IPUConfig(layers_per_ipu=task.layers_of(options.layers_per_ipu))
     prompt = tokenizer(options.text, return_tensors="pt", add_special_tokens=False)
+    refusals.more_tokens_than_positions(model, prompt["input_ids"].shape[1], options.max_new_tokens)
     started = time.perf_counter()
     with task.refusing("", ValueError):
         generator = generation_model(to_pipelined(model, config), weights=options.weights)
@@ -72,4 +76,4 @@ def trained(folder: str) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    task.start(main)

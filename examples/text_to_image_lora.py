@@ -19,10 +19,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import refusals
 import torch
 from diffusers import DDPMScheduler, StableDiffusionPipeline
 from diffusers.utils import convert_state_dict_to_diffusers
 from ipu_core import IPUConfig, to_pipelined, training_model
+from ipu_core.paths import nearest_path
 from ipu_diffusers import DenoisingLoss
 from ipu_diffusers.tiny import tiny_pipeline
 from peft import LoraConfig, get_peft_model_state_dict
@@ -54,13 +56,15 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def captioned(folder: Path) -> list[tuple[Path, str]]:
     """List the images of a folder with their captions."""
+    if not folder.is_dir():
+        refusals.refuse(f"--data={folder} is not a folder{nearest_path(folder)}; give one of images")
     table = folder / "metadata.jsonl"
     if table.is_file():
         rows = [json.loads(line) for line in table.read_text(encoding="utf-8").splitlines() if line.strip()]
         return [(folder / row["file_name"], row["text"]) for row in rows]
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
     if not files:
-        raise SystemExit(f"--data={folder} has no image: give a folder with files that end in {', '.join(SUFFIXES)}")
+        refusals.refuse(f"--data={folder} has no image: give a folder with files that end in {', '.join(SUFFIXES)}")
     return [(path, path.stem.replace("_", " ")) for path in files]
 
 
@@ -119,6 +123,7 @@ def adapted_unet(pipe: Any, options: argparse.Namespace) -> Any:
 def main(arguments: Sequence[str] | None = None) -> list[float]:
     """Train, write the adapter, and return the losses."""
     options = parsed(arguments)
+    refusals.unwritable_folder(str(options.output_dir))
     torch.manual_seed(options.seed)
     plain = (
         StableDiffusionPipeline.from_pretrained(options.model)

@@ -16,6 +16,7 @@ import corpus
 import datasets
 import metrics
 import numpy as np
+import refusals
 import task
 import transformers
 
@@ -47,7 +48,7 @@ def encode(rows: task.Row, *, tokenizer: Any, length: int, tags: list[str]) -> t
         return tokens
     index = {tag: i for i, tag in enumerate(tags)} | {i: i for i in range(len(tags))}
     if unknown := {tag for own in rows["tags"] for tag in own} - set(index):
-        raise SystemExit(f"error: a row has the tag {unknown.pop()}, which `train` has not: {', '.join(tags)}")
+        refusals.refuse(f"a row has the tag {unknown.pop()}, which `train` has not: {', '.join(tags)}")
     labels = np.full((len(rows["tags"]), length), metrics.IGNORED)
     for row, own in enumerate(rows["tags"]):
         for word, position in starts(tokens.word_ids(row)).items():
@@ -101,4 +102,4 @@ def main(argv: Sequence[str] | None = None) -> task.Outcome:
 
 
 if __name__ == "__main__":
-    main()
+    task.start(main)

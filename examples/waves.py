@@ -13,6 +13,7 @@ from typing import Any
 import corpus
 import datasets
 import numpy as np
+import refusals
 import task
 from scipy import signal
 from scipy.io import wavfile
@@ -47,7 +48,7 @@ def listed(folder: Path) -> list[task.Row]:
     with listing.open(encoding="utf-8", newline="") as lines:
         rows = list(csv.DictReader(lines))
     if not rows or "file_name" not in rows[0]:
-        raise SystemExit(f"error: {listing} has no column file_name: it names the wave file of each row")
+        refusals.refuse(f"{listing} has no column file_name: it names the wave file of each row")
     return [{"audio": {"path": str(folder / row["file_name"])}, **row} for row in rows]
 
 

@@ -227,9 +227,11 @@ def test_recordings_in_folders_of_their_labels_are_read_and_long_ones_left_out(t
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--bogus", "1"), "not used .*'--bogus', '1'"),
+        (("--bogus", "1"), "unknown argument `--bogus`"),
+        (("--max_lenght", "8"), "unknown argument `--max_lenght`, did you mean `--max_length`"),
+        (("--max_steps", "two"), "--max_steps: invalid int value: 'two'"),
         (("--fp16",), "`fp16=True` has no effect on a pipelined model"),
-        (("--layers_per_ipu", "1,x"), "--layers_per_ipu=1,x: invalid literal"),
+        (("--layers_per_ipu", "1,x"), "--layers_per_ipu=1,x: give whole numbers, such as 1,2,2,1, or auto"),
         (("--layers_per_ipu", "1,2"), "places 3 layers, and the model has 2"),
         (("--ipu_config", "nowhere/here"), "--ipu_config=nowhere/here"),
         (("--model", "nowhere/here"), "--model=nowhere/here cannot be read"),
@@ -252,17 +254,19 @@ def test_recordings_in_folders_of_their_labels_are_read_and_long_ones_left_out(t
 def test_a_wrong_argument_ends_the_run_with_what_to_change(arguments, message, tmp_path):
     data = tmp_path / "train.json"
     write_lines(data, [{"sentence": "a text", "gold": 0}] * 20)
-    with pytest.raises(SystemExit, match=message):
+    with pytest.raises(SystemExit, match=message) as ended:
         run(
             "text_classification",
             tmp_path / "out",
             *(argument.format(data=data, folder=tmp_path) for argument in arguments),
         )
+    assert ended.value.code == 2
 
 
 TABLES = [
     ("t.csv", "", "t.csv is empty: give a file with a row of names, and rows"),
     ("t.csv", "text,label\n", "t.csv has the names of columns and no rows: text,label; add rows"),
+    ("t.csv", "text,label\na,b\n", "t.csv has 1 row, and one is taken to evaluate on: add rows"),
     ("t.csv", "text,label\na,b\nc,\n", "row 2 \\(line 3\\) of --data=.*t.csv has no `label`: fill it in, or take"),
     ("t.csv", "text,label\n,b\n", "row 1 \\(line 2\\) of --data=.*t.csv has no `text`"),
     ("t.csv", "text,label\na,b\nc,d,e\n", "t.csv cannot be read: Expected 2 fields in line 3, saw 3; mend"),
@@ -321,6 +325,31 @@ def test_a_run_that_is_stopped_says_which_checkpoint_is_there_and_how_to_go_on(m
     said = capsys.readouterr().err
     assert f"the last checkpoint is {tmp_path / 'checkpoint-7'}; to go on from it:\n" in said
     assert said.endswith("python text_classification.py --do_train --resume_from_checkpoint last\n")
+
+
+def test_a_run_that_is_stopped_before_it_trains_ends_in_a_line(capsys):
+    def stopped():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit, match="130"):
+        importlib.import_module("task").start(stopped)
+    assert capsys.readouterr().err == "\nstopped, before anything was trained\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "a text of 2 tokens and 24 new ones: the model has 16 positions: give --max_new_tokens=14 or less, or a"),
+        (("--layers_per_ipu", "two"), "--layers_per_ipu=two: give whole numbers, such as 1,2,2,1, or auto"),
+    ],
+)
+def test_a_text_that_cannot_be_written_is_refused_before_it_begins(arguments, message, tmp_path):
+    script = importlib.import_module("text_generation")
+    importlib.import_module("task").tiny_tokenizer(["two roads"]).save_pretrained(tmp_path)
+    config = transformers.GPT2Config(vocab_size=9, n_embd=16, n_head=2, n_layer=2, n_positions=16)
+    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    with pytest.raises(SystemExit, match=message):
+        script.main(["two roads", "--model", str(tmp_path), *arguments])
 
 
 def imports_of(script: str) -> set[str]:

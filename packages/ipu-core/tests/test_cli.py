@@ -150,6 +150,19 @@ def test_it_prints_the_versions(capsys):
     assert capsys.readouterr().out == versions + f"{transformers.__version__}\n"
 
 
+def test_a_misspelt_option_is_named_before_what_is_missing_for_it(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["plan", "--famly", "gpt2"])
+    assert capsys.readouterr().err.startswith("ipu plan: unknown argument `--famly`, did you mean `--family`?")
+
+
+def test_a_configuration_with_what_is_no_option_is_named(capsys, tmp_path):
+    (tmp_path / "ipu_config.json").write_text('{"layer_per_ipu": [1]}')
+    assert main(["plan", "--family", "gpt2", "--config", str(tmp_path)]) == 2
+    printed = capsys.readouterr().err
+    assert f"`--config {tmp_path}`: `layer_per_ipu` is not an option of IPUConfig, did you mean" in printed
+
+
 def test_an_unknown_command_names_the_nearest(capsys):
     assert main(["plann"]) == 2
     assert capsys.readouterr().err == "ipu plann: there is no command `plann`, did you mean `plan`?\n"

@@ -67,6 +67,8 @@ def _run(given: Sequence[str]) -> int:
     if not given:
         parser.print_help()
         return 0
+    if given[0] in parsers:
+        parsers[given[0]].refuse_misspelt(given[1:])
     options, left = parser.parse_known_args(given)
     parsers[options.command].refuse_others(left)
     options.parser, options.parsers = parser, parsers

@@ -7,9 +7,13 @@ import argparse
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ..errors import IncompatibleIPUConfigError
 from ..paths import nearest_path
+
+if TYPE_CHECKING:
+    from ..config.ipu_config import IPUConfig
 
 AUTO = "auto"
 CONFIG_HELP = "an ipu_config.json, or a directory that has one"
@@ -86,6 +90,20 @@ def existing(text: str) -> Path:
         near = nearest_path(Path(text))
         raise argparse.ArgumentTypeError(f"`{text}` is not there{near}; give a file or a directory that is")
     return Path(text)
+
+
+def read_config(path: str | Path) -> IPUConfig:
+    """Return the configuration of `--config`.
+
+    Raises:
+        ValueError: it has what is no option, or options that contradict each other.
+    """
+    from ..config.ipu_config import IPUConfig
+
+    try:
+        return IPUConfig.from_pretrained(path)
+    except IncompatibleIPUConfigError as error:
+        raise IncompatibleIPUConfigError(f"`--config {path}`: {error}") from error
 
 
 def add_set(command: argparse.ArgumentParser, help: str) -> None:

@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import difflib
 import importlib.metadata
+import itertools
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -36,6 +37,12 @@ class Parser(argparse.ArgumentParser):
     def arguments(self) -> Sequence[argparse.Action]:
         """Return what it takes, in the order it was added."""
         return tuple(self._actions)
+
+    def refuse_misspelt(self, given: Sequence[str]) -> None:
+        """Refuse what is spelt as an option and begins none, before it is asked what else is missing."""
+        words = [word.partition("=")[0] for word in itertools.takewhile(lambda word: word != "--", given)]
+        known = tuple(self._option_string_actions)
+        self.refuse_others([w for w in words if w.startswith("--") and not any(o.startswith(w) for o in known)])
 
     def refuse_others(self, left: Sequence[str]) -> None:
         """Refuse what no option took, naming the nearest option."""

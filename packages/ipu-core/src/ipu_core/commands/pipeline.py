@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from ..paths import refuse_absent_path
-from .arguments import CONFIG_HELP, LAYERS_HELP, add_set, layers, positive
+from .arguments import CONFIG_HELP, LAYERS_HELP, add_set, layers, positive, read_config
 from .console import import_torch
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def given_config(options: argparse.Namespace) -> IPUConfig | None:
     """Return the configuration that is asked for; None for the one beside the checkpoint, or one IPU."""
     from ..config.ipu_config import IPUConfig
 
-    given = IPUConfig.from_pretrained(options.config) if options.config else None
+    given = read_config(options.config) if options.config else None
     if options.layers_per_ipu:
         return (given or IPUConfig()).replace(layers_per_ipu=options.layers_per_ipu)
     return given

@@ -20,11 +20,12 @@ from ..plugins.family import Family, load
 from ..plugins.registry import installed
 from ..samples import sample_batch
 from ..validation import learned_positions
+from .arguments import read_config
 
 
 def ipu_config_of(options: argparse.Namespace) -> IPUConfig:
     """Return the configuration of `--config`, with what other options say."""
-    ipu_config = IPUConfig.from_pretrained(options.config) if options.config else IPUConfig()
+    ipu_config = read_config(options.config) if options.config else IPUConfig()
     changes = {
         "layers_per_ipu": options.layers_per_ipu,
         "ipus_per_replica": options.ipus,
@@ -103,9 +104,10 @@ def _from_family(options: argparse.Namespace, ipu_config: IPUConfig) -> tuple[ty
     family = installed().family(options.family)
     if family is None:
         known = [f.model_type for plugin in installed().plugins for f in plugin.families]
+        declared = f": declared are {', '.join(dict.fromkeys(known)) or 'none'}"
         raise ValueError(
-            f"no plugin declares the family `{options.family}`{nearest(options.family, known)}; declared: "
-            f"{', '.join(known) or 'none'} (see `ipu plugins`)"
+            f"no plugin declares the family `{options.family}`{nearest(options.family, known) or declared} "
+            "(see `ipu plugins`)"
         )
 
     def configured(**values: Any) -> Any:
