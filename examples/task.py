@@ -84,11 +84,10 @@ def start(main: Callable[[], Any]) -> None:
         refusals.interrupted(None)
 
 
-def quiet_progress(parser: transformers.HfArgumentParser) -> None:
-    """Draw no bars: a file keeps what is said alone."""
+def draw_no_bars() -> None:
+    """Draw no bars of progress: a file keeps what is said alone."""
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
-    parser.set_defaults(disable_tqdm=True)
 
 
 def command_line(
@@ -110,8 +109,9 @@ def command_line(
     """
     parser = Parser([options, arguments], allow_abbrev=False)
     parser.set_defaults(dataloader_pin_memory=False, **defaults)
-    if not sys.stderr.isatty():
-        quiet_progress(parser)
+    if is_quiet := not sys.stderr.isatty():
+        draw_no_bars()
+    parser.set_defaults(disable_tqdm=is_quiet or None)
     argv = sys.argv[1:] if argv is None else list(argv)
     known, left = parser.parse_known_args(argv)
     refusals.unknown_arguments(left, parser._option_string_actions)
@@ -120,6 +120,7 @@ def command_line(
     with refusing("", ValueError):
         own, args = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
     refusals.unwritable_folder(args.output_dir)
+    layers_of(own.layers_per_ipu or "auto")
     transformers.set_seed(args.seed)
     return own, args
 

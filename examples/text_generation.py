@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import sys
 import time
 from collections.abc import Sequence
 
@@ -29,6 +30,8 @@ from masked_language_modeling import sample
 def main(argv: Sequence[str] | None = None) -> str:
     """Print what a model writes after a text, and return it."""
     options = parse_options(argv)
+    if not sys.stderr.isatty():
+        task.draw_no_bars()
     folder = options.model or trained(options.output_dir)
     with task.refusing("", OSError):
         refuse_absent_path("--model", folder, "a checkpoint's folder, or a name on a hub")

@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import io
 import json
-import re
 import sys
 from pathlib import Path
 
@@ -313,16 +311,3 @@ def test_what_a_plain_module_has_not_of_transformers_is_said(example, tmp_path):
         generation_model(model)
     with pytest.raises(TypeError, match="`Transformer` is no transformers model, and has no `save_pretrained`: save"):
         model.save_pretrained(tmp_path)
-
-
-@pytest.mark.turns(16)
-def test_the_page_prints_what_it_says(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    page = (ROOT / "docs" / "own_model.md").read_text(encoding="utf-8")
-    names: dict[str, object] = {}
-    for code, printed in re.findall(r"```python\n(.*?)```\n(?:\n```\n(.*?)```\n)?", page, re.DOTALL):
-        output = io.StringIO()
-        with contextlib.redirect_stdout(output):
-            exec(compile(code, "own_model.md", "exec"), names)
-        assert output.getvalue() == printed
-    assert (tmp_path / "back" / "model.safetensors").is_file()

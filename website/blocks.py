@@ -43,13 +43,8 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 MARK = re.compile(r"<!-- (goes on|file|not run)(?:: (.*?))? -->\s*$")
 PICTURE = re.compile(r"!\[[^\]]*\]\(([^):]+)\)")
 DECIMAL = re.compile(r"(-?\d[\d,]*\.\d+(?:e[+-]\d+)?)")
-# Pages whose blocks other tests run, or cannot: of each, which.
-ELSEWHERE = {
-    "own_model.md": "tests/test_own_model.py runs every block, in examples/own_model",
-    "distributed.md": "packages/ipu-core/tests/test_distributed.py runs several processes",
-    "poptorch.md": "packages/ipu-core/tests/test_poptorch_contract.py runs what the page lists",
-    "migration.md": "tests/test_old_scripts.py runs whole scripts, which the page has parts of",
-}
+# Pages that say in which folder Python is started: what is imported from there.
+STARTED_IN = {"own_model.md": ROOT / "examples" / "own_model"}
 
 
 class BlockError(Exception):
@@ -91,13 +86,13 @@ def blocks_of(page: str, text: str) -> list[Block]:
         line = text.count("\n", 0, match.start()) + 1
         marks = dict(_marks(text[: match.start()]))
         if language or marks:
-            not_run = marks.get("not run", "") or ELSEWHERE.get(page, "")
+            not_run = marks.get("not run", "")
             if "not run" in marks and not not_run:
                 raise BlockError(f"{page}:{line} does not say why it is not run: <!-- not run: why -->")
             says = match.span(2) if language == "console" else None
             block = Block(page=page, line=line, language=language, code=code, says=says, not_run=not_run)
             found.append(replace(block, goes_on="goes on" in marks, file=marks.get("file", "")))
-        elif page not in ELSEWHERE:
+        else:
             if not found or found[-1].says is not None or found[-1].language != "python":
                 raise BlockError(f"{page}:{line} names no language, and no Python above prints it: name one, or `text`")
             found[-1] = replace(found[-1], says=match.span(2))
@@ -229,6 +224,7 @@ def run_page(page: str) -> Run:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
+    sys.path[:0] = map(str, (folder, *filter(None, [STARTED_IN.get(page)])))  # as of Python that is started there
     session = Session(folder, text)
     with contextlib.chdir(folder):
         return Run(page=page, text=text, printed={b: session.run(b) for b in runnable(blocks_of(page, text))})
