@@ -220,7 +220,7 @@ def types(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def docs(session: nox.Session) -> None:
-    """Run every block of the pages and the notebooks, and build the site; `-- --serve` serves it, and runs nothing."""
+    """Run each block of the pages, bad input and notebooks, and build the site; `-- --serve` serves it, and runs nothing."""
     python = shared(session, tools=DOCS)
     quiet = {**ONE_THREAD, "NO_MKDOCS_2_WARNING": "1"}
     (ROOT / "out" / "docs" / "pages").mkdir(parents=True, exist_ok=True)
@@ -228,6 +228,7 @@ def docs(session: nox.Session) -> None:
         session.run(python, "-m", "mkdocs", "serve", env=quiet)
         return
     session.run(python, "website/run.py", *session.posargs, env=quiet)
+    session.run(python, "website/bad_input.py", env=quiet)
     session.run(python, "website/notebooks.py", env=quiet)
     session.run(python, "-m", "mkdocs", "build", "--strict", env=quiet)
     session.run(python, "website/links.py", "out/site")
@@ -365,7 +366,7 @@ EVERYTHING = {
     ("coverage",): 1,
     ("catalogue", "--all"): 10,
     ("quickstart", "--accuracy", "0.93"): 4,
-    ("docs",): 8,
+    ("docs",): 12,
     ("real_weights",): 8,
     ("lowest",): 50,
     ("newest",): 55,

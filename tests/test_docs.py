@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "website"))
 
+import bad_input  # noqa: E402
 import blocks  # noqa: E402
 import reference  # noqa: E402
 import stage  # noqa: E402
@@ -182,3 +183,19 @@ def test_marks_become_titles():
     shown = stage.titled("<!-- goes on -->\n```python\nx\n```\n")
     assert shown == '```python title="goes on from the block above"\nx\n```\n'
     assert stage.titled("<!-- file: run.yaml -->\n```yaml\n").startswith('```yaml title="run.yaml"')
+
+
+def test_what_bad_input_prints_is_a_row_of_its_page():
+    case = bad_input.Case(about="a pipe", command="ipu a | head", shows="error|`")
+    printed = bad_input.Printed(text="bar 1\rbar 2\nerror: no\n\nno `a`\n in checkpoint-7, `b`\n", status=2)
+    assert bad_input._row(case, printed) == (
+        "| a pipe | `ipu a \\| head` | `error: no`<br>`` no `a` ``<br>`` in checkpoint-100, `b` `` | 2 |"
+    )
+
+
+def test_the_page_of_bad_input_has_every_case_and_no_trace_of_calls():
+    text = bad_input.PAGE.read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    cases = [case for group in bad_input.GROUPS.values() for case in group]
+    assert [row.split(" | ")[0] for row in rows if " | typed | " not in row] == [f"| {case.about}" for case in cases]
+    assert "Traceback" not in text

@@ -120,6 +120,7 @@ _ERRORS = """# Errors, and their causes
 A message says what is wrong with the numbers, what is there, and what to change. Below each error are the messages
 that it is raised with; what stands in braces is filled in. `except IPUError` catches every one of them, and
 `except ValueError` those that a user can put right. Those of ipu-trainer and ipu-diffusers are in their interfaces.
+What the commands and the examples print of bad input is in [a table](../bad_input.md).
 """
 
 

@@ -182,7 +182,7 @@ OTHERS = (
         today="nothing",
         change="tied weights and gathers are captured as upstream has them",
     ),
-    *_served("trainer", _TRAINER, "IPUTrainer", today="ipu_trainer.IPUTrainer", change="see the arguments below"),
+    *_served("trainer", _TRAINER, "IPUTrainer", today="ipu_trainer.IPUTrainer", change="see the arguments above"),
     *_served(
         "trainer",
         _TRAINER,
@@ -203,7 +203,7 @@ OTHERS = (
         _ARGUMENTS,
         "IPUTrainingArguments",
         today="ipu_trainer.IPUTrainingArguments",
-        change="see the arguments below",
+        change="see the arguments above",
     ),
     *_served("training_args", f"{_HERE}.ipu_configuration", "ALLOWED_N_IPU", today="no restriction"),
     *_served(
@@ -211,7 +211,7 @@ OTHERS = (
         _ARGUMENTS,
         "IPUSeq2SeqTrainingArguments",
         today="ipu_trainer.IPUSeq2SeqTrainingArguments",
-        change="see the arguments below",
+        change="see the arguments above",
     ),
     *_served("modelcard", "ipu_trainer", "IPUTrainingSummary"),
     *_served(
