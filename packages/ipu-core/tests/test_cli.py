@@ -98,6 +98,8 @@ def test_what_cannot_be_planned_is_said_and_fails(arguments, message, capsys, tm
         (["--length", "0"], "--length: `0` is no whole number of at least 1"),
         (["--layers-per-ipu", "two"], "--layers-per-ipu: `two` is no list of whole numbers: give layers on each IPU"),
         (["--config", "no/where"], "--config: `no/where` is not there: there is no folder `no`; give a file or"),
+        (["--svg", "no/where.svg"], "--svg: `no/where.svg` cannot be written: there is no folder `no`; give a folder"),
+        (["--svg", "/"], "--svg: `/` is a folder: give a file in it"),
         (["--lenght", "3"], "unknown argument `--lenght`, did you mean `--length`?"),
     ],
 )

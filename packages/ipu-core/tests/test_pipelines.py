@@ -324,6 +324,13 @@ def test_a_task_without_a_head_is_refused(tmp_path):
         pipeline("image-classification", tmp_path)
 
 
+def test_a_checkpoint_without_a_tokenizer_is_refused_where_texts_are_read(tmp_path):
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    transformers.BertForSequenceClassification(transformers.BertConfig(vocab_size=9, **size)).save_pretrained(tmp_path)
+    with pytest.raises(TaskError, match=f"`{tmp_path}` has no tokenizer: save one beside the checkpoint, or pass"):
+        pipeline("text-classification", str(tmp_path))
+
+
 def test_what_a_task_needs_is_asked_for():
     with pytest.raises(TaskError, match="`text-classification` needs `tokenizer=`"):
         pipeline("text-classification", bert("BertForSequenceClassification"))

@@ -106,6 +106,20 @@ def read_config(path: str | Path) -> IPUConfig:
         raise IncompatibleIPUConfigError(f"`--config {path}`: {error}") from error
 
 
+def new_file(text: str) -> Path:
+    """Read the path of a file that is to be written.
+
+    Raises:
+        argparse.ArgumentTypeError: its folder is not there, or it is a folder.
+    """
+    path = Path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"`{text}` is a folder: give a file in it")
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"`{text}` cannot be written{nearest_path(path)}; give a folder that is there")
+    return path
+
+
 def add_set(command: argparse.ArgumentParser, help: str) -> None:
     """Add `--set`, which may be given several times."""
     command.add_argument("--set", metavar="KEY=VALUE", type=key_value, action="append", default=[], help=help)

@@ -48,8 +48,11 @@ def run(options: argparse.Namespace) -> int:
     from ..pipelines.tasks import task_named
 
     task = task_named(options.task)
-    arguments = dict(options.set)
-    made = pipeline(options.task, options.model, given_config(options))
+    arguments, config = dict(options.set), given_config(options)
+    try:
+        made = pipeline(options.task, options.model, config)
+    except OSError as error:  # of a hub, in several lines
+        raise OSError(f"`--model {options.model}` cannot be read: {' '.join(str(error).split())}") from error
     if options.plan:
         print(made.plan, file=sys.stderr)
     for result in made(inputs_of(options.inputs, task, arguments), batch_size=options.batch, **arguments):

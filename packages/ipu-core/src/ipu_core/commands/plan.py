@@ -6,11 +6,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import nearest
-from .arguments import add_model, memory
+from .arguments import add_model, memory, new_file
 from .console import import_torch, note
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ def add(commands: Any) -> None:
     add("--optimizer", metavar="NAME", help=OPTIMIZER_HELP)
     add("--engine", metavar="NAME", help="plan for this engine: host (default), or distributed, a process an IPU")
     add("--measure", action="store_true", help="measure times on this machine, with random weights")
-    add("--svg", metavar="FILE", type=Path, help="write a picture of bytes and work")
+    add("--svg", metavar="FILE", type=new_file, help="write a picture of bytes and work")
     add("--json", action="store_true", help="print JSON")
     command.set_defaults(run=run)
 

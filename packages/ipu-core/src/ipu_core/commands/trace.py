@@ -4,10 +4,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-from .arguments import add_model
+from .arguments import add_model, new_file
 from .console import import_torch, note
 
 EXAMPLES = (
@@ -21,8 +20,8 @@ def add(commands: Any) -> None:
     meaning = "run training steps with random weights, and draw what ran when"
     command = commands.add_parser("trace", help=meaning, examples=EXAMPLES)
     add_model(command)
-    command.add_argument("--svg", metavar="FILE", type=Path, help="write a picture")
-    command.add_argument("--chrome", metavar="FILE", type=Path, help="write Chrome's trace JSON")
+    command.add_argument("--svg", metavar="FILE", type=new_file, help="write a picture")
+    command.add_argument("--chrome", metavar="FILE", type=new_file, help="write Chrome's trace JSON")
     command.set_defaults(run=run, inference=False, ipu=None, measure=False)
 
 

@@ -7,6 +7,7 @@ import inspect
 import logging
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -181,6 +182,10 @@ def components(
 
 def _component(name: str, source: str, options: Mapping[str, Any], *, is_needed: bool) -> Any:
     """Load a component; None where there is none, and the task can do without it."""
+    if name == "tokenizer" and _lacks_tokenizer(source):  # upstream would make one without words of some types
+        if is_needed:
+            raise TaskError(f"`{source}` has no tokenizer: save one beside the checkpoint, or pass `tokenizer=`")
+        return None
     more = _of_hub(options)
     if name == "image_processor" and not transformers.utils.is_torchvision_available():
         more["backend"] = "pil"
@@ -193,6 +198,12 @@ def _component(name: str, source: str, options: Mapping[str, Any], *, is_needed:
                 f"checkpoint, or pass `{name}=`"
             ) from error
         return None
+
+
+def _lacks_tokenizer(source: str) -> bool:
+    """Return whether a folder has no file of a tokenizer."""
+    kinds = ("tokenizer*", "vocab*", "merges.txt", "*.model", "special_tokens_map.json")
+    return os.path.isdir(source) and not any(any(Path(source).glob(kind)) for kind in kinds)
 
 
 def limit_of(model: Any, tokenizer: Any, *, always_truncates: bool) -> int | None:
