@@ -220,7 +220,7 @@ def types(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def docs(session: nox.Session) -> None:
-    """Run each block of the pages, bad input and notebooks, and build the site; `-- --serve` serves it, and runs nothing."""
+    """Run the blocks of the pages, bad input and the notebooks, and build the site; `-- --serve` only serves it."""
     python = shared(session, tools=DOCS)
     quiet = {**ONE_THREAD, "NO_MKDOCS_2_WARNING": "1"}
     (ROOT / "out" / "docs" / "pages").mkdir(parents=True, exist_ok=True)
