@@ -66,6 +66,10 @@ GROUPS = {
         Case(about="no prompt", command='ipu generate --model poem ""'),
         Case(about="a checkpoint without a tokenizer", command='ipu generate --model tiny "two roads"'),
         Case(about="weights that were cut off", command='ipu generate --model cut "two roads"'),
+        Case(about="a task of texts, and no tokenizer", command='ipu pipeline text-classification --model tiny "fine"'),
+        Case(about="a picture's folder that is missing", command="ipu plan --family bert --svg pictures/plan.svg"),
+        Case(about="a missing recipe", command="ipu train run.yaml"),
+        Case(about="a missing script", command="ipu run run_glue.py"),
         Case(about="a reader that goes away", command="ipu plugins --classes | head -n 1"),
     ],
     "New plugins": [
