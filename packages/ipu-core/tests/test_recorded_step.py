@@ -5,37 +5,35 @@ import pytest
 import torch
 from ipu_core import IPUConfig, to_pipelined, training_model
 from ipu_core._torch import version_of
-from ipu_core.runtime.recorded_step import RecordedStep, obstacle_to_recording
+from ipu_core.runtime.recorded_step import RecordedStep, _key, obstacle_to_recording
 from models import Chain, batch, make
-from test_recording import StandIn
+from standing_in import Tape
 
 pytestmark = pytest.mark.usefixtures("no_plugins")
 
 
-class Recorder(StandIn):
-    """Puts back what a step changed while it was recorded, for it has not run then."""
+class Scaled(torch.optim.Optimizer):
+    """Takes a learning rate in a tensor, as torch's own do that are made with `capturable=True`, for cards alone."""
 
-    def __init__(self, optimizer):
-        super().__init__()
-        self.optimizer = optimizer
+    __module__ = "torch.optim.scaled"
 
-    def record(self, function):
-        tensors = [t for group in self.optimizer.param_groups for t in group["params"]]
-        tensors += [t for state in self.optimizer.state.values() for t in state.values() if torch.is_tensor(t)]
-        before = [t.detach().clone() for t in tensors]
-        made = super().record(function)
-        for tensor, value in zip(tensors, before, strict=True):
-            tensor.data.copy_(value)
-        return made
+    def __init__(self, params, lr):
+        super().__init__(params, {"lr": lr, "capturable": True})
+
+    @torch.no_grad()
+    def step(self):
+        for parameter in self.param_groups[0]["params"]:
+            parameter.sub_(parameter.grad * self.param_groups[0]["lr"])
 
 
-def stepped(times, change=None, recorded=True):
+def stepped(times, change=None, recorded=True, cls=None):
     """Step an optimizer some times, after a change of it each time; return parameters and the recorder."""
     torch.manual_seed(0)
     parameter = torch.nn.Parameter(torch.randn(3))
     parameter.grad = torch.zeros(3)
-    optimizer = torch.optim.SGD([parameter], lr=0.1, momentum=0.9, weight_decay=0.1)
-    recorder = Recorder(optimizer)
+    options = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1}
+    optimizer = torch.optim.SGD([parameter], **options) if cls is None else cls([parameter], torch.tensor(0.1))
+    recorder = Tape()
     step = RecordedStep(recorder) if recorded else None
     for number in range(times):
         parameter.grad.copy_(torch.full((3,), 1.0 + number))
@@ -66,16 +64,21 @@ def test_another_learning_rate_is_recorded_anew():
 
 def test_a_learning_rate_in_a_tensor_changes_in_a_recording():
     def decay(optimizer, number):
-        rate = optimizer.param_groups[0]["lr"]
-        if isinstance(rate, torch.Tensor):
-            rate.fill_(0.1 / (1 + number))
-        else:
-            optimizer.param_groups[0]["lr"] = torch.tensor(0.1)
+        optimizer.param_groups[0]["lr"].fill_(0.1 / (1 + number))
 
-    expected, _ = stepped(8, decay, recorded=False)
-    found, recorder = stepped(8, decay)
+    expected, _ = stepped(8, decay, recorded=False, cls=Scaled)
+    found, recorder = stepped(8, decay, cls=Scaled)
     assert torch.equal(found, expected)
-    assert recorder.recorded == 1
+    assert (recorder.recorded, recorder.replayed) == (1, 6)
+
+
+def test_a_learning_rate_in_a_tensor_of_the_host_is_a_number():
+    parameter, rate = torch.nn.Parameter(torch.ones(3, device="meta")), torch.tensor(0.1)
+    optimizer = torch.optim.SGD([parameter], rate)
+    before = _key(optimizer)
+    assert _key(optimizer) == before
+    rate.fill_(0.01)
+    assert _key(optimizer) != before, "a recording would go on with the rate it was made with"
 
 
 class Own(torch.optim.SGD):
@@ -96,6 +99,7 @@ def made(cls, **options):
     ("optimizer", "said"),
     [
         (made(torch.optim.SGD), ""),
+        (made(torch.optim.SGD, lr=torch.tensor(0.1)), "torch's `SGD` reads a learning rate in a tensor on the host"),
         (made(torch.optim.AdamW, capturable=True), ""),
         (made(torch.optim.AdamW), "make it with `capturable=True` (`AdamW(..., capturable=True)`)"),
         (made(torch.optim.Adagrad), "torch's `Adagrad` has no `capturable`: take another optimizer"),
@@ -112,7 +116,7 @@ def test_what_cannot_be_recorded_steps_as_before_and_is_named_once(caplog):
     parameter = torch.nn.Parameter(torch.ones(1))
     parameter.grad = torch.ones(1)
     optimizer = Own([parameter], lr=0.1)
-    step = RecordedStep(Recorder(optimizer))
+    step = RecordedStep(Tape())
     for _ in range(4):
         step.run(optimizer)
     assert torch.allclose(parameter.detach(), torch.tensor([0.6]))
@@ -124,7 +128,7 @@ def test_an_executor_records_updates_and_steps(monkeypatch):
     rows = {name: value.double() for name, value in batch(4).items()}
     for model, record in zip(models, (False, True), strict=True):
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-        recorder = Recorder(optimizer)
+        recorder = Tape()
         monkeypatch.setattr("ipu_core.runtime.recording.recorder_for", lambda device, made=recorder: made)
         executor = training_model(to_pipelined(model, IPUConfig(layers_per_ipu=[3], record=record)), optimizer)
         for _ in range(7):

@@ -1,39 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Updates and decode steps that are recorded give what they give otherwise; what cannot be recorded is named.
 
-The recorder here stands in for CUDA graphs: it keeps a function, and calls it again on the same tensors.
+The recorder here stands in for CUDA graphs: it keeps operations and tensors, and runs the same ones again.
 """
 
 import pytest
 import torch
 from ipu_core import IncompatibleIPUConfigError, IPUConfig, generation_model, to_pipelined, training_model
-from ipu_core.runtime.recording import Recorded, Recording, recorder_for
+from ipu_core.runtime.recording import Recording, recorder_for
 from models import Chain, Skip, Tied, batch, make
+from standing_in import Tape
 from torch.utils import _pytree as pytree
 from transformers import LlamaConfig, LlamaForCausalLM
 
 pytestmark = pytest.mark.usefixtures("no_plugins")
-
-
-class StandIn:
-    """Replays by calling the function, whose results it writes where those of the recording were."""
-
-    def __init__(self):
-        self.recorded = self.replayed = 0
-
-    def record(self, function):
-        state = torch.get_rng_state()
-        result = function()
-        torch.set_rng_state(state)  # what is recorded has not run yet
-        self.recorded += 1
-
-        def again():
-            self.replayed += 1
-            for kept, made in zip(pytree.tree_leaves(result), pytree.tree_leaves(function()), strict=True):
-                if isinstance(kept, torch.Tensor):
-                    kept.data.copy_(made)
-
-        return Recorded(result, again)
 
 
 class Refusing:
@@ -43,7 +23,7 @@ class Refusing:
 
 @pytest.fixture
 def recorder(monkeypatch):
-    made = StandIn()
+    made = Tape()
     monkeypatch.setattr("ipu_core.runtime.recording.recorder_for", lambda device: made)
     monkeypatch.setattr("ipu_core.generation.decoder.recorder_for", lambda device: made)
     # Of steps, which change parameters: `test_recorded_step.py`.

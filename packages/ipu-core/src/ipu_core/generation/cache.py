@@ -343,6 +343,8 @@ class StaticKV(Cache):
 
 
 def _moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    if tensor.device == device:
+        return tensor
     return torch.zeros_like(tensor, device=device) if tensor.is_meta else tensor.to(device)
 
 

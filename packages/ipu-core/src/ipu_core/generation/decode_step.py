@@ -38,6 +38,7 @@ from ..runtime.device_placement import DevicePlacement
 from ..runtime.recording import Recorder, Recording
 from ..runtime.replay import Replay
 from ..runtime.streaming import NOTHING_STREAMED, ParameterCopies, StreamedParameters
+from ..runtime.transfers import moved
 from ..runtime.weights import Tensors, Weights
 from ..upstream import CACHE
 from .cache import StaticKV
@@ -48,7 +49,8 @@ if TYPE_CHECKING:
 WEIGHTS = {"int8": 8, "int4": 4, "exact": None}  # and the bits that weights are rounded to
 ROUNDED = frozenset(name for name, bits in WEIGHTS.items() if bits is not None)
 HEAD_BITS = 8  # at least: nearly all that 4 bits cost in perplexity, they cost in the head
-Move = Callable[[torch.Tensor, torch.Tensor, int], Any]
+# Of an input of a step, given it, the new tokens and their place [1]; all on the device, so that it can be recorded.
+Move = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Any]
 POSITION = f"{CACHE}[0]"
 # Of the operations of the program that has most. What has fewer takes longer to compile than it would ever save.
 SMALLEST_PART = 0.05
@@ -90,6 +92,7 @@ class Parts:
         compilers: processes that compile.
         guards: what the graphs take for constant of the model.
         recorder: of steps of one token; None where they run one operation after the other.
+        recorded_on: the device it records, where all is that a recording reads.
         quantizes_for: the card whose products weights are rounded for; None for those of the CPU.
         copies: of parameters that live on the host, on each device.
         programs: those made so far.
@@ -109,6 +112,7 @@ class Parts:
     compilers: Compilers
     guards: Guards
     recorder: Recorder | None = None
+    recorded_on: torch.device | None = None
     quantizes_for: torch.device | None = None
     copies: dict[torch.device, ParameterCopies] = field(default_factory=dict)
     programs: dict[Kind, Program] = field(default_factory=dict)
@@ -182,7 +186,7 @@ class Program:
         self._streamed = (
             StreamedParameters(stage_graphs, captured, parts.copies) if config.parameters_offchip else NOTHING_STREAMED
         )
-        self.recorder = parts.recorder
+        self.recorder, self.recorded_on = parts.recorder, parts.recorded_on
         self.bounds = index_bounds(captured)
         self.moves = dict(moves)
 
@@ -227,7 +231,7 @@ class BoundProgram:
         self.more: dict[str, tuple[torch.Tensor, ...]] = {}  # what the last call gave besides, by name
         self.activations: dict[str, torch.Tensor] = {}
         self._position: int | None = None  # of the last token, where it is known without a look at the device
-        self._places: tuple[int, ...] = ()
+        self.places: tuple[int, ...] = ()  # of what a recording of it reads
 
     @functools.cached_property
     def _replay(self) -> Replay:
@@ -241,14 +245,14 @@ class BoundProgram:
     def __call__(self, batch: Mapping[str, Any], turn: int) -> torch.Tensor:
         """Run it; the first call of a turn finds the model's tensors."""
         check_index_bounds(self._program.bounds, batch)
-        leaves = input_leaves(batch)
+        leaves = self._where_they_are_read(input_leaves(batch))
         own = {n for n, v in leaves.items() if isinstance(v, torch.Tensor) and not _is_cached(n)}
         moves = self._program.moves
         if turn != self._turn:
             self._program.begin()
             self._bound = {name: self._kept(name, leaf) if name in own else leaf for name, leaf in leaves.items()}
             self._replay.bind(self._bound)
-            self._places = self._replay.places() if self._recording is not None else ()
+            self.places = self._replay.places() if self._recording is not None else ()
             self._turn, self._given, self._streak = turn, {name: leaves[name] for name in own}, 0
         elif moves and self._streak < _REGULAR:
             self._move(leaves[self._tokens])
@@ -270,12 +274,31 @@ class BoundProgram:
 
     def advancing(self, tokens: torch.Tensor) -> Generator[None, None, torch.Tensor]:
         """Run the next token after that of the last call, with a stop before each stage but the first."""
+        self.count()
         self._move(tokens)
         if self._recording is not None:
-            (logits,) = self._recording.run(self._places)
+            (logits,) = self._recording.run(self.places)
         else:
             (logits,) = yield from self._replay.by_stage()
         return logits
+
+    def count(self) -> None:
+        """Note on the host that another token is run."""
+        self._position = self._last_position() + 1
+
+    def on_device(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Run the next token as `advancing` does, by nothing but operations on the device: what a recording holds."""
+        self._move(tokens)
+        (logits,) = self._replay.run()
+        made: torch.Tensor = logits
+        return made
+
+    def _where_they_are_read(self, leaves: dict[str, Any]) -> dict[str, Any]:
+        """Return inputs on the device that is recorded: a recording would copy from memory of the host that is gone."""
+        device = self._program.recorded_on
+        if device is None:
+            return leaves
+        return {n: moved(leaf, device) if isinstance(leaf, torch.Tensor) else leaf for n, leaf in leaves.items()}
 
     def _kept(self, name: str, leaf: torch.Tensor) -> torch.Tensor:
         """Copy an input into the memory of the turn before, where a recording reads it."""
@@ -289,23 +312,22 @@ class BoundProgram:
         return self._position
 
     def _move(self, tokens: torch.Tensor) -> None:
-        self._position = position = self._last_position() + 1
         for name, move in self._program.moves.items():
             if name in self._bound:
-                move(self._bound[name], tokens, position)
+                move(self._bound[name], tokens, self._bound[POSITION].view(1))
 
 
-def copy_tokens(bound: torch.Tensor, tokens: torch.Tensor, position: int) -> None:
+def copy_tokens(bound: torch.Tensor, tokens: torch.Tensor, place: torch.Tensor) -> None:
     """Put the next tokens in the place of the last ones."""
     bound.copy_(tokens)
 
 
-def show_place(bound: torch.Tensor, tokens: torch.Tensor, position: int) -> None:
+def show_place(bound: torch.Tensor, tokens: torch.Tensor, place: torch.Tensor) -> None:
     """Let a mask show one more place."""
-    bound.select(1, position).fill_(1)
+    bound.index_fill_(1, place, 1)
 
 
-def count_up(bound: torch.Tensor, tokens: torch.Tensor, position: int) -> None:
+def count_up(bound: torch.Tensor, tokens: torch.Tensor, place: torch.Tensor) -> None:
     """Go on by one."""
     bound.add_(1)
 

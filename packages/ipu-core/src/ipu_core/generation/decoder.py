@@ -43,6 +43,7 @@ from ..runtime.streaming import refuse_parameters_elsewhere
 from ..upstream import CACHE
 from .cache import Attention, StaticKV, attentions_of
 from .decode_step import POSITION, ROUNDED, BoundProgram, Kind, Move, Parts, Program, copy_tokens, count_up, show_place
+from .recorded_rows import Choice, RecordedChoices
 from .step_points import StepPoints, points_of_parts
 from .views import ASKING, AT, StepView, part
 
@@ -146,7 +147,8 @@ class Decoder:
             cache=cache,
             compilers=Compilers(for_cards=self._runs_on_a_card()),
             guards=Guards(model),
-            recorder=self._recorder(),
+            recorder=(recorder := self._recorder()),
+            recorded_on=None if recorder is None else self._recorded_on(),
             quantizes_for=self._quantizes_for(weights),
         )
         self._is_encoder_decoder = bool(model.config.is_encoder_decoder)
@@ -162,6 +164,7 @@ class Decoder:
         self.more: dict[str, tuple[torch.Tensor, ...]] = {}  # what it gave then: hidden states, attentions
         self._is_prepared_anew = prepares_more_than_upstream(model.plain_class())
         self._device = self._home()
+        self.recorded_choices = self._recorded_choices()
 
     def _runs_on_a_card(self) -> bool:
         return any(map(is_card, named_devices(self._config) or [self._home()]))
@@ -194,6 +197,43 @@ class Decoder:
             logger.warning("steps of %s are not recorded, and run as before: %s", type(self._model).__name__, why)
             return None
         return recorder_for(devices.pop())
+
+    def _recorded_on(self) -> torch.device:
+        """Return the device of all stages, where steps are recorded."""
+        return (named_devices(self._config) or (self._home(),))[0]
+
+    def _recorded_choices(self) -> RecordedChoices | None:
+        """Return what records steps with the choice of their tokens; None where steps are not recorded."""
+        if self._parts.recorder is None or self._parts.recorded_on is None:
+            return None
+        plain, obstacle = self._model.plain_class().__name__, ""
+        if self.sizes.in_flight > 1:
+            obstacle = f"`in_flight={self.sizes.in_flight}` groups choose theirs one after the other"
+        elif self._is_prepared_anew:
+            obstacle = f"`{plain}` prepares each step on the host"
+        elif self._points.are_read:
+            obstacle = "`activations` are of each step"
+        name, sizes = type(self._model).__name__, self.sizes
+        return RecordedChoices(
+            name, self._parts.recorder, self._parts.recorded_on, sizes.rows, sizes.max_length, obstacle
+        )
+
+    def choosing(
+        self, choice: Choice, cache: Any, ids: torch.Tensor, unfinished: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor] | None:
+        """Run one more token of each row and choose the next, as `RecordedRows.run` does; None before that may be.
+
+        Raises:
+            CacheError: the cache is full.
+        """
+        if not self.can_advance(cache):
+            return None
+        assert self._one_token is not None and self._cache is not None and self.recorded_choices is not None
+        self._refuse_full_cache()
+        with torch.no_grad():
+            found = self.recorded_choices.rows.run(self._one_token, choice, ids, unfinished)
+        self._cache.length += 1
+        return found
 
     def sibling(self) -> Decoder:
         """Return a decoder of other sequences that shares the programs."""
@@ -342,11 +382,15 @@ class Decoder:
             CacheError: the cache is full.
         """
         assert self._cache is not None and self._one_token is not None
-        if self._cache.length >= self._cache.capacity:
-            raise CacheError(f"the cache is full: it has places for {self._cache.capacity} tokens")
+        self._refuse_full_cache()
         logits = yield from self._one_token.advancing(self._filled(tokens))
         self._cache.length += 1
         return logits[: len(tokens)]
+
+    def _refuse_full_cache(self) -> None:
+        assert self._cache is not None
+        if self._cache.length >= self._cache.capacity:
+            raise CacheError(f"the cache is full: it has places for {self._cache.capacity} tokens")
 
     def _run_uncached(self, given: Mapping[str, Any], num_tokens: int) -> torch.Tensor:
         programs = self._parts.programs
@@ -461,8 +505,9 @@ class Decoder:
     def _moves(self) -> dict[str, Move]:
         """Return how each input of a step of one token follows from that of the step before."""
         positions = "decoder_position_ids" if self._is_encoder_decoder else "position_ids"
-        moves: dict[str, Move] = {self._ids: copy_tokens, self._mask: show_place}
-        return {**moves, **dict.fromkeys((positions, POSITION, STEPS), count_up)}
+        # The position first: a mask shows the place it names.
+        counted: dict[str, Move] = dict.fromkeys((POSITION, positions, STEPS), count_up)
+        return {**counted, self._ids: copy_tokens, self._mask: show_place}
 
     def _add(self, kind: Kind, batch: Mapping[str, Any], moves: Mapping[str, Move]) -> None:
         if self._compiles_ahead():

@@ -29,12 +29,14 @@ from ..executor import Executor
 from ..model.mixin import PipelineMixin
 from ..points.request import VALUES, check_values, points_of, rewrites_with, with_points
 from ..schedule import Schedule, decode_schedule
+from ..upstream import CACHE
 from ..validation import refuse_no_tensors, refuse_other_choices, refuse_other_numbers, refuse_other_types
 from .cache import GroupedKV, StaticKV
 from .decode_step import WEIGHTS
 from .decoder import EMBEDS, LARGEST_PREFILL_CHUNK, Decoder, Sizes
 from .loops import DeviceLoop
 from .rank_loop import RankLoop, bring_to_all, refuse_on_ranks
+from .recorded_rows import TOKENS_PER_CALL
 from .step_points import EncoderPoints, points_of_parts, refuse_other_loops, values_of_groups
 from .upstream_loop import repeated, upstream_loop
 from .views import ASKING, EncoderView, part
@@ -65,7 +67,7 @@ class Generator:
         engine: Engine,
         sizes: dict[str, int | None],
         weights: str | None = None,
-        tokens_per_call: int = 1,
+        tokens_per_call: int | None = None,
         *,
         in_flight: int = 1,
         rounds_cache: bool = False,
@@ -105,8 +107,20 @@ class Generator:
         """The decode loop of several tokens per call, of groups, or of ranks; None where upstream's own runs."""
         if self._ranks is not None:
             return RankLoop(self._ranks, self.in_flight)
-        loop = DeviceLoop(self.tokens_per_call, self.in_flight)
+        loop = DeviceLoop(self.tokens_per_call or 1, self.in_flight)
         return None if loop == DeviceLoop(1, 1) else loop
+
+    def recorded_loop(
+        self, ids: torch.Tensor, *, logits_processor: Any, stopping_criteria: Any, generation_config: Any, **more: Any
+    ) -> DeviceLoop | None:
+        """Return a loop of recorded steps, where nobody said how many tokens a call has; None for upstream's."""
+        asked = generation_config.output_hidden_states or generation_config.output_attentions
+        if self.tokens_per_call is not None or asked or more.get("synced_gpus"):
+            return None
+        choices, cache = self.decoders[0].recorded_choices, more.get(CACHE)
+        if choices is None or not choices.choice(generation_config, logits_processor, stopping_criteria, ids, cache):
+            return None
+        return DeviceLoop(TOKENS_PER_CALL, 1)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Generate; arguments and result are those of upstream's `generate`, and `interventions`, values by point.
@@ -134,7 +148,7 @@ class Generator:
             self._meet(kwargs)
         if self.device_loop is not None and kwargs.get("custom_generate") is not None:
             raise GenerationModeError(
-                f"`custom_generate` is a loop of its own, and `tokens_per_call={self.tokens_per_call}` with "
+                f"`custom_generate` is a loop of its own, and `tokens_per_call={self.tokens_per_call or 1}` with "
                 f"`in_flight={self.in_flight}` and `engine={self.engine.name!r}` asks for another one: leave one of "
                 "them out"
             )
@@ -369,7 +383,7 @@ def generation_model(
     prefill_chunk_size: int | None = None,
     weights: str | None = None,
     cache_dtype: str | None = None,
-    tokens_per_call: int = 1,
+    tokens_per_call: int | None = None,
     in_flight: int = 1,
     activations: Collection[str] | None = None,
     interventions: Mapping[str, Any] | None = None,
@@ -399,7 +413,8 @@ def generation_model(
             about a quarter of the memory; by default they are kept as the model computes them.
         tokens_per_call: decode steps between two looks of the host at whether all sequences have ended. With 1
             upstream's own loops run; with more the same tokens come a little faster, and a streamer gets as many at
-            once.
+            once. By default 8 where `record=True` records steps together with the choice of their tokens, and 1
+            elsewhere.
         in_flight: groups that share the sequences of a batch, and go through the stages one behind the other: while
             one is in the second stage the next is in the first, and a group's tokens go back to the first stage as
             soon as they are chosen. As many as there are stages keep all of them busy. Stages have to be on devices of
@@ -447,7 +462,7 @@ def generation_model(
         "on_all_ranks": on_all_ranks,
     }
     model = with_points(model, activations, interventions)
-    refuse_other_loops(model, tokens_per_call=tokens_per_call, in_flight=in_flight)
+    refuse_other_loops(model, tokens_per_call=tokens_per_call or 1, in_flight=in_flight)
     chosen = usable_engine(engine)
     if chosen.share is None:
         raise GenerationModeError(
@@ -455,7 +470,7 @@ def generation_model(
             f'engine="{chosen.name}")` once for each token'
         )
     if chosen.has_ranks:
-        refuse_on_ranks(model, config, chosen.name, tokens_per_call)
+        refuse_on_ranks(model, config, chosen.name, tokens_per_call or 1)
         config = dataclasses.replace(config, ties_apart=True)
     return Generator(model, config, chosen, sizes, weights, tokens_per_call, **more)
 

@@ -36,6 +36,7 @@ from ..runtime.interpreter import generator_states, set_generator_states
 from ..runtime.replay import one_behind_the_other
 from ..upstream import CACHE
 from .cache import GroupedKV
+from .recorded_rows import Choice, RecordedChoices
 
 Value = TypeVar("Value", bound=tuple[torch.Tensor, ...])
 
@@ -52,8 +53,14 @@ class Loop(Protocol[Value]):
     def next(self, run: Run, group: Group, value: Value, logits: torch.Tensor, length: int) -> Value:
         """Choose tokens for the whole batch, each row's from that row alone."""
 
+    def recorded(self, run: Run, group: Group, value: Value, length: int) -> Value | None:
+        """Run the next step of the whole batch as a recording, tokens chosen; None where there is none."""
+
     def origins(self, value: Value, length: int) -> torch.Tensor | None:
         """Return the row of the whole batch that each row goes on from, [rows]; None where they stay."""
+
+    def refuse_no_choice(self, run: Run) -> None:
+        """Look at whether recorded steps had a choice of tokens; it is called where the host looks at these."""
 
     def is_done(self, run: Run, value: Value) -> torch.Tensor:
         """Return whether the whole batch has ended."""
@@ -188,6 +195,13 @@ class Run:
         self.groups = _groups(model, generation_config, model_kwargs, rows, in_flight)
         self._random: list[Any] = []  # states of the generators before each step of a call, and after the last
 
+    def choice(self, ids: torch.Tensor) -> Choice | None:
+        """Return how tokens are chosen after a prompt where steps are recorded with that; None where they are not."""
+        choices: RecordedChoices | None = self.model._decoder.recorded_choices
+        if choices is None:
+            return None
+        return choices.choice(self.config, self.processor, self.criteria, ids, self.cache)
+
     def begun(self, value: Value) -> list[Value]:
         """Return each group its part of what the loop begins with."""
         return [mapped(group.of, value) for group in self.groups]
@@ -216,10 +230,12 @@ class Run:
         for step, length in enumerate(lengths):
             if step:
                 yield
-            logits = yield from group.next_logits(loop.ids(value, length))
-            if self._random and not group.is_all:
-                set_generator_states(self._random[step])
-            everyone = loop.next(self, group, mapped(group.for_all, value), group.for_all(logits), length)
+            everyone = loop.recorded(self, group, value, length)
+            if everyone is None:
+                logits = yield from group.next_logits(loop.ids(value, length))
+                if self._random and not group.is_all:
+                    set_generator_states(self._random[step])
+                everyone = loop.next(self, group, mapped(group.for_all, value), group.for_all(logits), length)
             if len(self._random) == step + 1:
                 self._random.append(generator_states())
             value = mapped(group.of, everyone)

@@ -27,6 +27,7 @@ from .._transformers import (
     top_continuations,
 )
 from .groups import Group, Loop, Run, Value, joined
+from .recorded_rows import Choice
 
 UNLIKELY = -1e9  # upstream's score of a beam that is not one yet
 
@@ -50,7 +51,7 @@ class DeviceLoop:
             GenerationModeError: `synced_gpus`; with groups, a processor or criterion that may look at other rows.
         """
         run = Run(model, len(input_ids), self.in_flight, **given)
-        return _decode(run, RowLoop(), input_ids, self.tokens_per_call, streamer)
+        return _decode(run, RowLoop(run.choice(input_ids)), input_ids, self.tokens_per_call, streamer)
 
     def beam_search(self, model: Any, input_ids: torch.Tensor, **given: Any) -> Any:
         """Search with beams, or sample them, as upstream's `_beam_search`.
@@ -73,6 +74,7 @@ def _decode(run: Run, loop: Loop[Value], ids: torch.Tensor, tokens_per_call: int
         found = run.call(loop, groups, length, tokens_per_call)
         is_done, surplus = _surplus([loop.is_done(run, joined(each)) for each in found])
         groups = found[len(found) - 1 - surplus]
+        loop.refuse_no_choice(run)
         run.forget(surplus)
         before, length = length, length + len(found) - surplus
         if streamer is not None:
@@ -106,8 +108,15 @@ class _Rows(NamedTuple):
     unfinished: torch.Tensor
 
 
+@dataclass(frozen=True)
 class RowLoop:
-    """Greedy search and sampling."""
+    """Greedy search and sampling.
+
+    Attributes:
+        choice: how tokens are chosen where steps are recorded with that; None where they are not.
+    """
+
+    choice: Choice | None = None
 
     def begin(self, run: Run, ids: torch.Tensor) -> _Rows:
         """Return what the whole batch begins with."""
@@ -129,6 +138,26 @@ class RowLoop:
         ids = torch.cat([rows.ids, tokens[:, None]], dim=-1)
         return _Rows(ids, rows.unfinished & ~run.ended(group, ids))
 
+    def recorded(self, run: Run, group: Group, rows: _Rows, length: int) -> _Rows | None:
+        """Run the next step with the choice of its tokens as a recording."""
+        if self.choice is None:
+            return None
+        found = group.model._decoder.choosing(self.choice, run.cache, rows.ids, rows.unfinished)
+        if found is None:
+            return None
+        ids, unfinished, scores, logits = found
+        group.keep(scores, logits)
+        return _Rows(ids, unfinished)
+
+    def refuse_no_choice(self, run: Run) -> None:
+        """Look at whether recorded tokens were drawn from probabilities.
+
+        Raises:
+            RuntimeError: they were not.
+        """
+        if self.choice is not None and self.choice.is_drawn:
+            run.model._decoder.recorded_choices.rows.refuse_no_choice()
+
     def is_done(self, run: Run, rows: _Rows) -> torch.Tensor:
         """Return whether all sequences have ended."""
         return rows.unfinished.max() == 0
@@ -137,8 +166,8 @@ class RowLoop:
         """Leave rows where they are."""
 
     def result(self, run: Run, rows: _Rows) -> dict[str, Any]:
-        """Return all sequences."""
-        return {"sequences": rows.ids}
+        """Return all sequences, in memory that no later call writes to."""
+        return {"sequences": rows.ids if self.choice is None else rows.ids.clone()}
 
 
 class _Beams(NamedTuple):
@@ -209,6 +238,12 @@ class BeamLoop:
     def origins(self, beams: _Beams, length: int) -> torch.Tensor:
         """Return the row of the whole batch that each goes on from after a step at `length`."""
         return beams.running_origins[..., length - self.prompt_length].flatten()
+
+    def recorded(self, run: Run, group: Group, beams: _Beams, length: int) -> None:
+        """Leave the choice of beams to the host."""
+
+    def refuse_no_choice(self, run: Run) -> None:
+        """Do nothing: none was recorded."""
 
     def is_done(self, run: Run, beams: _Beams) -> torch.Tensor:
         """Return whether the search has ended."""

@@ -132,11 +132,13 @@ class _Loop(GenerationHooks):
 
     def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
         """Run greedy search or sampling, on the device where the generator has a loop there."""
-        loop = self._generator.device_loop
+        loop = self._generator.device_loop or self._generator.recorded_loop(*args, **kwargs)
         return loop.sample(self, *args, **kwargs) if loop else super().sample_tokens(*args, **kwargs)
 
     def search_beams(self, *args: Any, **kwargs: Any) -> Any:
         """Run beam search or beam sampling, on the device where the generator has a loop there."""
+        if (choices := self._decoder.recorded_choices) is not None:
+            choices.name("beams are chosen step by step")
         loop = self._generator.device_loop
         return loop.beam_search(self, *args, **kwargs) if loop else super().search_beams(*args, **kwargs)
 

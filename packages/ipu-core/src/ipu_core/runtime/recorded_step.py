@@ -58,6 +58,8 @@ def obstacle_to_recording(optimizer: torch.optim.Optimizer) -> str:
     for group in optimizer.param_groups:
         if "capturable" in optimizer.defaults and not group["capturable"]:
             return f"it counts its steps on the host: make it with `capturable=True` (`{name}(..., capturable=True)`)"
+    if isinstance(optimizer, torch.optim.SGD) and any(torch.is_tensor(g["lr"]) for g in optimizer.param_groups):
+        return "torch's `SGD` reads a learning rate in a tensor on the host: give it a number"
     if "capturable" not in optimizer.defaults and not isinstance(optimizer, torch.optim.SGD):
         return f"torch's `{name}` has no `capturable`: take another optimizer, such as `AdamW(..., capturable=True)`"
     return ""
@@ -72,14 +74,22 @@ def _key(optimizer: torch.optim.Optimizer) -> Any:
     return [
         (
             [(p.data_ptr(), None if p.grad is None else p.grad.data_ptr()) for p in group["params"]],
-            [list(_told(optimizer.state.get(p, {}))) for p in group["params"]],
-            list(_told({name: value for name, value in group.items() if name != "params"})),
+            [list(_told(optimizer.state.get(p, {}), p.device)) for p in group["params"]],
+            list(_told({name: value for name, value in group.items() if name != "params"}, group["params"][0].device)),
         )
         for group in optimizer.param_groups
     ]
 
 
-def _told(values: dict[str, Any]) -> Iterator[Any]:
-    """Yield numbers, and the places of tensors: what is in one of these may change from run to run."""
+def _told(values: dict[str, Any], device: torch.device) -> Iterator[Any]:
+    """Yield numbers, and the places of tensors on a device: what is in one of these may change from run to run.
+
+    A recording has the value of a tensor of the host in it, as of a number.
+    """
     for value in pytree.tree_leaves(values):
-        yield ("at", value.data_ptr()) if isinstance(value, torch.Tensor) else value
+        if not isinstance(value, torch.Tensor):
+            yield value
+        elif value.device == device:
+            yield "at", value.data_ptr()
+        else:
+            yield value.tolist()

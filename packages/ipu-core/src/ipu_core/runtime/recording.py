@@ -120,7 +120,7 @@ class Recording:
         """
         if key != self._key:
             if self._recorded is not None:
-                logger.info("%s is recorded anew: a tensor moved, or a weight of its losses changed", self._what)
+                logger.info("%s is recorded anew: a tensor moved, or a number that it has in it changed", self._what)
             self._recorded, self._key, self._runs = None, key, 0
         if self._recorded is None and self._runs == _ORDINARY_RUNS:
             self._record()
