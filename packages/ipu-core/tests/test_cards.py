@@ -14,9 +14,10 @@ from ipu_core._torch import FakeTensorMode
 from ipu_core.cards import Card, card_facts, obstacle_to_compiling
 from ipu_core.compile.executable import CARD_OPTIONS, write_executable
 from ipu_core.compile.stages import Compilation, depends_on_its_card
+from ipu_core.engines.distributed.engine import DISTRIBUTED
 from ipu_core.errors import BatchError, CompileError, EngineNotAvailableError, MemoryLimitError
 from ipu_core.lowering import lower
-from ipu_core.memory.estimate import refuse_small_cards
+from ipu_core.memory.estimate import other_parameters, refuse_small_cards
 from ipu_core.runtime.devices import readers_of_inputs, refuse_batch_on_another_card
 from ipu_core.testing import assert_inference_equals_plain, assert_training_equals_plain
 from models import Chain, Tied, batch, make
@@ -176,6 +177,78 @@ def test_generation_on_a_card_that_is_not_there_is_refused():
     pipelined = to_pipelined(small_llama(), IPUConfig(layers_per_ipu=[1], devices=["cuda:7"]))
     with pytest.raises(EngineNotAvailableError, match="names `cuda:7` for IPU 0, and it is not there; there are cpu"):
         generation_model(pipelined, max_length=8).generate(torch.ones(1, 3, dtype=torch.long), max_new_tokens=2)
+
+
+@pytest.mark.parametrize("options", [{}, {"weights": "int4"}])
+def test_generation_on_a_card_without_the_memory_is_refused_before_anything_runs(options, compiler, monkeypatch):
+    model = small_llama().bfloat16()
+    prompt, ran = torch.ones(1, 3, dtype=torch.long), []
+    model.lm_head.register_forward_pre_hook(lambda *_: ran.append(1))
+    held = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    cached = 2 * 16 * 2 * 16  # keys and values of a layer, [1, 2, 16, 8] of two bytes each
+    for total, said in (
+        (held + cached - 1, r"keys and values of 1 rows and 16 tokens are 0.00 GiB, with the model 0.00 GiB on cpu"),
+        (held + cached + 1, r"`StepOfPipelinedLlama.*` needs 0.00 GiB on cpu for its IPU, and Small has 0.00 GiB"),
+    ):
+        small = Card(name="Small", capability=(9, 0), total_bytes=total)
+        monkeypatch.setattr(cards, "card_of", lambda device, small=small: small)
+        generator = generation_model(to_pipelined(model, IPUConfig(layers_per_ipu=[1])), max_length=16, **options)
+        with pytest.raises(MemoryLimitError, match=said):
+            generator.generate(prompt, max_new_tokens=4)
+    assert not ran
+    monkeypatch.setattr(cards, "card_of", lambda device: STAND_IN)
+    generator = generation_model(to_pipelined(model, IPUConfig(layers_per_ipu=[1])), max_length=16, **options)
+    assert generator.generate(prompt, max_new_tokens=4).shape == (1, 7)
+
+
+def test_what_a_card_holds_beside_the_plan_counts(monkeypatch):
+    made = plan(to_pipelined(make(Chain), IPUConfig(layers_per_ipu=[1, 2])), batch(), for_inference=True)
+    sizes = {CARD: made.memory[0].peak + 9, OTHER: made.memory[1].peak + 5}
+    there = lambda device: Card(name="Small", capability=(9, 0), total_bytes=sizes[device])  # noqa: E731
+    monkeypatch.setattr(cards, "card_of", there)
+    told = IPUConfig().for_inference()
+    refuse_small_cards(made, told, [CARD, OTHER], beside=[9, 5])
+    with pytest.raises(MemoryLimitError, match="on cuda:1 for its IPU"):
+        refuse_small_cards(made, told, [CARD, OTHER], beside=[9, 6])
+
+
+def test_a_prompt_on_another_card_than_the_first_stages_is_refused(monkeypatch):
+    with FakeTensorMode():
+        ids = torch.empty(1, 3, dtype=torch.long, device=OTHER)
+    pipelined = to_pipelined(small_llama(), IPUConfig(layers_per_ipu=[1]))
+    for call in ({"input_ids": ids}, {"inputs": ids}, {"attention_mask": ids, "input_ids": torch.ones(1, 3).long()}):
+        with pytest.raises(
+            BatchError, match=r"`.*`, \[1, 3\], is on cuda:1, and what reads it is on cpu: move it there"
+        ):
+            generation_model(pipelined).generate(**call, max_new_tokens=2)
+    with pytest.raises(BatchError, match=r"`input_ids`, \[1, 3\], is on cuda:1"):
+        generation_model(pipelined).generate(ids, max_new_tokens=2)
+    placed = to_pipelined(small_llama(), IPUConfig(layers_per_ipu=[1], devices=["cuda:0"]))
+    with pytest.raises(BatchError, match=r"is on cuda:1, and what reads it is on cuda:0"):
+        generation_model(placed).generate(ids, max_new_tokens=2)
+
+
+def test_each_rank_looks_at_its_own_card(monkeypatch):
+    class Second:
+        ipu = 1
+
+    model = torch.nn.Linear(2, 2, bias=False)
+    monkeypatch.setattr("ipu_core.engines.distributed.ranks.ranks_for", lambda *_: Second)
+    config = IPUConfig(layers_per_ipu=[1, 1, 1]).for_training()
+    assert DISTRIBUTED.cards(model, config) is None
+    made = plan(to_pipelined(make(Chain), IPUConfig(layers_per_ipu=[1, 1, 1])), batch())
+    with FakeTensorMode():
+        there = torch.nn.ParameterList([torch.empty(600, device=OTHER)])
+    cpu = torch.device("cpu")
+    devices = DISTRIBUTED.cards(there, config)
+    assert devices == (cpu, OTHER, cpu)
+    others = other_parameters(made, there, devices)
+    assert others[1] == 2400 - made.memory[1].parameters
+    small = Card(name="Small", capability=(9, 0), total_bytes=made.memory[1].peak + others[1])
+    monkeypatch.setattr(cards, "card_of", lambda device: small)
+    refuse_small_cards(made, config, devices, beside=others)
+    with pytest.raises(MemoryLimitError, match="on cuda:1 for its IPU"):
+        refuse_small_cards(made, config, devices, beside=[0, others[1] + 1, 0])
 
 
 def test_code_that_names_its_card_is_its_own():

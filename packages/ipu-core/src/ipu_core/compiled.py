@@ -20,9 +20,9 @@ from .config.execution_config import ExecutionConfig
 from .engines.engine import Engine
 from .errors import BatchError, nearest
 from .lowering import lower
-from .memory.estimate import refuse_small_cards, refuse_what_does_not_fit, with_memory
+from .memory.estimate import other_parameters, refuse_small_cards, refuse_what_does_not_fit, with_memory
 from .partition.lowered import Lowered, schedule_of
-from .runtime.devices import card_of_each_ipu, readers_of_inputs
+from .runtime.devices import readers_of_inputs
 from .runtime.program import Returned, StageProgram
 from .schedule import Action, Schedule
 
@@ -105,14 +105,16 @@ def compile_model(
     planned = functools.partial(with_memory, lowered, config, model, optimizer=optimizer, loss=start)
     if config.device_memory is not None:
         refuse_what_does_not_fit(planned(), config)
-    devices = None if engine.has_ranks else card_of_each_ipu(model, config)
+    devices = engine.cards(model, config)
     if devices is not None:
-        refuse_small_cards(planned(), config, devices)
+        made = planned()
+        beside = other_parameters(made, model, devices) if engine.has_ranks else ()
+        refuse_small_cards(made, config, devices, beside=beside)
     # Replicas that are ranks of their own are not scheduled one after another.
     scheduled = replace(config, replication_factor=1) if engine.has_ranks else config
     schedule = None if config.inference else schedule_of(lowered, scheduled)
     returned = Returned(leaves=_selection(graph, start, outputs), on_all_ranks=on_all_ranks)
-    made = Compiled(
+    compiled = Compiled(
         spec=BatchSpec.of(batch),
         bounds=index_bounds(graph),
         lowered=lowered,
@@ -123,8 +125,8 @@ def compile_model(
         order=tuple(schedule.in_order()) if schedule else (),
         readers=readers_of_inputs(graph, lowered.stage_graphs),
     )
-    made.guards.take(graph)
-    return made
+    compiled.guards.take(graph)
+    return compiled
 
 
 def _selection(captured: Capture, loss: str | None, selected: Collection[str] | None) -> frozenset[int]:

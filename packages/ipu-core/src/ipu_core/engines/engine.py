@@ -13,6 +13,7 @@ from ..compile.disk_cache import ExecutableCache
 from ..config.execution_config import ExecutionConfig
 from ..partition.lowered import Lowered
 from ..partition.plan import Plan
+from ..runtime.devices import card_of_each_ipu
 from ..runtime.program import Returned, StageProgram
 from ..runtime.share import ALL_STAGES, StepShare
 
@@ -47,6 +48,8 @@ class Engine:
             the value of the graph that a backward pass starts from, None in inference, and what the caller reads.
         share: makes the share of a decode step that this process runs: ``share(model, lowered, config)``; None where
             the engine has no decode steps.
+        cards: returns the device of each IPU whose memory a plan is held against, the CPU for those of other
+            processes: ``cards(model, config)``; None where no CUDA device is among them.
         has_ranks: whether each IPU is a process of its own: replicas run side by side, and IPUs that read a tied
             parameter have copies of it.
         steps_itself: whether a training program runs all micro-batches of a call at once, and steps the optimizer in
@@ -62,6 +65,7 @@ class Engine:
     check_plan: Callable[[Plan, ExecutionConfig], None] | None = None
     program: MakeProgram | None = None
     share: MakeShare | None = None
+    cards: Callable[[torch.nn.Module, ExecutionConfig], tuple[torch.device, ...] | None] = card_of_each_ipu
     has_ranks: bool = False
     steps_itself: bool = False
     started_by: str = ""

@@ -42,6 +42,7 @@ from ..runtime.transfers import moved
 from ..runtime.weights import Tensors, Weights
 from ..upstream import CACHE
 from .cache import StaticKV
+from .card_memory import refuse_small_cards_for_steps
 
 if TYPE_CHECKING:
     from ..model.mixin import PipelineMixin
@@ -158,6 +159,9 @@ class Program:
             stage_graphs, quantized_weights = with_quantized_weights(captured, stage_graphs, parts.quantization)
             _refuse_nothing_exact(parts, quantized_weights)
             self._weights = QuantizedWeights(self._weights, quantized_weights, parts.quantizer)
+        devices = parts.engine.cards(parts.model, config)
+        if devices is not None:
+            refuse_small_cards_for_steps(parts.model, config, self.lowered, stage_graphs, quantized_weights, devices)
         self._compilation: Compilation | None = None
         if config.compile:
             kernels = parts.kernels

@@ -42,6 +42,7 @@ from ..runtime.replay import result_of
 from ..runtime.streaming import refuse_parameters_elsewhere
 from ..upstream import CACHE
 from .cache import Attention, StaticKV, attentions_of
+from .card_memory import refuse_small_card_for_cache
 from .decode_step import POSITION, ROUNDED, BoundProgram, Kind, Move, Parts, Program, copy_tokens, count_up, show_place
 from .recorded_rows import Choice, RecordedChoices
 from .step_points import StepPoints, points_of_parts
@@ -302,6 +303,8 @@ class Decoder:
             capacity = self.sizes.max_length
             # Of a process that has some of the stages it is nowhere until it is known which attentions these are.
             device = META if self._parts.engine.has_ranks else self._device
+            if attentions:
+                refuse_small_card_for_cache(self._model, attentions, device)
             self._cache = StaticKV(attentions, capacity=capacity, device=device) if attentions else None
         else:
             self._cache = self._cache.renewed()

@@ -28,6 +28,7 @@ from ..errors import CacheError, GenerationModeError, IPUError, NotCompiledError
 from ..executor import Executor
 from ..model.mixin import PipelineMixin
 from ..points.request import VALUES, check_values, points_of, rewrites_with, with_points
+from ..runtime.devices import card_of_each_ipu, refuse_batch_on_another_card
 from ..schedule import Schedule, decode_schedule
 from ..upstream import CACHE
 from ..validation import refuse_no_tensors, refuse_other_choices, refuse_other_numbers, refuse_other_types
@@ -131,6 +132,7 @@ class Generator:
         Raises:
             PointError: a value that no intervention takes, a missing one, or one of another number of rows.
             CacheError: a prompt longer than the cache, or another batch or number of beams than compiled.
+            BatchError: a prompt on another CUDA device than the first stage's.
             TypeError: a list where the model takes a tensor, or a configuration that is none.
             GenerationModeError: assisted, contrastive, constrained or group beam search, a loop of one's own where
                 `tokens_per_call` or `in_flight` asks for ours, or a model whose logits change when other tokens follow.
@@ -144,6 +146,7 @@ class Generator:
         self._encoder_points.begin(self._values)
         _refuse_other_inputs(self.model, args, kwargs)
         _refuse_other_modes(self.model, kwargs)
+        self._refuse_prompt_on_another_card(args, kwargs)
         if self.engine.has_ranks:
             self._meet(kwargs)
         if self.device_loop is not None and kwargs.get("custom_generate") is not None:
@@ -166,6 +169,18 @@ class Generator:
             if not any(decoder.num_captures for decoder in self.decoders):
                 self.decoders = ()  # a call that was refused fixes no sizes
             raise
+
+    def _refuse_prompt_on_another_card(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Refuse a prompt on another CUDA device than that of the first stage, which reads it.
+
+        Raises:
+            BatchError: what is where, and where it is read.
+        """
+        main = {self.model.main_input_name: args[0]} if args else {}
+        given = {name: value for name, value in {**kwargs, **main}.items() if isinstance(value, torch.Tensor)}
+        devices = None if self.engine.has_ranks else card_of_each_ipu(self.model, self.config)
+        readers = dict.fromkeys(given, frozenset(devices[:1])) if devices else {}
+        refuse_batch_on_another_card(given, readers, self.model)
 
     @property
     def _returns(self) -> bool:

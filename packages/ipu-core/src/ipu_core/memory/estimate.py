@@ -11,6 +11,7 @@ import torch
 from .. import cards
 from ..capture.capture import Capture
 from ..cards import is_card
+from ..checkpoints.lazy import device_of, place_of
 from ..config.device_memory import memory_limit
 from ..config.execution_config import ExecutionConfig
 from ..config.layers_per_ipu import AUTO
@@ -106,13 +107,16 @@ def _batch_bytes(captured: Capture, config: ExecutionConfig) -> int:
     return of_one * config.micro_batches_per_update
 
 
-def refuse_small_cards(made: Plan, config: ExecutionConfig, devices: Sequence[torch.device]) -> None:
+def refuse_small_cards(
+    made: Plan, config: ExecutionConfig, devices: Sequence[torch.device], *, beside: Sequence[int] = ()
+) -> None:
     """Refuse a plan that needs more memory than a CUDA device has, before any is touched.
 
     Args:
         made: with what IPUs hold.
         config: the kind of run.
         devices: of each IPU.
+        beside: bytes that each IPU holds besides, such as caches; none by default.
 
     Raises:
         MemoryLimitError: how much more which card would need, of what it has.
@@ -123,6 +127,7 @@ def refuse_small_cards(made: Plan, config: ExecutionConfig, devices: Sequence[to
             needed = made.process_peak_bytes
         else:
             needed = sum(held.peak for held in made.memory if held.ipu in ipus)
+        needed += sum(beside[ipu] for ipu in ipus if beside)
         card = cards.card_of(device)
         if needed > card.total_bytes:
             shown = "its IPU" if len(ipus) == 1 else f"its {len(ipus)} IPUs"
@@ -132,6 +137,17 @@ def refuse_small_cards(made: Plan, config: ExecutionConfig, devices: Sequence[to
                 f"{largest_text(made)}: name more `devices`, take fewer rows in a micro-batch, or keep parameters on "
                 "the host (`parameters_offchip=True`)"
             )
+
+
+def other_parameters(made: Plan, model: torch.nn.Module, devices: Sequence[torch.device]) -> list[int]:
+    """Return the bytes of a model on the device of each IPU that the IPU's own stages have no part of.
+
+    Of a distributed run each rank has the whole model, unless it reads its part alone.
+    """
+    there = {id(t): t for t in (*model.parameters(), *model.buffers())}.values()
+    own = {held.ipu: held.parameters for held in made.memory}
+    on = {d: sum(t.nbytes for t in there if device_of(t) == d and place_of(t) is None) for d in set(devices)}
+    return [max(0, on[device] - own.get(ipu, 0)) for ipu, device in enumerate(devices)]
 
 
 def refuse_what_does_not_fit(made: Plan, config: ExecutionConfig) -> None:

@@ -9,12 +9,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ...checkpoints.lazy import refuse_without_values
+from ...cards import is_card
+from ...checkpoints.lazy import device_of, refuse_without_values
 from ...compile.stages import refuse_what_cannot_be_compiled_for
 from ...config.execution_config import ExecutionConfig
 from ...config.options import HARDWARE_HINTS
 from ...errors import IncompatibleIPUConfigError
 from ...partition.plan import Plan
+from ...runtime.devices import CPU
 from ...runtime.optimizer_step import needs_closure
 from ...runtime.program import StageProgram
 from ...runtime.share import StepShare
@@ -80,6 +82,17 @@ def _obstacle() -> str:
     return ""
 
 
+def _cards(model: torch.nn.Module, config: ExecutionConfig) -> tuple[torch.device, ...] | None:
+    """Return the card of this rank as the device of its IPU, and the CPU for others: each looks at its own."""
+    from .ranks import ranks_for
+
+    device = next((device_of(parameter) for parameter in model.parameters()), CPU)
+    if not is_card(device):
+        return None
+    ipu = ranks_for(config, device).ipu
+    return tuple(device if i == ipu else CPU for i in range(config.ipus_per_replica))
+
+
 def _program(*lowered: Any) -> StageProgram:
     from .program import DistributedProgram
 
@@ -101,5 +114,6 @@ DISTRIBUTED = Engine(
     check_plan=_check_plan,
     program=_program,
     share=_share,
+    cards=_cards,
     has_ranks=True,
 )
