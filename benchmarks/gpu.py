@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--compiled", action="store_true", help="measure compiled stages, beside torch's compiler")
     parser.add_argument("--only", default="", help="the rows whose names have this in them")
     parser.add_argument("--runs", type=int, default=10)
-    parser.add_argument("--budget", type=float, default=400, help="seconds after which no side begins")
+    parser.add_argument("--budget", type=float, help="seconds after which no side begins: 400, or an hour to rehearse")
     parser.add_argument("--save", action="store_true", help="keep the result under benchmarks/results")
     options = parser.parse_args()
     if not options.cpu_rehearsal and not torch.cuda.is_available():
@@ -56,9 +56,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         told = {"tiny": options.cpu_rehearsal, "runs": options.runs, "compiled": options.compiled}
         rows = {name: row for name, row in measurements(device, folder, **told).items() if options.only in name}
-        measured, has_failed = measure(
-            rows, options.budget, lambda name, row: report(f"gpu-{card}", {name: row}, save=False)
-        )
+        budget = options.budget or (3600 if options.cpu_rehearsal else 400)
+        measured, has_failed = measure(rows, budget, lambda n, row: report(f"gpu-{card}", {n: row}, save=False))
     if options.save:
         report(f"gpu-{card}", measured, save=True)
     if has_failed:
@@ -109,19 +108,21 @@ def measurements(device: str, folder: str, *, tiny: bool, runs: int, compiled: b
     """Return what is measured, by the name of its row; what is asked first comes first."""
     # A graph costs the same time to compile whatever its size: a rehearsal has few, and shares them between rows.
     shared = {"executable_cache_dir": folder} if tiny else {}
+    is_short = tiny and compiled
     size = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "vocab_size": 128}
-    size["num_hidden_layers"] = 1 if compiled else 4
+    size["num_hidden_layers"] = 1 if is_short else 4
     bert = transformers.BertConfig(**(size if tiny else {}))
     wide = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 12, "num_attention_heads": 16}
     llama = transformers.LlamaConfig(**(size if tiny else wide))
     found: dict[str, Callable[[], Sides]] = {}
 
     def add_decoding(name: str, batch_size: int, **asked: Any) -> None:
+        rows = 1 if is_short else batch_size
         shape = {**(size if tiny else LLAMAS[name]), "eos_token_id": None, "pad_token_id": 0}
         config = transformers.LlamaConfig(**shape, max_position_embeddings=512)
         found[f"decode Llama {name} batch {batch_size}{' sampled' if asked else ''}"] = lambda: decoding(
             transformers.LlamaForCausalLM(config).to(device, torch.bfloat16).eval(),
-            batch_size,
+            rows,
             8 if tiny else NEW_TOKENS,
             {"compile": compiled, **shared},
             {"do_sample": False, **asked},
@@ -129,8 +130,15 @@ def measurements(device: str, folder: str, *, tiny: bool, runs: int, compiled: b
 
     def add_bert(dtype: torch.dtype) -> None:
         rows, length = (8, 8) if tiny else (32, 128)
+        computed = torch.bfloat16 if is_short else dtype
         found[f"train BERT-base {rows}x{length} {dtype}"] = lambda: training(
-            transformers.BertForSequenceClassification(bert).to(device, dtype), rows, length, 2, runs, compiled, shared
+            transformers.BertForSequenceClassification(bert).to(device, computed),
+            rows,
+            length,
+            2,
+            runs,
+            compiled,
+            shared,
         )
 
     add_decoding("135M", 1)

@@ -213,6 +213,27 @@ def test_a_recording_copies_nothing_from_the_memory_of_the_host(ids, monkeypatch
     assert "the prompt is on cpu, and steps run on meta:0: move model and prompt there" in caplog.text
 
 
+@pytest.mark.parametrize("options", [{}, {"in_flight": 2}], ids=["alone", "groups"])
+def test_stages_on_several_cards_are_recorded_each_on_its_own(options, ids, monkeypatch, caplog):
+    model = lively(LlamaForCausalLM(LlamaConfig(**SIZE, **HEADS)))
+    asked = {"max_new_tokens": 9, "do_sample": False, "eos_token_id": None}
+    prompts = ids, ids + 1
+    wanted = [model.generate(prompt, **asked) for prompt in prompts]
+    with simulating(monkeypatch) as simulation:
+        made = {}
+        at = lambda device: made.setdefault(device, Watching(simulation))  # noqa: E731
+        monkeypatch.setattr("ipu_core.runtime.recording.recorder_for", at)
+        monkeypatch.setattr("ipu_core.generation.decoder.recorder_for", at)
+        config = IPUConfig(layers_per_ipu=[1, 1], record=True, devices=["meta:0", "meta:1"])
+        generator = generation_model(to_pipelined(model, config), max_length=32, prefill_chunk_size=8, **options)
+        found = [generator.generate(prompt, **asked) for prompt in prompts]
+    assert all(map(torch.equal, found, wanted))
+    watching = [made[torch.device("meta", i)] for i in (0, 1)]
+    assert [each.recorded for each in watching] == [len(generator.decoders)] * 2
+    assert not any(copies for each in watching for copies in each.copies), "a recording copied between devices"
+    assert "choosing tokens of PipelinedLlamaForCausalLM is not recorded, and runs as before: its stages" in caplog.text
+
+
 def test_tokens_one_by_one_are_upstreams_loop(llama, ids, recorder, looks):
     generator = recorded(llama, tokens_per_call=1)
     wanted, found = both(llama, generator, ids, max_new_tokens=9, eos_token_id=None, **SAMPLING)

@@ -36,7 +36,7 @@ from ..lowering import lower
 from ..partition.stage_graph import StageGraph
 from ..runtime.device_placement import DevicePlacement
 from ..runtime.recording import Recorder, Recording
-from ..runtime.replay import Replay
+from ..runtime.replay import NO_RECORDERS, Replay
 from ..runtime.streaming import NOTHING_STREAMED, ParameterCopies, StreamedParameters
 from ..runtime.transfers import moved
 from ..runtime.weights import Tensors, Weights
@@ -94,6 +94,7 @@ class Parts:
         guards: what the graphs take for constant of the model.
         recorder: of steps of one token; None where they run one operation after the other.
         recorded_on: the device it records, where all is that a recording reads.
+        recorders: of several devices, whose stages are recorded each on its own; empty where there is one.
         quantizes_for: the card whose products weights are rounded for; None for those of the CPU.
         copies: of parameters that live on the host, on each device.
         programs: those made so far.
@@ -114,6 +115,7 @@ class Parts:
     guards: Guards
     recorder: Recorder | None = None
     recorded_on: torch.device | None = None
+    recorders: Mapping[torch.device, Recorder] = field(default_factory=dict)
     quantizes_for: torch.device | None = None
     copies: dict[torch.device, ParameterCopies] = field(default_factory=dict)
     programs: dict[Kind, Program] = field(default_factory=dict)
@@ -191,6 +193,7 @@ class Program:
             StreamedParameters(stage_graphs, captured, parts.copies) if config.parameters_offchip else NOTHING_STREAMED
         )
         self.recorder, self.recorded_on = parts.recorder, parts.recorded_on
+        self._recorders = parts.recorders if moves else NO_RECORDERS  # of what runs again and again
         self.bounds = index_bounds(captured)
         self.moves = dict(moves)
 
@@ -213,7 +216,7 @@ class Program:
             self._compilation = None
         stage_graphs = self.lowered.stage_graphs
         own, exchange = self._share.own(stage_graphs), self._share.exchange(stage_graphs)
-        return Replay(self.lowered.captured, own, self._weights, self._streamed, exchange)
+        return Replay(self.lowered.captured, own, self._weights, self._streamed, exchange, self._recorders)
 
     def place(self, cache: StaticKV) -> None:
         """Move what is cached to the devices of the stages that write it."""

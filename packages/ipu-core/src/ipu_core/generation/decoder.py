@@ -38,7 +38,7 @@ from ..points.request import STEPS, rewrites_with
 from ..runtime.device_placement import without_values
 from ..runtime.devices import CPU, named_devices, refuse_missing_devices
 from ..runtime.recording import Recorder, recorder_for, refuse_where_nothing_records
-from ..runtime.replay import result_of
+from ..runtime.replay import NO_RECORDERS, result_of
 from ..runtime.streaming import refuse_parameters_elsewhere
 from ..upstream import CACHE
 from .cache import Attention, StaticKV, attentions_of
@@ -135,6 +135,7 @@ class Decoder:
         _, points = points_of_parts(model)
         later = points.where_idle_is_allowed() if points and model.config.is_encoder_decoder else points
         view = part(model, StepView, rewrites_with(model, points))
+        recorders = self._recorders()
         self._parts = Parts(
             model=model,
             view=view,
@@ -148,8 +149,9 @@ class Decoder:
             cache=cache,
             compilers=Compilers(for_cards=self._runs_on_a_card()),
             guards=Guards(model),
-            recorder=(recorder := self._recorder()),
-            recorded_on=None if recorder is None else self._recorded_on(),
+            recorder=next(iter(recorders.values())) if len(recorders) == 1 else None,
+            recorded_on=next(iter(recorders)) if len(recorders) == 1 else None,
+            recorders=recorders if len(recorders) > 1 else NO_RECORDERS,
             quantizes_for=self._quantizes_for(weights),
         )
         self._is_encoder_decoder = bool(model.config.is_encoder_decoder)
@@ -187,21 +189,27 @@ class Decoder:
             return TORCH
         return CARDS if self._runs_on_a_card() else decode_kernels(cache)
 
-    def _recorder(self) -> Recorder | None:
-        """Return what records steps, where the option `record` asks for it and they run on one device that can."""
+    def _recorders(self) -> Mapping[torch.device, Recorder]:
+        """Return what records steps on each device they run on, where the option `record` asks for it and it can."""
         refuse_where_nothing_records(self._model, self._config)
-        devices = {*(named_devices(self._config) or [self._home()])}
         if not self._config.record:
-            return None
-        if len(devices) > 1 or self._config.parameters_offchip:
-            why = "`parameters_offchip=True`" if len(devices) == 1 else f"its stages are on {len(devices)} devices"
-            logger.warning("steps of %s are not recorded, and run as before: %s", type(self._model).__name__, why)
-            return None
-        return recorder_for(devices.pop())
-
-    def _recorded_on(self) -> torch.device:
-        """Return the device of all stages, where steps are recorded."""
-        return (named_devices(self._config) or (self._home(),))[0]
+            return NO_RECORDERS
+        name, devices = type(self._model).__name__, dict.fromkeys(named_devices(self._config) or [self._home()])
+        why, found = "", {device: made for device in devices if (made := recorder_for(device)) is not None}
+        if self._config.parameters_offchip:
+            why, found = "`parameters_offchip=True`", {}
+        elif others := ", ".join(str(device) for device in devices if device not in found):
+            why, found = f"some of its stages are on {others}", {}
+        elif len(devices) > 1:
+            logger.warning(
+                "choosing tokens of %s is not recorded, and runs as before: its stages are on %d devices, each of "
+                "which records its own",
+                name,
+                len(devices),
+            )
+        if why:
+            logger.warning("steps of %s are not recorded, and run as before: %s", name, why)
+        return found
 
     def _recorded_choices(self) -> RecordedChoices | None:
         """Return what records steps with the choice of their tokens; None where steps are not recorded."""

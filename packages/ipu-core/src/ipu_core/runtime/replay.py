@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
@@ -20,12 +21,14 @@ from ..batch import input_leaves
 from ..capture.capture import Capture
 from ..compile.executable import Executable, Spec
 from ..partition.stage_graph import StageGraph
+from .recording import Recorder, Recording
 from .share import NOTHING_EXCHANGED, Exchange
 from .streaming import NOTHING_STREAMED, StreamedParameters
 from .transfers import Call, moved, stage_call
 from .weights import Tensors
 
 Result = TypeVar("Result")
+NO_RECORDERS: Mapping[torch.device, Recorder] = MappingProxyType({})
 
 
 class Replay:
@@ -44,6 +47,7 @@ class Replay:
         streamed: parameters that live on the host, of which devices have copies for a while.
         exchange: with the processes that run the stages that are not among these; what these make of the outputs is on
             the meta device.
+        recorders: of devices: what stages on these do is recorded, each on its own, and between them are copies.
     """
 
     def __init__(
@@ -53,6 +57,7 @@ class Replay:
         weights: Tensors,
         streamed: StreamedParameters = NOTHING_STREAMED,
         exchange: Exchange = NOTHING_EXCHANGED,
+        recorders: Mapping[torch.device, Recorder] = NO_RECORDERS,
     ) -> None:
         self._captured = captured
         self._streamed, self._exchange = streamed, exchange
@@ -72,6 +77,11 @@ class Replay:
         self._calls: list[_Call] = []
         self._constants: dict[tuple[str, torch.device | None], Any] = {}  # on the devices that read them
         self._is_checked = False
+        self._recorders = recorders
+        self._recorded: dict[int, _RecordedStage] = {}
+        self._places: tuple[int, ...] = ()
+        inputs = [name for name, source in captured.sources.items() if source.kind == "input"]
+        self._bound = frozenset(self._number[name] for name in inputs)
         self._read = frozenset(name for stage_graph in stage_graphs for name in stage_graph.inputs)
 
     def bind(self, batch: Mapping[str, Any]) -> None:
@@ -87,6 +97,7 @@ class Replay:
         self._on_the_host = {name: read.pop(name) for name in self._streamed.names}
         fixed |= {n: t.detach() for n, t in read.items()}
         self._calls = [self._call(i, stage_graph, fixed) for i, stage_graph in enumerate(self._stage_graphs)]
+        self._places = self.places() if self._recorders else ()
         self._is_checked = False
 
     def places(self) -> tuple[int, ...]:
@@ -114,18 +125,31 @@ class Replay:
                 yield
             for name, value in self._exchange.received(stage).items():
                 values[self._number[name]] = value
-            for stage_graph, call in parts:
-                next(turns)  # what others, who had their turn at the stop, may have dropped is there again
-                self._run(stage_graph, call)
-                for number in call.forgotten:
-                    values[number] = None
+            of_stage = list(parts)
+            recorder = None if of_stage[0][0].device is None else self._recorders.get(of_stage[0][0].device)
+            if recorder is not None:
+                self._run_recorded(stage, of_stage, recorder)
+            else:
+                for stage_graph, call in of_stage:
+                    next(turns)  # what others, who had their turn at the stop, may have dropped is there again
+                    self._run(stage_graph, call, values)
+                    for number in call.forgotten:
+                        values[number] = None
             self._exchange.send(stage, {name: values[self._number[name]] for name in self._exchange.sent(stage)})
         self._is_checked = True
         return [values[self._number[v]] if isinstance(v, str) else v.value for v in self._captured.outputs]
 
-    def _run(self, stage_graph: StageGraph, call: _Call) -> None:
+    def _run_recorded(self, stage: int, of_stage: Sequence[tuple[StageGraph, _Call]], recorder: Recorder) -> None:
+        """Run a stage as a recording, on copies of what enters it that stay where they are."""
+        if stage not in self._recorded:
+            self._recorded[stage] = _RecordedStage(of_stage, self._run, self._bound, recorder)
+        self._recorded[stage].run(of_stage, self._values, self._places)
+        for _, call in of_stage:
+            for number in call.forgotten:
+                self._values[number] = None
+
+    def _run(self, stage_graph: StageGraph, call: _Call, values: list[Any]) -> None:
         """Run a stage graph. What it is given lives no longer: copies of parameters would be there at the next turn."""
-        values = self._values
         given = call.fixed.copy()
         for position, parameter in call.streamed:
             assert stage_graph.device is not None
@@ -189,6 +213,56 @@ class _Call:
     changing: list[tuple[int, int]]
     outputs: list[int]
     forgotten: list[int]
+
+
+class _RecordedStage:
+    """A stage recorded on its device. It reads copies of what others made, and what it makes stays where it is."""
+
+    def __init__(
+        self,
+        of_stage: Sequence[tuple[StageGraph, _Call]],
+        run: Callable[[StageGraph, _Call, list[Any]], None],
+        bound: frozenset[int],
+        recorder: Recorder,
+    ) -> None:
+        stage_graph, _ = of_stage[0]
+        assert stage_graph.device is not None
+        self._device, self._run_one = stage_graph.device, run
+        calls = [call for _, call in of_stage]
+        made = dict.fromkeys(number for call in calls for number in call.outputs)
+        forgotten = {number for call in calls for number in call.forgotten}
+        self._made = [number for number in made if number not in forgotten]
+        read = dict.fromkeys(number for call in calls for _, number in call.changing)
+        self._entering = [number for number in read if number not in made]
+        self._bound = bound
+        self._copies: dict[int, Any] = {}
+        self._of_stage, self._values = of_stage, list[Any]()
+        self._recording = Recording(f"stage {stage_graph.stage} of a decode step", recorder, self._once)
+
+    def run(self, of_stage: Sequence[tuple[StageGraph, _Call]], values: list[Any], places: tuple[int, ...]) -> None:
+        """Run it on values by their numbers, and put there what it makes."""
+        self._of_stage, self._values = of_stage, values.copy()
+        for number in self._entering:
+            self._values[number] = self._copy(number, values[number])
+        for number, value in zip(self._made, self._recording.run(places), strict=True):
+            values[number] = value
+        self._values = []
+
+    def _copy(self, number: int, value: Any) -> Any:
+        stays = number in self._bound and isinstance(value, torch.Tensor) and value.device == self._device
+        if not isinstance(value, torch.Tensor) or stays:  # as caches do, which it writes
+            return value
+        if number not in self._copies:
+            self._copies[number] = torch.empty_like(value, device=self._device)
+        return self._copies[number].copy_(moved(value, self._device), non_blocking=True)
+
+    def _once(self) -> list[Any]:
+        values = self._values.copy()
+        for stage_graph, call in self._of_stage:
+            self._run_one(stage_graph, call, values)
+            for number in call.forgotten:
+                values[number] = None
+        return [values[number] for number in self._made]
 
 
 def result_of(work: Generator[None, None, Result]) -> Result:
