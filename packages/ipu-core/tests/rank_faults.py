@@ -32,6 +32,17 @@ def compiled(case: Case = CASE, rows: int = 4, **options: Any) -> tuple[Any, dic
     return training_model(model, engine="distributed", outputs=["loss"]).compile(**inputs), inputs
 
 
+def unlike(rank: int, *, seed: int = 1, rate: float = 0.1, rows: int = 1) -> Any:
+    """Train a step with a model, an optimizer or rows that the second rank has of its own."""
+    model = make(CASE)
+    torch.manual_seed(seed if rank else 1)
+    torch.nn.init.normal_(model.transformer.wpe.weight)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate if rank else 0.1)
+    inputs = batch(4)
+    inputs["labels"] = inputs["labels"].roll(rows if rank else 1, 0)
+    return training_model(to_pipelined(model, CASE.ipu_config()), optimizer, engine="distributed")(**inputs)
+
+
 def start_ups(rank: int) -> dict[str, str]:
     """Start with what does not fit, and with what differs between ranks; no group is left broken by it."""
     found = {}
@@ -44,6 +55,9 @@ def start_ups(rank: int) -> dict[str, str]:
     found["shapes"] = outcome(lambda: compiled(rows=4 if rank else 8))
     other = Case(model="gpt2" if rank else "bert", micro_batches=2)
     found["model"] = outcome(lambda: compiled(other))
+    found["seed"] = outcome(lambda: unlike(rank, seed=2))
+    found["optimizer"] = outcome(lambda: unlike(rank, rate=0.2))
+    found["rows"] = outcome(lambda: unlike(rank, rows=2))
     return found
 
 

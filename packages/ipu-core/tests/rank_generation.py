@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from ipu_core import IPUConfig, generation_model, to_pipelined, training_model
+from ipu_core.upstream import CACHE
 from rank_faults import outcome
 from transformers import (
     GPT2Config,
@@ -132,15 +133,15 @@ def encoders(rank: int) -> dict[str, Any]:
     for kind, inputs in (("t5", prompts()), ("whisper", {"input_features": features})):
         model = make(kind)
         for num_beams in (1, 2):
-            options = {"max_new_tokens": NEW_TOKENS, "num_beams": num_beams, "do_sample": False}
-            options |= KEPT if kind == "t5" else {}
+            options = {"max_new_tokens": NEW_TOKENS, "num_beams": num_beams, "do_sample": False, **KEPT}
             config = IPUConfig(layers_per_ipu=[3, 1])
             more = {"in_flight": 2 if kind == "t5" else 1, "on_all_ranks": True}
             generator = generation_model(to_pipelined(model, config), engine="distributed", **more)
             theirs = model.generate(**inputs, **options)
             ours = generator.generate(**inputs, **options)
-            are_equal = torch.equal(ours, theirs) if kind == "whisper" else not differences(ours, theirs)
-            found[f"{kind}, {num_beams} beams"] = are_equal
+            # Upstream divides the cache of Whisper's rows, of which each rank has a part.
+            has_cache = ours.get(CACHE) is not None
+            found[f"{kind}, {num_beams} beams"] = not differences(ours, theirs) and has_cache is (kind == "t5")
             cache: Any = generator.new_cache()
             group = getattr(cache, "groups", (cache,))[0]
             found[f"{kind}, {num_beams} beams, here"] = [not tensor.is_meta for tensor in group.tensors]

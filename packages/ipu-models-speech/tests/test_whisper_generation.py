@@ -10,6 +10,7 @@ from ipu_core import IPUConfig, generation_model, to_pipelined
 from ipu_core.errors import GenerationModeError
 from ipu_core.generation.decode_step import HEAD_BITS
 from ipu_core.kernels.quantization import Quantization
+from ipu_core.upstream import CACHE
 
 SIZE = {"d_model": 32, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "num_mel_bins": 8, "vocab_size": 1700}
 LAYERS = {"encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
@@ -102,6 +103,17 @@ def both(model, generator, features, **options):
 def test_short_recordings(model, generator, case):
     wanted, found = both(model, generator, recording(1)[0], **SHORT[case])
     assert found == wanted
+
+
+def test_a_result_with_names_has_upstreams_scores_and_cache(model, generator):
+    options = {"language": "en", "return_dict_in_generate": True, "output_scores": True}
+    theirs, ours = (which.generate(recording(1)[0], **options) for which in (model, generator))
+    assert ours.keys() == theirs.keys() and torch.equal(ours.sequences, theirs.sequences)
+    torch.testing.assert_close(ours.scores, theirs.scores, rtol=0, atol=1e-4)
+    caches = (ours[CACHE], theirs[CACHE])
+    for part in ("self_attention_cache", "cross_attention_cache"):
+        kept = [[(layer.keys, layer.values) for layer in getattr(cache, part).layers] for cache in caches]
+        torch.testing.assert_close(*kept, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("case", LONG)

@@ -201,6 +201,9 @@ class GenerationHooks(_GenerationBase):
     def _reorder_cache(self, cache: Any, beam_idx: torch.Tensor) -> Any:
         return self.reordered_cache(cache, beam_idx)
 
+    def _postprocess_outputs(self, seek_outputs: Any, *args: Any, **kwargs: Any) -> Any:
+        return super()._postprocess_outputs(self.results_to_divide(seek_outputs), *args, **kwargs)
+
     def begin_cache(self, config: Any, model_kwargs: dict[str, Any], batch_size: int) -> None:
         """Put the cache of a generation into `model_kwargs`."""
         raise NotImplementedError
@@ -216,6 +219,10 @@ class GenerationHooks(_GenerationBase):
     def search_beams(self, *args: Any, **kwargs: Any) -> Any:
         """Run beam search or beam sampling."""
         return super()._beam_search(*args, **kwargs)
+
+    def results_to_divide(self, results: Any) -> Any:
+        """Return what a call gave, as a model takes it that divides it by rows (Whisper)."""
+        return results
 
     def reordered_cache(self, cache: Any, rows: torch.Tensor) -> Any:
         """Return a cache in which each row goes on from the row that `rows` names."""

@@ -388,3 +388,26 @@ class GroupedKV(Cache):
         """Forget the last tokens."""
         for group in self.groups:
             group.crop(tokens_to_remove)
+
+
+def plain_cache(cache: StaticKV | GroupedKV) -> Cache | None:
+    """Copy what is in static caches into caches of upstream's own class; None where other processes have a part."""
+    groups = cache.groups if isinstance(cache, GroupedKV) else (cache,)
+    if any(tensor.is_meta for group in groups for tensor in group.tensors):
+        return None
+    own: list[Any] = []
+    cross: list[Any] = []
+    for parts in zip(*(_by_attention(group.attentions, group.tensors) for group in groups), strict=True):
+        attention = parts[0][0]
+        layer = DynamicLayer()
+        layer.update(*(torch.cat(each) for each in zip(*(_states(kept) for _, kept in parts), strict=True)))
+        if not attention.is_cross:
+            layer.keys, layer.values = (each[:, :, : cache.get_seq_length()] for each in (layer.keys, layer.values))
+        (cross if attention.is_cross else own).append(layer)
+    made = Cache(layers=own)
+    return EncoderDecoderCache(made, Cache(layers=cross)) if cross else made
+
+
+def _states(kept: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    half = len(kept) // 2
+    return _Kept(*kept[:half]).read(), _Kept(*kept[half:]).read()

@@ -12,7 +12,6 @@ Shapes: R rows of a group, T tokens so far.
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -34,9 +33,6 @@ if TYPE_CHECKING:
     from ..engines.distributed.choices import Choices
     from ..engines.distributed.ranks import Ranks
     from ..model.mixin import PipelineMixin
-
-
-PLAIN = (bool, int, float, str, list)  # options that compare by value
 
 
 @dataclass(frozen=True)
@@ -233,22 +229,19 @@ def refuse_without_cache(name: str) -> None:
 
 def _facts_of_call(ids: torch.Tensor, given: dict[str, Any]) -> dict[str, str]:
     """Return what has to be the same on all ranks, or one would wait for what another never sends."""
+    from ..engines.distributed.agreement import PLAIN, digest
+
     options = given["generation_config"].to_dict()
     found = {f"`{name}`": repr(value) for name, value in options.items() if isinstance(value, PLAIN)}
-    found["the prompt"] = _digest(ids)
+    found["the prompt"] = digest(ids)
     for name, value in given.items():
         if name == CACHE:
             found["what the cache holds"] = repr(value.get_seq_length())
         elif isinstance(value, torch.Tensor):
-            found[f"`{name}`"] = _digest(value)
+            found[f"`{name}`"] = digest(value)
         elif name in ("logits_processor", "stopping_criteria"):
             found[f"`{name}`"] = ", ".join(type(part).__name__ for part in value)
     return found
-
-
-def _digest(tensor: torch.Tensor) -> str:
-    content = tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
-    return f"{tensor.dtype} {list(tensor.shape)} of digest {hashlib.sha256(content).hexdigest()[:12]}"
 
 
 def _refuse_runs_of_the_model(processors: Any) -> None:

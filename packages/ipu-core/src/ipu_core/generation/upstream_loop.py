@@ -16,6 +16,7 @@ from .._transformers import GenerationHooks
 from ..errors import GenerationModeError
 from ..model.mixin import view
 from ..upstream import CACHE
+from .cache import GroupedKV, StaticKV, plain_cache
 from .decoder import EMBEDS, Decoder
 from .rank_loop import refuse_without_cache
 
@@ -141,6 +142,13 @@ class _Loop(GenerationHooks):
             choices.name("beams are chosen step by step")
         loop = self._generator.device_loop
         return loop.beam_search(self, *args, **kwargs) if loop else super().search_beams(*args, **kwargs)
+
+    def results_to_divide(self, results: Any) -> Any:
+        """Return results with a cache of upstream's class; with none where each rank has a part of it."""
+        cache = None if isinstance(results, torch.Tensor) else results.get(CACHE)
+        if not isinstance(cache, (StaticKV, GroupedKV)):
+            return results
+        return type(results)(**{**results, CACHE: plain_cache(cache)})
 
 
 class _Unconditional:

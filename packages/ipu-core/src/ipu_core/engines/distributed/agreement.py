@@ -6,8 +6,9 @@ Programs, plugins and configurations are the same on all ranks, or each would wa
 
 from __future__ import annotations
 
+import hashlib
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any, TypeVar
 
@@ -19,13 +20,18 @@ from ...config.options import LOCAL, OPTIONS
 from ...errors import CheckpointError, RankMismatchError
 from ...partition.lowered import Lowered
 from ...plugins.registry import installed
+from . import ownership
 
 Facts = Mapping[str, str]
 T = TypeVar("T")
+PLAIN = (bool, int, float, str, list, tuple, torch.Tensor, type(None))  # options that compare by value
+NUM_SAMPLED = 64  # values of a parameter: models that are drawn, or trained, apart differ in any
 
 
-def facts_of_process(model: torch.nn.Module, config: ExecutionConfig) -> dict[str, str]:
-    """Return what a rank was started with: versions, plugins, options, and the shapes of its model."""
+def facts_of_process(
+    model: torch.nn.Module, config: ExecutionConfig, optimizer: torch.optim.Optimizer | None = None
+) -> dict[str, str]:
+    """Return what a rank was started with: versions, plugins, options, its model and what updates that."""
     names = ("torch", "transformers", "ipu-core")
     found = {f"the version of {name}": version(name) for name in names}
     found["the version of Python"] = platform.python_version()
@@ -34,6 +40,17 @@ def facts_of_process(model: torch.nn.Module, config: ExecutionConfig) -> dict[st
     shared = {name: value for name, value in vars(config).items() if name not in LOCAL}
     found |= {f"`{config.attribute(name) if name in OPTIONS else name}`": repr(v) for name, v in shared.items()}
     found |= {f"`{n}`": f"{p.dtype} {list(p.shape)} {p.requires_grad}" for n, p in model.named_parameters()}
+    found |= {f"the content of `{n}`": _sampled(p) for n, p in model.named_parameters() if ownership.is_everywhere(p)}
+    return found if optimizer is None else found | dict(_facts_of_optimizer(optimizer))
+
+
+def facts_of_rows(micro_batches: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Return what is in a batch: each rank reads its part of the same rows."""
+    found = {}
+    for name in micro_batches[0]:
+        parts = [batch[name] for batch in micro_batches if isinstance(batch.get(name), torch.Tensor)]
+        if parts:
+            found[f"the content of `{name}`"] = digest(torch.stack(parts))
     return found
 
 
@@ -68,7 +85,7 @@ def refuse_disagreement(facts: Facts) -> None:
     more = f" ({len(differing)} things differ in all)" if len(differing) > 1 else ""
     raise RankMismatchError(
         f"{name} differs between ranks: {_by_rank(values)}{more}: start every rank with the same script, arguments, "
-        "IPUConfig and packages"
+        "seed, rows, IPUConfig and packages"
     )
 
 
@@ -93,6 +110,28 @@ def done_by_all(what: str, act: Callable[[], T]) -> list[T]:
         if not is_done:
             raise CheckpointError(f"rank {rank} could not {what}: {found}: see there, and try again")
     return [found for _, found in everyone]
+
+
+def digest(tensor: torch.Tensor) -> str:
+    """Return what tells the content of a tensor from another's."""
+    content = tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return f"{tensor.dtype} {list(tensor.shape)} of digest {hashlib.sha256(content).hexdigest()[:12]}"
+
+
+def _sampled(parameter: torch.Tensor) -> str:
+    flat = parameter.detach().reshape(-1)
+    return digest(flat[:: max(1, flat.numel() // NUM_SAMPLED)])
+
+
+def _facts_of_optimizer(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, str]]:
+    yield "the optimizer", type(optimizer).__name__
+    groups = optimizer.param_groups
+    for number, group in enumerate(groups):
+        where = f"group {number} of the optimizer" if len(groups) > 1 else "the optimizer"
+        yield f"the number of parameters in {where}", str(len(group["params"]))
+        for name, value in group.items():
+            if name != "params" and isinstance(value, PLAIN):
+                yield f"`{name}` of {where}", repr(value)
 
 
 def _by_rank(values: list[str]) -> str:

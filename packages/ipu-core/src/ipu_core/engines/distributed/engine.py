@@ -44,7 +44,7 @@ def _check(model: torch.nn.Module, config: ExecutionConfig, optimizer: torch.opt
     refuse_without_values(model)
     watchdog = meet()
     with watchdog.doing("waits for what the others were started with"):
-        refuse_disagreement(facts_of_process(model, config))
+        refuse_disagreement(facts_of_process(model, config, optimizer))
     refuse_other_world(config, dist.get_world_size())
     _refuse_other_options(config)
     if config.compile:

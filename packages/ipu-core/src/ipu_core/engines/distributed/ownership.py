@@ -37,6 +37,13 @@ def read(wanted: Iterable[tuple[torch.Tensor, frozenset[int]]]) -> None:
     changed(unread)
 
 
+def is_everywhere(tensor: torch.Tensor) -> bool:
+    """Return whether every rank has the value of a tensor."""
+    everyone = frozenset(range(dist.get_world_size()))
+    have: frozenset[int] = _HAVE.get(tensor, everyone)
+    return have == everyone and not tensor.is_meta
+
+
 def holder_of(tensor: torch.Tensor) -> int:
     """Return the first rank that has the value of a tensor; of what no rank has read, the one that is to read it."""
     return min(_HAVE.get(tensor, (0,)))

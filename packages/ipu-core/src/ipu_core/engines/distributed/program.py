@@ -24,7 +24,7 @@ from ...runtime.program import ActionHook, Returned, Trained, no_hook
 from ...runtime.weights import Weights
 from ...schedule import Action
 from . import gradients, ownership
-from .agreement import facts_of_plan, refuse_disagreement
+from .agreement import facts_of_plan, facts_of_rows, refuse_disagreement
 from .ranks import ranks_for
 from .results import Results
 from .routes import parcels
@@ -85,6 +85,7 @@ class DistributedProgram:
         self._results = Results(lowered, loss, returned, self._ranks)
         self._runners: dict[Any, _Runner] = {}
         self._sharded: ShardedOptimizer | None = None
+        self._has_compared = False
         for _, ipus in self._tied().items():  # groups are made by all ranks in one order
             self._ranks.group(ipus)
 
@@ -122,6 +123,7 @@ class DistributedProgram:
         """Run micro-batches without gradients, several at a time; yield the leaves of their outputs."""
         update = Update(batches=batches[self._ranks.replica :: self._ranks.num_replicas])
         with torch.no_grad(), self._ranks.watchdog.doing("waits in inference"):
+            self._refuse_other_rows(batches)
             self._runner(len(update.batches)).step(update, on_action)
             yield from self._results.collected(update, batches, self._whole)
 
@@ -143,6 +145,7 @@ class DistributedProgram:
         trained = [tensor for tensor, _ in readers.values() if tensor.requires_grad]
         held = gradients.set_aside(trained)
         with self._ranks.watchdog.doing("waits in training"):
+            self._refuse_other_rows(batches)
             self._runner(len(update.batches)).step(update, on_action)
             self._share_generator(update)
             self._add_up(trained)
@@ -185,6 +188,12 @@ class DistributedProgram:
             dist.all_gather_object(everyone, own)
         of_replica = {self._ranks.rank(0, ipu) for ipu in range(self._config.ipus_per_replica)}
         return [span for rank, measured in enumerate(everyone) if rank in of_replica for span in measured]
+
+    def _refuse_other_rows(self, batches: Sequence[Mapping[str, Any]]) -> None:
+        """Compare the first batch of all ranks, whose stages would run other rows without a word."""
+        if not self._has_compared:
+            refuse_disagreement(facts_of_rows(batches))
+            self._has_compared = True
 
     def _fetch(self, wanted: Mapping[int, tuple[torch.Tensor, frozenset[int]]]) -> None:
         with self._ranks.watchdog.doing("waits for parameters"):
