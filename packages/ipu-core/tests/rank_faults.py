@@ -26,10 +26,12 @@ def outcome(function: Any, *args: Any) -> str:
     return "no error"
 
 
-def compiled(case: Case = CASE, rows: int = 4, **options: Any) -> tuple[Any, dict[str, torch.Tensor]]:
+def compiled(
+    case: Case = CASE, rows: int = 4, outputs: Any = ("loss",), **options: Any
+) -> tuple[Any, dict[str, torch.Tensor]]:
     model = to_pipelined(make(case), case.ipu_config(**options))
     inputs = batch(rows)
-    return training_model(model, engine="distributed", outputs=["loss"]).compile(**inputs), inputs
+    return training_model(model, engine="distributed", outputs=outputs).compile(**inputs), inputs
 
 
 def unlike(rank: int, *, seed: int = 1, rate: float = 0.1, rows: int = 1) -> Any:
@@ -55,6 +57,7 @@ def start_ups(rank: int) -> dict[str, str]:
     found["shapes"] = outcome(lambda: compiled(rows=4 if rank else 8))
     other = Case(model="gpt2" if rank else "bert", micro_batches=2)
     found["model"] = outcome(lambda: compiled(other))
+    found["outputs"] = outcome(lambda: compiled(outputs=["logits"] if rank else ["loss"]))
     found["seed"] = outcome(lambda: unlike(rank, seed=2))
     found["optimizer"] = outcome(lambda: unlike(rank, rate=0.2))
     found["rows"] = outcome(lambda: unlike(rank, rows=2))

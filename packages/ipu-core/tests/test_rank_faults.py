@@ -21,6 +21,7 @@ START_UPS = {
     "plan": r"`layers_per_ipu` differs between ranks: \(1, 3\) on rank 0, \(2, 2\) on rank 1",
     "shapes": "the input `input_ids` differs between ranks",
     "model": "the model differs between ranks: PipelinedBertForMaskedLM on rank 0, PipelinedGPT2LMHeadModel on rank 1",
+    "outputs": "`outputs` differs between ranks: .* on rank 0, .* on rank 1",
     "seed": "the content of `transformer.wpe.weight` differs between ranks: .*digest .*: start .*the same .*seed",
     "optimizer": "`lr` of the optimizer differs between ranks: 0.1 on rank 0, 0.2 on rank 1",
     "rows": "the content of `labels` differs between ranks: .* on rank 0, .* on rank 1: start .*the same .*rows",

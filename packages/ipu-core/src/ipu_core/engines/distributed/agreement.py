@@ -20,6 +20,7 @@ from ...config.options import LOCAL, OPTIONS
 from ...errors import CheckpointError, RankMismatchError
 from ...partition.lowered import Lowered
 from ...plugins.registry import installed
+from ...runtime.program import Returned
 from . import ownership
 
 Facts = Mapping[str, str]
@@ -66,6 +67,12 @@ def facts_of_plan(lowered: Lowered) -> dict[str, str]:
     for number, stage in enumerate(lowered.plan.stages):
         found[f"stage {number}"] = f"IPU {stage.ipu}: {', '.join(stage.modules)}"
     return found
+
+
+def facts_of_returned(lowered: Lowered, returned: Returned) -> dict[str, str]:
+    """Return what a caller reads: ranks bring it to one another."""
+    leaves = [str(leaf) for number, leaf in enumerate(lowered.captured.outputs) if number in returned.leaves]
+    return {"`outputs`": ", ".join(leaves), "`on_all_ranks`": repr(returned.on_all_ranks)}
 
 
 def refuse_disagreement(facts: Facts) -> None:

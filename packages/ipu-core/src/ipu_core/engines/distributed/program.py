@@ -24,7 +24,7 @@ from ...runtime.program import ActionHook, Returned, Trained, no_hook
 from ...runtime.weights import Weights
 from ...schedule import Action
 from . import gradients, ownership
-from .agreement import facts_of_plan, facts_of_rows, refuse_disagreement
+from .agreement import facts_of_plan, facts_of_returned, facts_of_rows, refuse_disagreement
 from .ranks import ranks_for
 from .results import Results
 from .routes import parcels
@@ -70,7 +70,7 @@ class DistributedProgram:
         self._device = next((device_of(p) for p in model.parameters()), torch.device("cpu"))
         self._ranks = ranks_for(config, self._device)
         with self._ranks.watchdog.doing("waits for the plans of the others"):
-            refuse_disagreement(facts_of_plan(lowered))
+            refuse_disagreement(facts_of_plan(lowered) | facts_of_returned(lowered, returned))
         self._origin = time.perf_counter()
         self._config, self._loss = config, loss
         self._model = model
