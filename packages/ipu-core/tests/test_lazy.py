@@ -8,7 +8,7 @@ import pytest
 import torch
 from ipu_core import IPUConfig, generation_model, plan, to_pipelined, training_model
 from ipu_core.checkpoints import read_lazily
-from ipu_core.checkpoints.lazy import read_now, refuse_without_values
+from ipu_core.checkpoints.lazy import read_from, read_now, refuse_without_values
 from ipu_core.errors import CheckpointError
 from ranks import run_ranks
 from safetensors.torch import load_file, save_file
@@ -33,6 +33,8 @@ def test_two_ranks_each_read_train_and_write_their_part(tmp_path):
     for name in lazy_cases.MODELS:
         lazy_cases.made(name).save_pretrained(tmp_path / name, max_shard_size="4KB")
     results = run_ranks(2, lazy_cases.in_parts, str(tmp_path))
+    parts = [set(result.pop("generated")) for result in results]
+    assert not parts[0] & parts[1] and len(parts[0] | parts[1]) == 21
     for name in lazy_cases.MODELS:
         cls, _ = lazy_cases.configured(name)
         ours, theirs = (cls.from_pretrained(tmp_path / f"{name}-{which}") for which in ("trained", "plain"))
@@ -152,10 +154,43 @@ def test_what_is_no_lazy_model_is_refused(tmp_path):
         read_lazily(torch.nn.Linear(1, 1), tmp_path)
 
 
-def test_a_generator_and_a_model_without_a_checkpoint_are_refused(tmp_path):
-    lazy_cases.made("llama").save_pretrained(tmp_path)
-    model = to_pipelined(lazy_cases.lazy("llama", tmp_path), IPUConfig())
-    with pytest.raises(CheckpointError, match="0 of the 23 tensors .*: load it with `from_pretrained` to generate"):
-        generation_model(model)
+def test_another_checkpoint_is_read_into_the_memory_of_what_was_read_and_later_for_the_rest(tmp_path):
+    first, second = lazy_cases.made("bert"), lazy_cases.made("bert")
+    with torch.no_grad():
+        for parameter in second.parameters():
+            parameter.add_(1)
+    first.save_pretrained(tmp_path / "first")
+    second.save_pretrained(tmp_path / "second")
+    model = lazy_cases.lazy("bert", tmp_path / "first")
+    here = [t for name, t in tensors(model).items() if "layer.0." in name or "word_embeddings" in name]
+    read_now(here)
+    places = [tensor.data_ptr() for tensor in here]
+    read_from(model, tmp_path / "second")
+    assert [tensor.data_ptr() for tensor in here] == places
+    assert sum(not tensor.is_meta for tensor in tensors(model).values()) == len(here)
+    read_now(tensors(model).values())
+    for name, tensor in tensors(second).items():
+        torch.testing.assert_close(tensors(model)[name], tensor, rtol=0, atol=0, msg=name)
+
+
+def test_one_process_reads_all_of_what_it_generates_with(tmp_path):
+    lazy_cases.made("t5").save_pretrained(tmp_path)
+    lazy_cases.assert_generates("t5", tmp_path, engine="host")
+
+
+def test_what_every_rank_would_read_all_of_is_refused_to_generate_with(tmp_path):
+    for name, options, message in (
+        ("t5", {}, "0 of the .* tensors .*: every rank runs all of the encoder: load it with `from_pretrained`"),
+        ("llama", {"weights": "exact"}, '`weights="exact"` looks at all of them: leave it out'),
+    ):
+        lazy_cases.made(name).save_pretrained(tmp_path / name)
+        model = to_pipelined(lazy_cases.lazy(name, tmp_path / name), IPUConfig())
+        with pytest.raises(CheckpointError, match=message):
+            generation_model(model, engine="distributed", **options)
+
+
+def test_a_model_without_a_checkpoint_is_refused():
+    with pytest.raises(CheckpointError, match="on the meta device, .*, and have no values: say where"):
+        generation_model(to_pipelined(on_meta(*lazy_cases.configured("llama")), IPUConfig()))
     with pytest.raises(CheckpointError, match="on the meta device, .*, and have no values: say where"):
         refuse_without_values(on_meta(*lazy_cases.configured("llama")))

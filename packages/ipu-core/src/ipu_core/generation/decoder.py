@@ -24,6 +24,7 @@ from .._torch import pytree
 from ..capture.capture import CAPTURING, in_mode
 from ..capture.guards import Guards
 from ..cards import is_card
+from ..checkpoints.lazy import device_of
 from ..checkpoints.skeleton import META
 from ..compile.disk_cache import ExecutableCache
 from ..compile.worker_pool import Compilers
@@ -301,7 +302,7 @@ class Decoder:
 
     def _home(self) -> torch.device:
         """Return the device of the model, where its steps run unless its stages are on devices of their own."""
-        devices = {parameter.device for parameter in self._model.parameters()}
+        devices = {device_of(parameter) for parameter in self._model.parameters()}
         return devices.pop() if self._config.devices is None and len(devices) == 1 else CPU
 
     def new_cache(self, encoder_outputs: Any = None) -> StaticKV | None:

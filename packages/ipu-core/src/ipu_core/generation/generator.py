@@ -19,7 +19,7 @@ from transformers import GenerationConfig
 
 from .._torch import pytree
 from ..capture.activations import without_activations
-from ..checkpoints.lazy import refuse_unread
+from ..checkpoints.lazy import device_of, read_now, refuse_unread, refuse_without_values
 from ..compile.stages import refuse_what_cannot_be_compiled_for
 from ..config.execution_config import ExecutionConfig
 from ..engines.engine import Engine
@@ -194,7 +194,7 @@ class Generator:
         if self._ranks is None:
             assert self.engine.check is not None, "it is usable"
             self.engine.check(self.model, self.config, None)
-            self._ranks = ranks_for(self.config, next(self.model.parameters()).device)
+            self._ranks = ranks_for(self.config, device_of(next(self.model.parameters())))
         if kwargs.get("streamer") is not None and not self._returns:
             kwargs["streamer"] = _SilentStreamer()
 
@@ -368,7 +368,8 @@ class Generator:
             self.executors[kind] = Executor(model, self.config, engine, outputs=names), rows
         executor, all_rows = self.executors[kind]
         if self._ranks is not None:
-            bring_to_all([*self.model.parameters(), *self.model.buffers()], self._ranks)
+            run: Any = self.model.plain_class().get_encoder(self.model) if encodes else self.model
+            bring_to_all([*run.parameters(), *run.buffers()], self._ranks)
         # A call that generates several times has fewer sequences left towards its end.
         return executor(**(repeated(inputs, all_rows) if self._is_under_way else inputs)), rows
 
@@ -446,6 +447,7 @@ def generation_model(
         GenerationModeError: activations of several tokens a call or on ranks; on ranks, `tokens_per_call`.
         EngineNotAvailableError: the engine is not usable here.
         IncompatibleIPUConfigError: on ranks, several stages an IPU.
+        CheckpointError: a model without values; on ranks, a lazily read one with an encoder, or with "exact" weights.
         TypeError: `model` is not pipelined, or is none of transformers, or a number is none.
         ValueError: `weights` or `cache_dtype` is something else, or `tokens_per_call` or `in_flight` is less than 1.
     """
@@ -456,13 +458,13 @@ def generation_model(
             f"`{model.plain_class().__name__}` is no transformers model, and has no `generate`: run its steps with "
             "`inference_model`, as docs/own_model.md shows"
         )
-    refuse_unread(model, "load it with `from_pretrained` to generate")
     sizes = {
         "batch_size": batch_size,
         "num_beams": num_beams,
         "max_length": max_length,
         "prefill_chunk_size": prefill_chunk_size,
     }
+    refuse_without_values(model)
     refuse_other_numbers({**sizes, "tokens_per_call": tokens_per_call, "in_flight": in_flight})
     if weights is not None:
         refuse_other_choices("weights", weights, WEIGHTS)
@@ -484,8 +486,16 @@ def generation_model(
             f"the {chosen.name} engine has no decode steps: leave `engine` out, or call `inference_model(model, "
             f'engine="{chosen.name}")` once for each token'
         )
-    if chosen.has_ranks:
+    if not chosen.has_ranks:
+        read_now([*model.parameters(), *model.buffers()])
+    else:
         refuse_on_ranks(model, config, chosen.name, tokens_per_call or 1)
+        if model.config.is_encoder_decoder:
+            refuse_unread(model, "every rank runs all of the encoder: load it with `from_pretrained` to generate")
+        if weights == "exact":
+            refuse_unread(
+                model, '`weights="exact"` looks at all of them: leave it out, or load it with `from_pretrained`'
+            )
         config = dataclasses.replace(config, ties_apart=True)
     return Generator(model, config, chosen, sizes, weights, tokens_per_call, **more)
 

@@ -13,6 +13,7 @@ from transformers.generation.logits_process import UnbatchedClassifierFreeGuidan
 from transformers.modeling_outputs import CausalLMOutputWithPast, Seq2SeqLMOutput
 
 from .._transformers import GenerationHooks
+from ..checkpoints.lazy import device_of
 from ..errors import GenerationModeError
 from ..model.mixin import view
 from ..upstream import CACHE
@@ -51,6 +52,11 @@ class _Loop(GenerationHooks):
     @property
     def _decoder(self) -> Decoder:
         return self._generator.decoders[self._group]
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the model, or the one that it is read to."""
+        return device_of(next(self.parameters()))
 
     def get_encoder(self, *args: Any, **kwargs: Any) -> Any:
         """Return the encoder upstream calls."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ...capture.capture import Capture
+from ...checkpoints.lazy import device_of
 from ...config.execution_config import ExecutionConfig
 from ...partition.lowered import Lowered
 from ...partition.stage_graph import StageGraph
@@ -36,13 +37,15 @@ class RankShare:
     """
 
     def __init__(self, model: PipelineMixin, lowered: Lowered, config: ExecutionConfig) -> None:
-        self._device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        self._device = next((device_of(p) for p in model.parameters()), torch.device("cpu"))
         self._ranks = ranks_for(config, self._device)
         with self._ranks.watchdog.doing("waits for the plans of the others"):
             refuse_disagreement(facts_of_plan(lowered))
         self._captured = lowered.captured
         self._weights = Weights(lowered.captured, model)
         self._ipus = ownership.ipus_of_values(lowered.stage_graphs)
+        with self._ranks.watchdog.doing("reads its part of a checkpoint"):
+            ownership.read((t, self._ranks.of_ipus(ipus)) for t, ipus in self._readers().values())
 
     def own(self, stage_graphs: Sequence[StageGraph]) -> tuple[StageGraph, ...]:
         """Return those of this rank."""
@@ -54,9 +57,11 @@ class RankShare:
 
     def fetch(self) -> None:
         """Bring parameters to the ranks that read them, where others have trained them."""
-        readers = ownership.readers_of(self._weights.read(self._ipus.keys()), self._ipus)
         with self._ranks.watchdog.doing("waits for parameters"):
-            ownership.fetch((tensor, self._ranks.of_ipus(ipus)) for tensor, ipus in readers.values())
+            ownership.fetch((tensor, self._ranks.of_ipus(ipus)) for tensor, ipus in self._readers().values())
+
+    def _readers(self) -> dict[int, tuple[torch.Tensor, frozenset[int]]]:
+        return ownership.readers_of(self._weights.read(self._ipus.keys()), self._ipus)
 
     def exchange(self, stage_graphs: Sequence[StageGraph]) -> RankExchange:
         """Return what the stages of this rank exchange with those before and behind them."""
