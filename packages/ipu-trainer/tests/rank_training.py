@@ -17,10 +17,22 @@ from ipu_core import IPUConfig
 from ipu_core.checkpoints import read_lazily
 from ipu_trainer import IPUTrainer, IPUTrainingArguments
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback
+from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 STEPS = 4
+ARGUMENTS: dict[str, Any] = {
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 2,
+    "learning_rate": 0.01,
+    "max_grad_norm": 0.5,
+    "max_steps": STEPS,
+    "save_steps": 2,
+    "logging_steps": 1,
+    "report_to": "none",
+    "disable_tqdm": True,
+    "use_cpu": True,
+}
 
 
 def model(dropout: float = 0.0) -> GPT2LMHeadModel:
@@ -50,19 +62,7 @@ def trainer(
 ) -> IPUTrainer:
     """Make a trainer of a random model, or of one that is read lazily from `start`."""
     ipu_config = IPUConfig(layers_per_ipu=[4 // num_ipus] * num_ipus, gradient_accumulation_steps=2, schedule=schedule)
-    given = {
-        "per_device_train_batch_size": 1,
-        "per_device_eval_batch_size": 2,
-        "learning_rate": 0.01,
-        "max_grad_norm": 0.5,
-        "max_steps": STEPS,
-        "save_steps": 2,
-        "logging_steps": 1,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "use_cpu": True,
-    }
-    args = IPUTrainingArguments(str(folder), engine=engine, **{**given, **arguments})
+    args = IPUTrainingArguments(str(folder), engine=engine, **{**ARGUMENTS, **arguments})
     callbacks = [callback] if callback else []
     data = data or rows(12)
     with torch.device("meta" if start else "cpu"):
@@ -88,6 +88,16 @@ def train(
         "norms": [entry["grad_norm"] for entry in made.state.log_history if "grad_norm" in entry],
         "logs": made.args.should_log,
     }
+
+
+def train_as_upstream(folder: str, checkpoint: str) -> dict[str, torch.Tensor]:
+    """Go on from a checkpoint with transformers' own trainer; returns the weights."""
+    args = TrainingArguments(folder, **{**ARGUMENTS, "per_device_train_batch_size": 2, "save_strategy": "no"})
+    # The first label of a row, which a causal loss has no part of, it would count.
+    data = [{**row, "labels": torch.cat([torch.tensor([-100]), row["labels"][1:]])} for row in rows(12)]
+    made = Trainer(model(), args, train_dataset=data)
+    made.train(resume_from_checkpoint=checkpoint)
+    return {name: p.detach() for name, p in made.model.named_parameters()}
 
 
 def overflowing(rank: int, folder: str, engine: str) -> dict[str, Any]:

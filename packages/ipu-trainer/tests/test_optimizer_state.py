@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+from ipu_trainer import merge_optimizer
 from ipu_trainer.errors import CheckpointError
 from ipu_trainer.optimizer_state import PARTS, saved_optimizer
 from safetensors.torch import save_file
@@ -30,6 +31,21 @@ def test_a_process_reads_the_states_that_it_asks_for(checkpoint):
     found = saved.read([0, 1, 3])
     assert found.keys() == {0, 1} and found[1] == {"count": 7} and found[0]["step"] == 3.0
     assert torch.equal(found[0]["exp_avg"], TENSORS["0.exp_avg"])
+
+
+def test_a_checkpoint_of_one_process_has_no_parts_to_merge(tmp_path):
+    with pytest.raises(CheckpointError, match="has no parts of an optimizer's state, `optimizer`: ranks wrote none"):
+        merge_optimizer(tmp_path)
+    (tmp_path / "optimizer.pt").touch()
+    with pytest.raises(CheckpointError, match="it has `optimizer.pt` already"):
+        merge_optimizer(tmp_path)
+
+
+def test_parts_are_merged_into_one_file_and_stay(checkpoint):
+    found = torch.load(merge_optimizer(checkpoint), weights_only=True)
+    assert found["param_groups"][0]["lr"] == 0.1 and found["state"].keys() == {0, 1, 2}
+    assert torch.equal(found["state"][2]["exp_avg"], TENSORS["2.exp_avg"]) and found["state"][1] == {"count": 7}
+    assert sorted(path.name for path in checkpoint.iterdir()) == ["optimizer", "optimizer.pt"]
 
 
 def cut_short(folder):

@@ -6,6 +6,7 @@ import pickle
 import pytest
 import rank_training
 import torch
+from ipu_trainer import merge_optimizer
 from ipu_trainer.loss_scale import START
 from ranks import Failure, ranks_results, run_ranks
 from transformers import GPT2LMHeadModel
@@ -31,6 +32,8 @@ def test_ranks_train_as_one_process_and_go_on_from_each_others_checkpoints(resum
         run_ranks(2, rank_training.train, str(tmp_path / "ranks"), "distributed")
         checkpoint = str(tmp_path / "ranks" / "checkpoint-2")
         results = [rank_training.train(0, str(tmp_path / "again"), "host", checkpoint)]
+        merge_optimizer(checkpoint)
+        assert_same(rank_training.train_as_upstream(str(tmp_path / "upstream"), checkpoint), alone["weights"])
     for rank, result in enumerate(results):
         assert_same(result["weights"], alone["weights"])
         assert result["eval_loss"] == pytest.approx(alone["eval_loss"], abs=1e-9)

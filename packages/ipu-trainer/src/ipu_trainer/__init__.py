@@ -13,6 +13,7 @@
 
 from .arguments import IPUSeq2SeqTrainingArguments, IPUTrainingArguments
 from .modelcard import IPUTrainingSummary
+from .optimizer_state import merge_optimizer
 from .packing import PackedSampler, PackingCollator, lengths_of
 from .seq2seq import IPUSeq2SeqTrainer
 from .trainer import IPUTrainer
@@ -26,4 +27,5 @@ __all__ = [
     "PackedSampler",
     "PackingCollator",
     "lengths_of",
+    "merge_optimizer",
 ]

@@ -7,6 +7,7 @@ own format has an index that is a pickle. What is no tensor is beside them in a 
 
 from __future__ import annotations
 
+import os
 import pickle
 import warnings
 from collections.abc import Collection, Mapping
@@ -167,6 +168,41 @@ def write_parts(folder: Path, optimizer: torch.optim.Optimizer, numbers: Collect
         plain = {key: value for _, each in everyone for key, value in each.items()}
         groups = optimizer.state_dict()["param_groups"]
         torch.save({"param_groups": groups, "tensors": sorted(sizes), "others": plain}, folder / _PLAIN)
+
+
+def merge_optimizer(checkpoint: str | os.PathLike[str]) -> Path:
+    """Write the optimizer's state of a checkpoint of ranks as `optimizer.pt` too, which `transformers.Trainer` loads.
+
+    ::
+
+        merge_optimizer("out/checkpoint-500")  # in one process, which has room for all of it
+        Trainer(model, args, train_dataset=data).train(resume_from_checkpoint="out/checkpoint-500")
+
+    The parts stay: ranks go on from these.
+
+    Args:
+        checkpoint: a directory `checkpoint-<step>` of several ranks.
+
+    Returns:
+        The file.
+
+    Raises:
+        CheckpointError: there are no parts, or damaged ones.
+    """
+    folder = Path(checkpoint)
+    if not (folder / PARTS).is_dir():
+        there = (
+            f"it has `{OPTIMIZER_NAME}` already" if (folder / OPTIMIZER_NAME).is_file() else "ranks wrote none there"
+        )
+        raise CheckpointError(f"`{folder}` has no parts of an optimizer's state, `{PARTS}`: {there}")
+    saved = SavedParts.of(folder / PARTS)
+    made, aside = folder / OPTIMIZER_NAME, folder / f".{OPTIMIZER_NAME}"
+    try:
+        torch.save({"state": saved.read(saved.state.keys()), "param_groups": saved.groups}, aside)
+        os.replace(aside, made)
+    finally:
+        aside.unlink(missing_ok=True)
+    return made
 
 
 def numbered(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
