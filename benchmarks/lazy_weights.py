@@ -96,15 +96,15 @@ def planned_mib() -> list[float]:
     return [memory.peak / MIB for memory in plan(to_pipelined(model, ipu_config(2)), meta).memory]
 
 
-def run(ranks: int, folder: Path, limit: float) -> list[subprocess.CompletedProcess[str]]:
-    """Start some processes that train together, and return what became of them."""
+def run(ranks: int, folder: Path, limit: float, *, script: str = __file__) -> list[subprocess.CompletedProcess[str]]:
+    """Start some processes that work together, and return what became of them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks)}
     # An arena of glibc's for each thread takes address space that nobody uses.
     environment = {**os.environ, **GIVE_BACK, **meeting, "MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, __file__, "--rank", str(folder), str(limit)]
+    command = [sys.executable, script, "--rank", str(folder), str(limit)]
     started = [
         subprocess.Popen(
             command,

@@ -28,7 +28,7 @@ from .errors import CheckpointError
 
 PARTS = "optimizer"  # the folder, in a checkpoint, of the parts of several ranks
 _PLAIN = "plain.pt"
-FILE_BYTES = 256 * 2**20  # each file is in memory once more while it is written
+FILE_BYTES = 64 * 2**20  # each file is in memory twice more while it is written
 State = dict[int, dict[str, Any]]
 
 
