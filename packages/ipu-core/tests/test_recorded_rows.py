@@ -33,7 +33,7 @@ def llama():
 def recorder(monkeypatch):
     made = Tape()
     monkeypatch.setattr("ipu_core.runtime.recording.recorder_for", lambda device: made)
-    monkeypatch.setattr("ipu_core.generation.decoder.recorder_for", lambda device: made)
+    monkeypatch.setattr("ipu_core.generation.step_devices.recorder_for", lambda device: made)
     return made
 
 
@@ -204,7 +204,7 @@ def test_a_recording_copies_nothing_from_the_memory_of_the_host(ids, monkeypatch
     with simulating(monkeypatch) as simulation:
         made = Watching(simulation)
         monkeypatch.setattr("ipu_core.runtime.recording.recorder_for", lambda device: made)
-        monkeypatch.setattr("ipu_core.generation.decoder.recorder_for", lambda device: made)
+        monkeypatch.setattr("ipu_core.generation.step_devices.recorder_for", lambda device: made)
         config = IPUConfig(layers_per_ipu=[1, 1], record=True, devices=["meta:0", "meta:0"])
         generator = generation_model(to_pipelined(model, config), max_length=32, prefill_chunk_size=8)
         found = generator.generate(ids, **options)
@@ -223,7 +223,7 @@ def test_stages_on_several_cards_are_recorded_each_on_its_own(options, ids, monk
         made = {}
         at = lambda device: made.setdefault(device, Watching(simulation))  # noqa: E731
         monkeypatch.setattr("ipu_core.runtime.recording.recorder_for", at)
-        monkeypatch.setattr("ipu_core.generation.decoder.recorder_for", at)
+        monkeypatch.setattr("ipu_core.generation.step_devices.recorder_for", at)
         config = IPUConfig(layers_per_ipu=[1, 1], record=True, devices=["meta:0", "meta:1"])
         generator = generation_model(to_pipelined(model, config), max_length=32, prefill_chunk_size=8, **options)
         found = [generator.generate(prompt, **asked) for prompt in prompts]

@@ -25,7 +25,7 @@ class Refusing:
 def recorder(monkeypatch):
     made = Tape()
     monkeypatch.setattr("ipu_core.runtime.recording.recorder_for", lambda device: made)
-    monkeypatch.setattr("ipu_core.generation.decoder.recorder_for", lambda device: made)
+    monkeypatch.setattr("ipu_core.generation.step_devices.recorder_for", lambda device: made)
     # Of steps, which change parameters: `test_recorded_step.py`.
     monkeypatch.setattr("ipu_core.engines.host.RecordedStep", lambda recorder: None)
     return made

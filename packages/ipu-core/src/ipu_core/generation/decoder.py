@@ -10,42 +10,38 @@ stages at the same time have a decoder each, with a cache of its own, and share 
 from __future__ import annotations
 
 import copy
-import inspect
 import logging
 from collections.abc import Generator, Iterator, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.functional import pad
-from transformers import DynamicCache, EncoderDecoderCache, GenerationMixin
+from transformers import GenerationMixin
 
 from .._torch import pytree
 from ..capture.capture import CAPTURING, in_mode
 from ..capture.guards import Guards
 from ..cards import is_card
-from ..checkpoints.lazy import device_of
 from ..checkpoints.skeleton import META
 from ..compile.disk_cache import ExecutableCache
 from ..compile.worker_pool import Compilers
 from ..config.execution_config import ExecutionConfig
 from ..engines.engine import Engine
 from ..errors import CacheError, CaptureError, CompileError, GenerationModeError, IncompatibleIPUConfigError, IPUError
-from ..kernels.card_quantization import card_with_products, refuse_compiled_exact_weights
-from ..kernels.decode import CARDS, TORCH, DecodeKernels, decode_kernels
 from ..kernels.quantize_pass import Quantizer
 from ..partition.lowered import Lowered
 from ..points.request import STEPS, rewrites_with
-from ..runtime.device_placement import without_values
 from ..runtime.devices import CPU, named_devices, refuse_missing_devices
-from ..runtime.recording import Recorder, recorder_for, refuse_where_nothing_records
 from ..runtime.replay import NO_RECORDERS, result_of
 from ..runtime.streaming import refuse_parameters_elsewhere
 from ..upstream import CACHE
-from .cache import Attention, StaticKV, attentions_of
+from .cache import StaticKV
+from .cache_probe import attentions_of_model
 from .card_memory import refuse_small_card_for_cache
 from .decode_step import POSITION, ROUNDED, BoundProgram, Kind, Move, Parts, Program, copy_tokens, count_up, show_place
 from .recorded_rows import Choice, RecordedChoices
+from .step_devices import card_to_round_for, home_of, kernels_for, recorders_for, step_devices
+from .step_inputs import EMBEDS, Sizes, StepInputs
 from .step_points import StepPoints, points_of_parts
 from .views import ASKING, AT, StepView, part
 
@@ -55,38 +51,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 # Whatever upstream says of how a call returns; a step returns logits.
 _HOW = frozenset(("return_dict", "use_cache", "logits_to_keep", "is_first_iteration"))
-# What a step gives that the next one does not go on from.
-_OF_EACH_STEP = frozenset(("logits", CACHE, "encoder_last_hidden_state"))
 LARGEST_PREFILL_CHUNK = 128
-EMBEDS = "inputs_embeds"
 # Their `prepare_inputs_for_generation` gives every step what the one before it tells: positions, counted on.
 _COUNTS_ON = frozenset(("WhisperForConditionalGeneration",))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sizes:
-    """What the shapes of a decoder follow from.
-
-    Attributes:
-        batch_size: sequences.
-        num_beams: rows of each: beams, or the sequences that are sampled of it.
-        max_length: tokens of the longest sequence, prompt and new ones.
-        prefill_chunk_size: tokens of a prompt that one call runs; longer prompts take several.
-        in_flight: groups that share the sequences.
-        source_length: tokens an encoder gave states of; shorter sources are filled up to it.
-    """
-
-    batch_size: int
-    num_beams: int
-    max_length: int
-    prefill_chunk_size: int
-    in_flight: int = 1
-    source_length: int | None = None
-
-    @property
-    def rows(self) -> int:
-        """Rows of every call."""
-        return self.batch_size // self.in_flight * self.num_beams
 
 
 class Decoder:
@@ -136,7 +103,8 @@ class Decoder:
         _, points = points_of_parts(model)
         later = points.where_idle_is_allowed() if points and model.config.is_encoder_decoder else points
         view = part(model, StepView, rewrites_with(model, points))
-        recorders = self._recorders()
+        devices = step_devices(model, config)
+        recorders = recorders_for(model, config, devices)
         self._parts = Parts(
             model=model,
             view=view,
@@ -146,18 +114,16 @@ class Decoder:
             rows=sizes.rows,
             weights=weights,
             quantizer=Quantizer(),
-            kernels=self._kernels(cache),
+            kernels=kernels_for(devices, config, cache),
             cache=cache,
-            compilers=Compilers(for_cards=self._runs_on_a_card()),
+            compilers=Compilers(for_cards=any(map(is_card, devices))),
             guards=Guards(model),
             recorder=next(iter(recorders.values())) if len(recorders) == 1 else None,
             recorded_on=next(iter(recorders)) if len(recorders) == 1 else None,
             recorders=recorders if len(recorders) > 1 else NO_RECORDERS,
-            quantizes_for=self._quantizes_for(weights),
+            quantizes_for=card_to_round_for(model, config, devices, weights),
         )
         self._is_encoder_decoder = bool(model.config.is_encoder_decoder)
-        self._ids = "decoder_input_ids" if self._is_encoder_decoder else "input_ids"
-        self._mask = "decoder_attention_mask" if self._is_encoder_decoder else "attention_mask"
         self._bound: dict[Kind, BoundProgram] = {}
         self._one_token: BoundProgram | None = None  # the one of this kind that ran last
         self._cache: StaticKV | None = None
@@ -167,50 +133,9 @@ class Decoder:
         self._asks = False  # whether the last step was asked for more than logits
         self.more: dict[str, tuple[torch.Tensor, ...]] = {}  # what it gave then: hidden states, attentions
         self._is_prepared_anew = prepares_more_than_upstream(model.plain_class())
-        self._device = self._home()
+        self._device = home_of(model, config)
+        self._inputs = StepInputs(model.plain_class(), sizes, self._device, is_encoder_decoder=self._is_encoder_decoder)
         self.recorded_choices = self._recorded_choices()
-
-    def _runs_on_a_card(self) -> bool:
-        return any(map(is_card, named_devices(self._config) or [self._home()]))
-
-    def _quantizes_for(self, weights: str | None) -> torch.device | None:
-        """Return the card that weights are rounded for; None where they are for the CPU."""
-        devices = {*(named_devices(self._config) or [self._home()])}
-        if weights is None or not any(map(is_card, devices)):
-            return None
-        if weights not in ROUNDED:
-            refuse_compiled_exact_weights(weights, devices, compiles=self._config.compile)
-            return None
-        dtypes = {parameter.dtype for parameter in self._model.parameters()}
-        return card_with_products(weights, devices, dtypes)
-
-    def _kernels(self, cache: ExecutableCache) -> DecodeKernels:
-        """Return what steps are made of."""
-        if not self._config.compile:
-            return TORCH
-        return CARDS if self._runs_on_a_card() else decode_kernels(cache)
-
-    def _recorders(self) -> Mapping[torch.device, Recorder]:
-        """Return what records steps on each device they run on, where the option `record` asks for it and it can."""
-        refuse_where_nothing_records(self._model, self._config)
-        if not self._config.record:
-            return NO_RECORDERS
-        name, devices = type(self._model).__name__, dict.fromkeys(named_devices(self._config) or [self._home()])
-        why, found = "", {device: made for device in devices if (made := recorder_for(device)) is not None}
-        if self._config.parameters_offchip:
-            why, found = "`parameters_offchip=True`", {}
-        elif others := ", ".join(str(device) for device in devices if device not in found):
-            why, found = f"some of its stages are on {others}", {}
-        elif len(devices) > 1:
-            logger.warning(
-                "choosing tokens of %s is not recorded, and runs as before: its stages are on %d devices, each of "
-                "which records its own",
-                name,
-                len(devices),
-            )
-        if why:
-            logger.warning("steps of %s are not recorded, and run as before: %s", name, why)
-        return found
 
     def _recorded_choices(self) -> RecordedChoices | None:
         """Return what records steps with the choice of their tokens; None where steps are not recorded."""
@@ -291,7 +216,7 @@ class Decoder:
         Raises:
             CacheError: the model was moved to another device.
         """
-        if (home := self._home()) != self._device:
+        if (home := home_of(self._model, self._config)) != self._device:
             raise CacheError(
                 f"`{type(self._model).__name__}` is on {home}, and its steps were made on {self._device}: move it "
                 "back, or make another `generation_model`"
@@ -300,15 +225,12 @@ class Decoder:
         there = None if values is None else {name: value.to(self._device) for name, value in values.items()}
         self._points.begin(there, max_length)
 
-    def _home(self) -> torch.device:
-        """Return the device of the model, where its steps run unless its stages are on devices of their own."""
-        devices = {device_of(parameter) for parameter in self._model.parameters()}
-        return devices.pop() if self._config.devices is None and len(devices) == 1 else CPU
-
     def new_cache(self, encoder_outputs: Any = None) -> StaticKV | None:
         """Return an empty cache, in the memory of the one before, which nobody may go on in; None if there is none."""
         if self._cache is None:
-            attentions = self._attentions(encoder_outputs)
+            attentions = attentions_of_model(
+                self._model, self._inputs, self.sizes, encoder_outputs, is_rounded=self._rounds_cache
+            )
             capacity = self.sizes.max_length
             # Of a process that has some of the stages it is nowhere until it is known which attentions these are.
             device = META if self._parts.engine.has_ranks else self._device
@@ -329,19 +251,14 @@ class Decoder:
         given = {n: v for n, v in inputs.items() if v is not None and n not in _HOW and not (n in ASKING and not v)}
         self._asks, self.more = any(name in given for name in ASKING) or self._points.are_read, {}
         cache = given.pop(CACHE, None)
-        if self._ids not in given and EMBEDS in given and cache is None:
+        if self._inputs.ids not in given and EMBEDS in given and cache is None:
             raise GenerationModeError(
                 f"`{EMBEDS}` begin a generation whose later tokens are numbers, which without a cache all are run "
                 "again: leave `use_cache=False` out"
             )
-        source = given.get("encoder_outputs")
-        if source is not None and source[0].shape[1] < (self.sizes.source_length or 0):
-            shown = torch.ones(source[0].shape[:2], dtype=torch.long, device=source[0].device)
-            given.setdefault("attention_mask", shown)
-        rows = len(self._tokens(given))
-        given = pytree.tree_map_only(torch.Tensor, self._filled, given)
-        tokens = self._tokens(given)
-        self._refuse_other_rows(tokens)
+        rows = len(self._inputs.tokens(given))
+        given = self._inputs.of_all_rows(given)
+        tokens = self._inputs.tokens(given)
         if cache is not None and cache is not self._cache:
             raise CacheError(
                 f"`{CACHE}` is a {type(cache).__name__} that is not of this model's last generation: pass what "
@@ -364,11 +281,6 @@ class Decoder:
         self.more = {name: tuple(layer[:rows] for layer in layers) for name, layers in self.more.items()}
         self.activations = self._points.activations(rows=rows, known=end)
         return logits[:rows]
-
-    def _tokens(self, given: Mapping[str, Any]) -> torch.Tensor:
-        """Return the tokens of a call, [R, T]; or what stands for them, [R, T, D]."""
-        tokens: torch.Tensor = given[self._ids] if self._ids in given else given[EMBEDS]
-        return tokens
 
     def can_advance(self, cache: Any) -> bool:
         """Return whether `advance` may take the next token: the last steps of this turn differed in what it changes."""
@@ -395,7 +307,7 @@ class Decoder:
         """
         assert self._cache is not None and self._one_token is not None
         self._refuse_full_cache()
-        logits = yield from self._one_token.advancing(self._filled(tokens))
+        logits = yield from self._one_token.advancing(self._inputs.filled(tokens))
         self._cache.length += 1
         return logits[: len(tokens)]
 
@@ -432,7 +344,7 @@ class Decoder:
         allowed = largest * (1e-3 if wanted.dtype in (torch.float32, torch.float64) else 0.1)
         if not torch.allclose(found, wanted, rtol=0, atol=allowed, equal_nan=True):
             difference = (found - wanted).abs().max().item()
-            num_tokens = given[self._ids].shape[1]
+            num_tokens = given[self._inputs.ids].shape[1]
             raise GenerationModeError(
                 f"`{self._model.plain_class().__name__}` gives other logits after {num_tokens} tokens when more follow "
                 f"them: they differ by {difference:.2g}, and the largest is {largest:.2g}. Steps of static shapes fill "
@@ -458,10 +370,13 @@ class Decoder:
 
     def _run(self, given: Mapping[str, Any], cache: StaticKV | None, first: int, last: int, width: int) -> torch.Tensor:
         """Run tokens `first` to `last` of a call, in a program of some width."""
-        is_cached, names = cache is not None, tuple(sorted(given.keys() - {self._mask}))  # a mask there always is
+        is_cached, names = (
+            cache is not None,
+            tuple(sorted(given.keys() - {self._inputs.mask})),
+        )  # a mask there always is
         kind = Kind(width, is_cached, cache is not None and self._writes_cross(cache), names)
         # What stands for tokens is of a prompt: no step follows from such.
-        one_token = Kind(1, True, False, names) if self._ids in given else None
+        one_token = Kind(1, True, False, names) if self._inputs.ids in given else None
         programs = self._parts.programs
         if kind not in programs:
             if one_token not in (None, kind) and is_cached and not kind.writes_cross and self._compiles_ahead():
@@ -519,7 +434,7 @@ class Decoder:
         positions = "decoder_position_ids" if self._is_encoder_decoder else "position_ids"
         # The position first: a mask shows the place it names.
         counted: dict[str, Move] = dict.fromkeys((POSITION, positions, STEPS), count_up)
-        return {**counted, self._ids: copy_tokens, self._mask: show_place}
+        return {**counted, self._inputs.ids: copy_tokens, self._inputs.mask: show_place}
 
     def _add(self, kind: Kind, batch: Mapping[str, Any], moves: Mapping[str, Move]) -> None:
         if self._compiles_ahead():
@@ -550,117 +465,16 @@ class Decoder:
         self, given: Mapping[str, Any], cache: StaticKV | None, first: int, last: int, width: int
     ) -> Iterator[tuple[str, Any]]:
         """Yield the inputs of a program, of static shapes."""
-        num_tokens = self._tokens(given).shape[1]
         known = cache.length if cache is not None else 0
-        for name, value in given.items():
-            if name == "encoder_outputs":
-                yield name, type(value)(last_hidden_state=self._source(value[0]))
-            elif name == self._mask:
-                continue
-            elif name == "attention_mask":
-                yield name, _laid_out(self._source(value))
-            elif name in ASKING:
-                yield name, True
-            elif name == EMBEDS:
-                yield name, _widened(value[:, first:last].movedim(1, -1), width).movedim(-1, 1).contiguous()
-            elif _is_of_tokens(value, self.sizes.rows, num_tokens):
-                yield name, _widened(value[..., first:last], width)
-            else:
-                raise GenerationModeError(
-                    f"`generate` hands `{name}` to the model, and steps take {self._ids}, their positions and types, "
-                    "masks and encoder outputs: leave it out"
-                )
-        if self._mask in inspect.signature(self._model.plain_class().forward).parameters:
-            yield self._mask, self._padded_mask(given.get(self._mask), known + last - first)
+        yield from self._inputs.of_program(given, known=known, first=first, last=last, width=width)
         if cache is not None:
             yield CACHE, cache.slots(torch.tensor(known, device=self._device))
         yield from self._points.inputs(known, width, self._device).items()
         yield AT, torch.tensor([last - first - 1], device=self._device)
         yield "use_cache", cache is not None
 
-    def _source(self, value: torch.Tensor) -> torch.Tensor:
-        """Fill what is of the source, [R, S] or [R, S, D], up with zeros, which its mask hides."""
-        missing = (self.sizes.source_length or value.shape[1]) - value.shape[1]
-        if missing <= 0:
-            return value
-        return torch.cat([value, value.new_zeros(value.shape[0], missing, *value.shape[2:])], dim=1)
-
-    def _padded_mask(self, mask: torch.Tensor | None, num_tokens: int) -> torch.Tensor:
-        """Return a mask for all places, of which `num_tokens` have a token; a decoder may look at later ones too."""
-        padded = torch.zeros(self.sizes.rows, self.sizes.max_length, dtype=torch.long, device=self._device)
-        padded[:, :num_tokens] = 1
-        if mask is not None:
-            if mask.dim() != 2:
-                raise GenerationModeError(f"`{self._mask}` has {mask.dim()} dimensions: give one of [rows, tokens]")
-            padded[:, :num_tokens] = mask[:, :num_tokens]
-        return padded
-
-    def _filled(self, value: torch.Tensor) -> torch.Tensor:
-        """Fill some rows up with the last one, where a call has fewer left than it began with."""
-        missing = self.sizes.rows - len(value)
-        return torch.cat([value, value[-1:].expand(missing, *value.shape[1:])]) if missing > 0 else value
-
-    def _refuse_other_rows(self, tokens: torch.Tensor) -> None:
-        if tokens.shape[0] != self.sizes.rows:
-            raise CacheError(
-                f"{tokens.shape[0]} rows, and this is compiled for {self.sizes.rows} "
-                f"(`batch_size={self.sizes.batch_size}`, `num_beams={self.sizes.num_beams}`)"
-            )
-
-    def _cached_by(self, plain: Any, inputs: Mapping[str, Any]) -> tuple[Any, Any]:
-        """Run a model with an empty cache of upstream's, and give both that and what the model gives."""
-        config = plain.config.get_text_config(decoder=True)
-        cache: Any = DynamicCache(config=config)
-        if self._is_encoder_decoder:
-            cache = EncoderDecoderCache(cache, DynamicCache(config=config))
-        return cache, plain(**inputs, **{CACHE: cache}, use_cache=True)
-
-    def _attentions(self, encoder_outputs: Any) -> tuple[Attention, ...]:
-        """Run one token as upstream does, to see what each attention caches."""
-        plain = self._model.to_transformers()
-        inputs: dict[str, Any] = {self._ids: torch.zeros(1, 1, dtype=torch.long)}
-        if self._is_encoder_decoder:
-            inputs["encoder_outputs"] = type(encoder_outputs)(last_hidden_state=self._source(encoder_outputs[0][:1]))
-        with torch.no_grad(), in_mode(plain, training=False):
-            try:
-                with without_values(plain, inputs) as shown:
-                    cache, outputs = self._cached_by(plain, shown)
-            except Exception:  # a forward that looks at values, or moves its tensors, runs where they are
-                devices = {parameter.device for parameter in plain.parameters()}
-                if len(devices) > 1:
-                    raise
-                there = pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to(*devices), inputs)
-                cache, outputs = self._cached_by(plain, there)
-        sizes = {"rows": self.sizes.rows, "places": self.sizes.max_length}
-        attentions = attentions_of(cache, **sizes, is_rounded=self._rounds_cache)
-        if kept := sorted(outputs.keys() - _OF_EACH_STEP) if not attentions else ():
-            raise CacheError(
-                f"`{self._model.plain_class().__name__}` keeps no keys and values of attention, and goes on from its "
-                f"`{kept[0]}`, which static caches do not hold: generate with `use_cache=False`"
-            )
-        return attentions
-
 
 def prepares_more_than_upstream(plain: type[Any]) -> bool:
     """Return whether a model class has a way of its own to prepare a step, which then is called before each of them."""
     own: Any = getattr(plain, "prepare_inputs_for_generation", None)
     return own is not GenerationMixin.prepare_inputs_for_generation and plain.__name__ not in _COUNTS_ON
-
-
-def _is_of_tokens(value: Any, rows: int, num_tokens: int) -> bool:
-    """Return whether it has something for each token, for each row or for all, as positions and types of tokens do."""
-    if not isinstance(value, torch.Tensor) or value.dim() < 2:
-        return False
-    return value.shape[-1] == num_tokens and value.shape[-2] in (1, rows)
-
-
-def _widened(value: torch.Tensor, width: int) -> torch.Tensor:
-    """Repeat the last column, which has a legal token, position or type, up to a width."""
-    missing = width - value.shape[-1]
-    return _laid_out(torch.cat([value, value[..., -1:].expand(*value.shape[:-1], missing)], -1) if missing else value)
-
-
-def _laid_out(value: torch.Tensor) -> torch.Tensor:
-    """Copy a tensor with the strides that any of its shape has: compiled code is made for them."""
-    # Not `contiguous`, which leaves the strides of dimensions of one element as they are.
-    return value.clone(memory_format=torch.contiguous_format)

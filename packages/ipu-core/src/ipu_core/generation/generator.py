@@ -34,10 +34,11 @@ from ..upstream import CACHE
 from ..validation import refuse_no_tensors, refuse_other_choices, refuse_other_numbers, refuse_other_types
 from .cache import GroupedKV, StaticKV
 from .decode_step import WEIGHTS
-from .decoder import EMBEDS, LARGEST_PREFILL_CHUNK, Decoder, Sizes
+from .decoder import LARGEST_PREFILL_CHUNK, Decoder
 from .loops import DeviceLoop
 from .rank_loop import RankLoop, bring_to_all, refuse_on_ranks
 from .recorded_rows import TOKENS_PER_CALL
+from .step_inputs import EMBEDS, Sizes
 from .step_points import EncoderPoints, points_of_parts, refuse_other_loops, values_of_groups
 from .upstream_loop import repeated, upstream_loop
 from .views import ASKING, EncoderView, part

@@ -18,8 +18,9 @@ from ..errors import GenerationModeError
 from ..model.mixin import view
 from ..upstream import CACHE
 from .cache import GroupedKV, StaticKV, plain_cache
-from .decoder import EMBEDS, Decoder
+from .decoder import Decoder
 from .rank_loop import refuse_without_cache
+from .step_inputs import EMBEDS
 
 if TYPE_CHECKING:
     from .generator import Generator
