@@ -621,9 +621,12 @@ def the_hooks_of_generation():
     """Every method that is overridden is one that upstream calls, with arguments it takes."""
     upstream = transformers.GenerationMixin
     for name, method in vars(_transformers.GenerationHooks).items():
-        if inspect.isfunction(method) and is_private(name) and name != "_reorder_cache":
+        if inspect.isfunction(method) and is_private(name) and name not in ("_reorder_cache", "_postprocess_outputs"):
             assert name in vars(upstream), name
     assert "self._reorder_cache(" in inspect.getsource(inspect.getmodule(upstream))
+    whisper = transformers.WhisperForConditionalGeneration
+    assert [*inspect.signature(whisper._postprocess_outputs).parameters][:2] == ["self", "seek_outputs"]
+    assert "self._postprocess_outputs(" in inspect.getsource(whisper.generate_with_fallback)
     taken = list(inspect.signature(upstream._prepare_cache_for_generation).parameters)
     assert taken[:5] == ["self", "generation_config", "model_kwargs", "generation_mode", "batch_size"]
 
