@@ -6,8 +6,8 @@
     python benchmarks/on_a_card.py              # what is recorded
     python benchmarks/on_a_card.py --compiled   # what is compiled
 
-It needs torch, transformers, pluggy, PyYAML and pytest, and neither a network nor an installation: packages are found
-beside it, and what an installation would say of them is written to a folder that goes with the run. Tests
+It needs torch, transformers, optimum, pluggy, PyYAML and pytest, and neither a network nor an installation: packages
+are found beside it, and what an installation would say of them is written to a folder that goes with the run. Tests
 that are not done in their part of the time are stopped, and the figures have the rest. What it prints is all it leaves,
 and, with --save, a dated file in `benchmarks/results`.
 """
@@ -73,7 +73,7 @@ def _failed(part: str, command: list[str], environment: dict[str, str], seconds:
     started = time.monotonic()
     try:
         code = subprocess.run(command, cwd=ROOT, env=environment, timeout=seconds, check=False).returncode
-        said = "passed" if code == 0 else f"failed with {code}"
+        said = "nothing failed" if code == 0 else f"failed with {code}"
     except subprocess.TimeoutExpired:
         code, said = 1, f"stopped after {seconds:.0f} s"
     print(f"{part}: {said}, {time.monotonic() - started:.0f} s", flush=True)
