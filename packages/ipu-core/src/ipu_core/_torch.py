@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Everything private of torch that these packages use, under public names.
 
-A release of torch that renames or changes one of them breaks this module, and `tests/test_private_doors.py` names it.
+A release of torch that renames or changes one of them breaks this module, and `tests/test_torch_door.py` names it.
 What belongs to torch's compiler is imported when it is called: that takes seconds.
 """
 

@@ -2,7 +2,7 @@
 """Everything private of transformers that these packages use, under public names.
 
 A release of transformers that renames or changes one of them breaks this module, or the `_transformers.py` of a package
-that uses more, and `tests/test_private_doors.py` names it. Differences between releases are in `upstream.py`: that
+that uses more, and `tests/test_transformers_door.py` names it. Differences between releases are in `upstream.py`: that
 module is read before torch and transformers are imported, and this one works on their objects.
 """
 
