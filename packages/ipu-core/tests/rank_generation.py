@@ -70,6 +70,15 @@ def on_ranks(model: Any, ipus: int, **options: Any) -> Any:
     return generation_model(pipelined(model, ipus), engine="distributed", **options)
 
 
+def same_on_cards(rank: int) -> bool:
+    """Return whether a model on two cards, one a rank, gives the tokens that the plain one gives on one of them."""
+    model = make("llama").to(f"cuda:{rank}")
+    given = {name: tensor.to(model.device) for name, tensor in prompts().items()}
+    given |= {"max_new_tokens": NEW_TOKENS, "do_sample": False}
+    wanted = model.generate(**given)
+    return torch.equal(on_ranks(model, 2, in_flight=2, on_all_ranks=True).generate(**given), wanted)
+
+
 def options_of(model: Any) -> dict[str, dict[str, Any]]:
     """Return kinds of generation; one ends early, with rows that end at different steps."""
     greedy = {"max_new_tokens": NEW_TOKENS, "do_sample": False}

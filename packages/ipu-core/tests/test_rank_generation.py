@@ -3,6 +3,7 @@
 
 import pytest
 import rank_generation
+import torch
 from ipu_core import IPUConfig, generation_model, to_pipelined
 from ipu_core.errors import GenerationModeError, IncompatibleIPUConfigError
 from ranks import needs_the_engine, run_ranks
@@ -45,6 +46,12 @@ def test_two_ranks_generate_as_the_plain_model_and_refuse_what_they_do_not():
 def test_four_ranks_generate_as_the_plain_model(kind, in_flight):
     for found in run_ranks(4, rank_generation.equal_runs, kind, 4, in_flight):
         assert_equal(found)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="takes 2 CUDA devices, one a rank")
+def test_two_ranks_with_a_card_each_generate_as_the_plain_model():
+    assert run_ranks(2, rank_generation.same_on_cards) == [True, True]
 
 
 @pytest.mark.turns(16)
