@@ -119,12 +119,19 @@ def encoded(
         data: the splits.
         encode: makes columns of columns.
         at_once: rows given to `encode`; None for all of a split.
-        settings: its other arguments.
+        settings: its other arguments. It may raise `WrongRowError`, which is refused with the row's number.
     """
-    how = {"batched": True, "batch_size": at_once}
+
+    def of_split(split: str, columns: task.Row, numbers: Sequence[int]) -> task.Row:
+        try:
+            return encode(columns, **settings)
+        except WrongRowError as wrong:
+            refusals.refuse(f"row {numbers[wrong.index] + 1} of `{split}` {wrong.what}")
+
+    how = {"batched": True, "batch_size": at_once, "with_indices": True}
     made = datasets.DatasetDict(
         {
-            split: rows.map(partial(encode, **settings), remove_columns=rows.column_names, **how)
+            split: rows.map(partial(of_split, split), remove_columns=rows.column_names, **how)
             for split, rows in data.items()
         }
     )
@@ -133,6 +140,14 @@ def encoded(
             say_how_many_are_cut(split, rows[CUT])
             made[split] = rows.remove_columns(CUT)
     return made
+
+
+class WrongRowError(Exception):
+    """A row that cannot be used: which of those that are given, and what it has."""
+
+    def __init__(self, index: int, what: str) -> None:
+        super().__init__(what)
+        self.index, self.what = index, what
 
 
 def tokens_of(tokenizer: Any, *texts: Any, length: int, **how: Any) -> Any:
@@ -159,11 +174,18 @@ def class_names(data: datasets.DatasetDict, column: str) -> list[Any]:
 
 
 def classes(labels: Iterable[Any], names: list[Any]) -> list[int]:
-    """Return the number of each label among the classes."""
+    """Return the number of each label among the classes.
+
+    Raises:
+        WrongRowError: a label that is none of them.
+    """
     index = {name: i for i, name in enumerate(names)}
-    if unknown := [label for label in labels if label not in index]:
-        refusals.refuse(f"a row has the label {unknown[0]!r}, which `train` has not: {names}")
-    return [index[label] for label in labels]
+    found = []
+    for row, label in enumerate(labels):
+        if label not in index:
+            raise WrongRowError(row, f"has the label {label!r}, which `train` has not: {names}")
+        found.append(index[label])
+    return found
 
 
 def class_labels(names: list[Any]) -> task.Row:

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import corpus
-import refusals
 import task
 import transformers
 
@@ -38,8 +37,9 @@ def sample(draw: random.Random) -> task.Row:
 def encode(rows: task.Row, *, tokenizer: Any, length: int) -> task.Row:
     """Make tokens [B, choices, L] of the text with each ending."""
     choices = len(rows["endings"][0])
-    if wrong := next((row for row in rows["endings"] if len(row) != choices), None):
-        refusals.refuse(f"a row has {len(wrong)} endings and the first {choices}: give every row as many")
+    for row, endings in enumerate(rows["endings"]):
+        if len(endings) != choices:
+            raise corpus.WrongRowError(row, f"has {len(endings)} endings and the first {choices}: give each as many")
     texts = [text for text in rows["text"] for _ in range(choices)]
     tokens = corpus.tokens_of(tokenizer, texts, list(itertools.chain(*rows["endings"])), length=length)
     grouped = {

@@ -21,7 +21,6 @@ import corpus
 import datasets
 import metrics
 import numpy as np
-import refusals
 import task
 import torch
 import transformers
@@ -78,8 +77,9 @@ def encode(rows: task.Row, *, processor: Any, samples: int, length: int) -> task
     if "text" not in rows:
         return dict(encoded)
     labels = processor.tokenizer(rows["text"])["input_ids"]
-    if (longest := max(map(len, labels))) > length:
-        refusals.refuse(f"a row has {longest} letters, and --max_length={length}: raise it")
+    for row, letters in enumerate(labels):
+        if len(letters) > length:
+            raise corpus.WrongRowError(row, f"has {len(letters)} letters, and --max_length={length}: raise it")
     return {**encoded, "labels": [ids + [metrics.IGNORED] * (length - len(ids)) for ids in labels]}
 
 

@@ -16,7 +16,6 @@ import corpus
 import datasets
 import metrics
 import numpy as np
-import refusals
 import task
 import transformers
 
@@ -47,8 +46,9 @@ def encode(rows: task.Row, *, tokenizer: Any, length: int, tags: list[str]) -> t
     if "tags" not in rows:
         return tokens
     index = {tag: i for i, tag in enumerate(tags)} | {i: i for i in range(len(tags))}
-    if unknown := {tag for own in rows["tags"] for tag in own} - set(index):
-        refusals.refuse(f"a row has the tag {unknown.pop()}, which `train` has not: {', '.join(tags)}")
+    for row, own in enumerate(rows["tags"]):
+        if unknown := [tag for tag in own if tag not in index]:
+            raise corpus.WrongRowError(row, f"has the tag {unknown[0]}, which `train` has not: {', '.join(tags)}")
     labels = np.full((len(rows["tags"]), length), metrics.IGNORED)
     for row, own in enumerate(rows["tags"]):
         for word, position in starts(tokens.word_ids(row)).items():

@@ -394,8 +394,9 @@ def test_windows_that_do_not_move_on_are_refused(tmp_path):
 
 def test_a_label_that_training_has_not_is_refused(tmp_path):
     for split, label in (("train", "a"), ("validation", "b")):
-        write_lines(tmp_path / "data" / f"{split}.json", [{"text": "x", "label": label}] * 8)
-    with pytest.raises(SystemExit, match="a row has the label 'b', which `train` has not: \\['a'\\]"):
+        rows = [{"text": "x", "label": "a"}] * 4 + [{"text": "x", "label": label}] * 4
+        write_lines(tmp_path / "data" / f"{split}.json", rows)
+    with pytest.raises(SystemExit, match="row 5 of `validation` has the label 'b', which `train` has not: \\['a'\\]"):
         run("text_classification", tmp_path / "out", "--data", tmp_path / "data")
 
 
