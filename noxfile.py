@@ -366,7 +366,7 @@ EVERYTHING = {
     ("coverage",): 1,
     ("catalogue", "--all"): 10,
     ("quickstart", "--accuracy", "0.93"): 4,
-    ("docs",): 12,
+    ("docs",): 8,
     ("real_weights",): 8,
     ("lowest",): 50,
     ("newest",): 55,
