@@ -48,8 +48,9 @@ def test_the_loss_and_every_gradient_are_the_plain_ones():
 
 
 @pytest.fixture
-def example():
+def example(monkeypatch):
     pytest.importorskip("peft")
+    monkeypatch.syspath_prepend(EXAMPLE.parent)  # as `python examples/...` finds what is beside it
     spec = importlib.util.spec_from_file_location("text_to_image_lora", EXAMPLE)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
