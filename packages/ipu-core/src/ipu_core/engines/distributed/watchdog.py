@@ -142,10 +142,12 @@ class Watchdog:
         return "; ".join(str(report) for report in reports if report.age > SILENT_SECONDS)
 
     def _run(self) -> None:
+        pause = BEAT_SECONDS / 16  # more often at first, so that a rank that ends early was heard of
         try:
             while True:
-                time.sleep(BEAT_SECONDS)
                 self._beat()
+                time.sleep(pause)
+                pause = min(2 * pause, BEAT_SECONDS)
         except Exception:
             self._is_gone = True  # the store, with the rank or the agent that had it
 
