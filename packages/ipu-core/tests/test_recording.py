@@ -137,3 +137,25 @@ def test_a_gpu_records_decode_steps():
     pipelined = to_pipelined(model, IPUConfig(layers_per_ipu=[1, 1], record=True))
     wanted = model.generate(prompt, max_new_tokens=16, do_sample=False)
     assert torch.equal(generation_model(pipelined).generate(prompt, max_new_tokens=16, do_sample=False), wanted)
+
+
+@CUDA
+@pytest.mark.gpu
+@pytest.mark.parametrize("layers", [[3], [1, 1, 1]])
+def test_a_gpu_holds_no_more_after_two_hundred_updates_than_after_three(layers):
+    options = {"layers_per_ipu": layers, "devices": ["cuda:0"] * len(layers), "record": True}
+    early, late = memory_of_updates(**options)
+    assert late <= early
+
+
+def memory_of_updates(**options):
+    """Return the bytes a card holds after three updates, and after two hundred."""
+    model = make(Chain, dropout=0.5)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, capturable=True)
+    executor = training_model(to_pipelined(model, IPUConfig(gradient_accumulation_steps=2, **options)), optimizer)
+    held = []
+    for step in range(200):
+        executor(**batch(4))
+        if step in (2, 199):
+            held.append(torch.cuda.memory_allocated())
+    return held
