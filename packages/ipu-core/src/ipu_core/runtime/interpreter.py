@@ -211,10 +211,9 @@ class _Pass:
 
 
 @contextlib.contextmanager
-def _drawing_again(states: tuple[torch.Tensor, list[torch.Tensor]]) -> Iterator[None]:
-    """Draw, inside the block, what was drawn from these states; not `fork_rng`, which warns about several devices."""
+def _generators_put_back() -> Iterator[None]:
+    """Leave the generators as they are; not `fork_rng`, which warns about several devices."""
     now = generator_states()
-    set_generator_states(states)
     try:
         yield
     finally:
@@ -222,16 +221,21 @@ def _drawing_again(states: tuple[torch.Tensor, list[torch.Tensor]]) -> Iterator[
 
 
 @contextlib.contextmanager
+def _drawing_again(states: tuple[torch.Tensor, list[torch.Tensor]]) -> Iterator[None]:
+    """Draw, inside the block, what was drawn from these states."""
+    with _generators_put_back():
+        set_generator_states(states)
+        yield
+
+
+@contextlib.contextmanager
 def drawing_from(seed: int) -> Iterator[None]:
     """Draw, inside the block, what a seed gives, and leave the generators of the process as they are."""
-    now = generator_states()
-    torch.default_generator.manual_seed(seed)  # `torch.manual_seed` takes a millisecond for devices that nobody uses
-    if torch.cuda.is_initialized():
-        torch.cuda.manual_seed_all(seed)
-    try:
+    with _generators_put_back():
+        torch.default_generator.manual_seed(seed)  # `torch.manual_seed` takes a millisecond for devices nobody uses
+        if torch.cuda.is_initialized():
+            torch.cuda.manual_seed_all(seed)
         yield
-    finally:
-        set_generator_states(now)
 
 
 def generator_states() -> tuple[torch.Tensor, list[torch.Tensor]]:
